@@ -1,0 +1,48 @@
+"""Package metadata. Lower bounds live here; the exact tested versions are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = next(
+    line.split('"')[1]
+    for line in Path(__file__).with_name("histolab_sft").joinpath("__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="histolab_sft",
+    version=VERSION,
+    description="QLoRA fine-tuning and honest scoring of MedGemma on histopathology patches",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["histolab_sft", "histolab_sft.*"]),
+    install_requires=[
+        "torch>=2.13",
+        "transformers>=5.23",
+        "trl>=1.16",
+        "peft>=0.21.2",
+        "accelerate>=1.15",
+        "bitsandbytes>=0.50",
+        "datasets>=5.2",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=2.4",
+        "pillow>=12.3,<13",  # gradio 6 refuses pillow 13
+        "h5py>=3.12",
+        "pyarrow>=20",
+        "scikit-learn>=1.6",
+        "scipy>=1.14",
+        "matplotlib>=3.10",
+        "jinja2>=3.1",
+        "filelock>=3.16",
+    ],
+    extras_require={
+        "deepspeed": ["deepspeed>=0.19.8", "ninja>=1.11"],
+        "demo": ["gradio>=6.31,<7"],
+        "dicom": ["pydicom>=3.0"],
+        "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],
+        "test": ["pytest>=8", "pytest-socket>=0.7", "hypothesis>=6", "ruff>=0.9"],
+    },
+)
