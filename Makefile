@@ -1,0 +1,62 @@
+# One recipe a run: make train RECIPE=recipes/my_tissue.yaml ACCELERATE_CONFIG=accelerate_configs/single_gpu.yaml
+RECIPE ?= recipes/histolab_5k.yaml
+ACCELERATE_CONFIG ?= accelerate_configs/single_gpu.yaml
+DATASETS ?= crc pcam bach
+ARGS ?=
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CPU := accelerate_configs/cpu.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast quality data check train evaluate push-adapter clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+
+install: $(INSTALLED) ## make .venv with the tested versions
+
+# torch goes first: asked for through another package, a newer build could be chosen.
+$(INSTALLED): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[demo,deepspeed,dicom,test]"
+	touch $(INSTALLED)
+
+demo: export HF_HUB_OFFLINE = 1
+demo: install ## train, score and report on the embedded model and patches (CPU, offline, minutes)
+	$(BIN)/python -m histolab_sft.data.synthetic data/synthetic
+	$(BIN)/accelerate launch --config_file $(CPU) recipes/sft.py --config recipes/demo.yaml $(ARGS)
+	$(BIN)/python recipes/evaluate.py --config recipes/demo.yaml $(ARGS)
+
+test: export HF_HUB_OFFLINE = 1
+test: install ## every test that needs no GPU
+	$(BIN)/pytest -m "not kill and not browser and not gpu" $(ARGS)
+
+test-fast: export HF_HUB_OFFLINE = 1
+test-fast: install ## the tests that need no model, in under a minute
+	$(BIN)/pytest -m "not model and not kill and not browser and not gpu" $(ARGS)
+
+quality: install ## lint and format check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+data: install ## download and verify public data sets: DATASETS="crc pcam bach"
+	$(BIN)/python -m histolab_sft.data.download $(DATASETS)
+
+train: install ## fine-tune RECIPE
+	$(BIN)/accelerate launch --config_file $(ACCELERATE_CONFIG) recipes/sft.py --config $(RECIPE) $(ARGS)
+
+evaluate: install ## score the base model and the adapter of RECIPE
+	$(BIN)/python recipes/evaluate.py --config $(RECIPE) $(ARGS)
+
+check: install ## look at RECIPE before anything is loaded: config, data, masks
+	$(BIN)/python recipes/preflight.py --config $(RECIPE) $(ARGS)
+
+push-adapter: install ## publish the adapter of RECIPE (ARGS="--dry_run true" only writes the folder)
+	$(BIN)/python recipes/push_adapter.py --config $(RECIPE) $(ARGS)
+
+clean: ## remove results and painted patches
+	rm -rf outputs data/synthetic

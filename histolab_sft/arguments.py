@@ -1,0 +1,172 @@
+"""Every knob of a recipe that TRL doesn't have already, and the one parser that all recipe scripts share."""
+
+import difflib
+import json
+import re
+import sys
+from dataclasses import dataclass, field, fields
+
+import yaml
+from trl import ModelConfig, SFTConfig, TrlParser
+
+SPLITS = ("train", "validation", "test")
+
+
+def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTConfig, ModelConfig]:
+    """Parse `--config recipe.yaml` and the flags that override its keys.
+
+    Args:
+        args (`list[str]`, *optional*): Command line without the program's name, `sys.argv[1:]` if omitted.
+
+    Returns:
+        `tuple`: The recipe's `HistoArguments`, `SFTConfig` and `ModelConfig`.
+
+    Raises:
+        ValueError: A key that no section has, named together with the nearest key that exists.
+    """
+    parser = TrlParser((HistoArguments, SFTConfig, ModelConfig))
+    args = sys.argv[1:] if args is None else args
+    known = {action.dest for action in parser._actions}
+    written = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
+    if "--config" in args:
+        with open(args[args.index("--config") + 1], encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)
+        if not isinstance(recipe, dict):
+            raise ValueError(f"{file.name} holds {type(recipe).__name__}, expected a mapping of keys to values")
+        written += [key for key in recipe if key != "env"]
+    check_keys(written, known, "the recipe")
+    return parser.parse_args_and_config(args)
+
+
+def check_keys(found, known, place: str) -> None:
+    """Raise a `ValueError` that names every key of `found` not in `known`, with the nearest that is."""
+    complaints = []
+    for key in found:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            complaints.append(f"{key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
+    if complaints:
+        raise ValueError(f"unknown key in {place}: {', '.join(complaints)}; correct or remove it")
+
+
+@dataclass
+class DatasetConfig:
+    """One entry of the recipe's `datasets` list.
+
+    Args:
+        name (`str`): Shown in every table; also selects the data set's own question where the task has one.
+        source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
+            manifests, or a folder with PCam's HDF5 pairs. Relative paths start at the recipe's `data_dir`.
+        task (`str`, *optional*, defaults to `"classification"`): What kind of answer is asked for.
+        class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
+            options in the prompt.
+        question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
+        group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
+            match) is the patient or slide. Rows of one group never cross splits.
+        splits (`dict[str, str]`, *optional*): Split -> name of it in the data (folder, file stem or column value).
+        max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
+        image_column, label_column, split_column (`str`): Columns of a manifest.
+    """
+
+    name: str
+    source: str
+    class_names: dict[str, str]
+    task: str = "classification"
+    question: str | None = None
+    group_by: str | None = None
+    splits: dict[str, str] | None = None
+    max_samples: int | None = None
+    image_column: str | None = None
+    label_column: str = "label"
+    split_column: str = "split"
+
+    def __post_init__(self):
+        if not isinstance(self.class_names, dict) or len(self.class_names) < 2:
+            raise ValueError(
+                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
+                "labels to words; list every label of the data"
+            )
+        self.class_names = {str(label): str(words) for label, words in self.class_names.items()}
+        words = [name.casefold() for name in self.class_names.values()]
+        if len(set(words)) != len(words):
+            raise ValueError(
+                f"data set {self.name!r}: two labels share one name in {list(self.class_names.values())}; the answers "
+                "could not be told apart, so give each label its own words"
+            )
+        if self.splits is not None:
+            check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        if self.max_samples is not None and self.max_samples < len(self.class_names):
+            raise ValueError(
+                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
+                f"its {len(self.class_names)} classes"
+            )
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise ValueError(
+                    f"data set {self.name!r}: group_by {self.group_by!r} is neither a column nor a regular expression "
+                    f"({error}); correct it"
+                ) from error
+
+
+@dataclass
+class HistoArguments:
+    """Keys of a recipe beside those of `trl.SFTConfig` and `trl.ModelConfig`."""
+
+    datasets: str = field(
+        default="", metadata={"help": "Data sets of the run: a YAML list, or JSON on the command line."}
+    )
+    data_dir: str = field(default=".", metadata={"help": "Folder that relative sources of data sets start at."})
+    max_samples: int | None = field(default=None, metadata={"help": "Class-balanced cap for each data set."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "The same for the test split alone."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the splits and of the cap."})
+    validation_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no validation split."})
+    test_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no test split."})
+    prompt_style: str = field(
+        default="generic",
+        metadata={"help": "Question of the task.", "choices": ["generic", "dataset_specific"]},
+    )
+    lora_scope: str = field(
+        default="language",
+        metadata={"help": "Where lora_target_modules are looked for.", "choices": ["language", "language_and_vision"]},
+    )
+    early_stopping: str = field(
+        default="none",
+        metadata={"help": "Rule on the smoothed metric.", "choices": ["none", "threshold", "plateau"]},
+    )
+    early_stopping_metric: str = field(default="loss", metadata={"help": "Logged value that the rule watches."})
+    early_stopping_patience: int = field(default=50, metadata={"help": "Optimiser steps for which the rule holds."})
+    early_stopping_threshold: float = field(default=0.001, metadata={"help": "Level of the rule `threshold`."})
+    early_stopping_min_delta: float = field(default=0.001, metadata={"help": "Least gain of the rule `plateau`."})
+    ema_decay: float = field(default=0.9, metadata={"help": "Weight of the past in the smoothed metric, per step."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer in tokens."})
+
+    def __post_init__(self):
+        entries = json.loads(self.datasets) if isinstance(self.datasets, str) and self.datasets else self.datasets
+        if not entries or not isinstance(entries, list):
+            raise ValueError(
+                f"datasets is {entries!r}, expected a list with at least one data set; add it to the recipe"
+            )
+        known = {entry.name for entry in fields(DatasetConfig)}
+        for entry in entries:
+            check_keys(entry, known, f"data set {entry.get('name', entries.index(entry))!r}")
+            missing = {"name", "source", "class_names"} - set(entry)
+            if missing:
+                raise ValueError(f"data set {entry.get('name', '?')!r} lacks {sorted(missing)}; add it to the recipe")
+        self.datasets = [DatasetConfig(**entry) for entry in entries]
+        names = [entry.name for entry in self.datasets]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
+        for key, low, high in (
+            ("validation_fraction", 0.0, 1.0),
+            ("test_fraction", 0.0, 1.0),
+            ("ema_decay", 0.0, 1.0),
+        ):
+            if not low < getattr(self, key) < high:
+                raise ValueError(f"{key} is {getattr(self, key)}, expected more than {low} and less than {high}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave no patch to train on; lower them")
+        for key in ("early_stopping_patience", "max_new_tokens"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}, expected at least 1")
