@@ -32,6 +32,7 @@ setup(
         "pillow>=12.3,<13",  # gradio 6 refuses pillow 13
         "h5py>=3.12",
         "pyarrow>=20",
+        "pydantic>=2.10",
         "scikit-learn>=1.6",
         "scipy>=1.14",
         "matplotlib>=3.10",

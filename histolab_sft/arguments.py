@@ -1,6 +1,5 @@
 """Every knob of a recipe that TRL doesn't have already, and the one parser that all recipe scripts share."""
 
-import difflib
 import json
 import re
 import sys
@@ -8,6 +7,8 @@ from dataclasses import dataclass, field, fields
 
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
+
+from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
 
 SPLITS = ("train", "validation", "test")
 
@@ -22,31 +23,31 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
         `tuple`: The recipe's `HistoArguments`, `SFTConfig` and `ModelConfig`.
 
     Raises:
-        ValueError: A key that no section has, named together with the nearest key that exists.
+        ValueError: An unknown key (named with the nearest that exists), a value of the wrong type or out of range, or
+            keys that contradict each other.
     """
-    parser = TrlParser((HistoArguments, SFTConfig, ModelConfig))
+    kinds = (HistoArguments, SFTConfig, ModelConfig)
+    parser = TrlParser(kinds)
     args = sys.argv[1:] if args is None else args
-    known = {action.dest for action in parser._actions}
-    written = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
+    known = {action.dest for action in parser._actions} - {"help"}
+    flags = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
+    check_keys(flags, known, "the command line")
     if "--config" in args:
-        with open(args[args.index("--config") + 1], encoding="utf-8") as file:
-            recipe = yaml.safe_load(file)
-        if not isinstance(recipe, dict):
-            raise ValueError(f"{file.name} holds {type(recipe).__name__}, expected a mapping of keys to values")
-        written += [key for key in recipe if key != "env"]
-    check_keys(written, known, "the recipe")
-    return parser.parse_args_and_config(args)
+        recipe = read_recipe(args[args.index("--config") + 1])
+        check_keys(recipe, known, "the recipe")
+        check_values(recipe, kinds)
+    parsed = parser.parse_args_and_config(args)
+    check_consistency(*parsed)
+    return parsed
 
 
-def check_keys(found, known, place: str) -> None:
-    """Raise a `ValueError` that names every key of `found` not in `known`, with the nearest that is."""
-    complaints = []
-    for key in found:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            complaints.append(f"{key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
-    if complaints:
-        raise ValueError(f"unknown key in {place}: {', '.join(complaints)}; correct or remove it")
+def read_recipe(path: str) -> dict:
+    """Return the keys and values of a recipe's YAML."""
+    with open(path, encoding="utf-8") as file:
+        recipe = yaml.safe_load(file)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} holds {type(recipe).__name__}, expected a mapping of keys to values")
+    return recipe
 
 
 @dataclass
@@ -158,15 +159,5 @@ class HistoArguments:
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
-        for key, low, high in (
-            ("validation_fraction", 0.0, 1.0),
-            ("test_fraction", 0.0, 1.0),
-            ("ema_decay", 0.0, 1.0),
-        ):
-            if not low < getattr(self, key) < high:
-                raise ValueError(f"{key} is {getattr(self, key)}, expected more than {low} and less than {high}")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction leave no patch to train on; lower them")
-        for key in ("early_stopping_patience", "max_new_tokens"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}, expected at least 1")

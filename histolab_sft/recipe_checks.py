@@ -1,0 +1,182 @@
+"""What is wrong with a recipe, said all at once, before anything is loaded."""
+
+import dataclasses
+import difflib
+import enum
+import typing
+
+from pydantic import TypeAdapter, ValidationError
+
+# Names that recipes elsewhere use, where the nearest spelling would mislead.
+RENAMED = {
+    "base_model": "model_name_or_path",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "evaluation_strategy": "eval_strategy",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "group_by_length": "train_sampling_strategy",
+    "lora_target_scope": "lora_scope",
+    "max_seq_length": "max_length",
+    "model": "model_name_or_path",
+    "no_cuda": "use_cpu",
+    "per_device_batch_size": "per_device_train_batch_size",
+    "quantization": "load_in_4bit",
+    "samples_per_dataset": "max_samples",
+    "target_modules": "lora_target_modules",
+    "torch_dtype": "dtype",
+    "train_ratio": "validation_fraction",
+    "use_qlora": "load_in_4bit",
+    "use_wandb": "report_to",
+    "warmup_ratio": "warmup_steps",
+}
+
+# Least and greatest value, both allowed; None where there is no bound.
+RANGES = {
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "dataloader_num_workers": (0, None),
+    "early_stopping_min_delta": (0, None),
+    "early_stopping_patience": (1, None),
+    "ema_decay": (0, 0.999999),
+    "gradient_accumulation_steps": (1, None),
+    "label_smoothing_factor": (0, 1),
+    "learning_rate": (0, 1),
+    "logging_steps": (0, None),
+    "lora_alpha": (1, None),
+    "lora_dropout": (0, 0.99),
+    "lora_r": (1, None),
+    "max_grad_norm": (0, None),
+    "max_new_tokens": (1, None),
+    "max_samples": (2, None),
+    "max_test_samples": (2, None),
+    "num_train_epochs": (0, None),
+    "per_device_eval_batch_size": (1, None),
+    "per_device_train_batch_size": (1, None),
+    "save_steps": (0, None),
+    "save_total_limit": (1, None),
+    "seed": (0, 2**32 - 1),
+    "split_seed": (0, 2**32 - 1),
+    "test_fraction": (0.001, 0.998),
+    "validation_fraction": (0.001, 0.998),
+    "warmup_steps": (0, None),
+    "weight_decay": (0, 1),
+}
+
+
+def check_keys(found, known, place: str) -> None:
+    """Raise a `ValueError` that names every key of `found` not in `known`, with the nearest that is."""
+    complaints = [f"{key!r}{_suggest(key, known)}" for key in found if key not in known]
+    if complaints:
+        raise ValueError(f"unknown key in {place}: {', '.join(complaints)}; correct or remove it")
+
+
+def check_values(recipe: dict, dataclass_types) -> None:
+    """Raise a `ValueError` that names every value of the wrong type, outside its range or not among its choices.
+
+    Text that reads as a number is one, since YAML takes `2e-5` for text.
+
+    Args:
+        recipe (`dict`): Keys that exist and their values, from the YAML.
+        dataclass_types: The dataclasses whose fields the keys are.
+    """
+    complaints = []
+    for dataclass_type in dataclass_types:
+        hints = typing.get_type_hints(dataclass_type)
+        for entry in dataclasses.fields(dataclass_type):
+            if entry.name in recipe and entry.name != "datasets":
+                complaints += _complain(entry, hints[entry.name], recipe[entry.name])
+    if complaints:
+        raise ValueError("; ".join(complaints))
+
+
+def check_consistency(histo_args, training_args, model_args) -> None:
+    """Raise a `ValueError` that names every contradiction between keys."""
+    quantised = model_args.load_in_4bit or model_args.load_in_8bit
+    metric = histo_args.early_stopping_metric
+    stopping = histo_args.early_stopping != "none"
+    gemma3 = any(name in str(model_args.model_name_or_path).lower() for name in ("gemma-3", "medgemma"))
+    rules = [
+        (
+            quantised and not model_args.use_peft,
+            "load_in_4bit or load_in_8bit without an adapter: quantised weights can't be trained; set use_peft: true",
+        ),
+        (
+            model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters),
+            "use_peft is on and lora_target_modules is empty; name linear layers such as [q_proj, v_proj]",
+        ),
+        (
+            stopping and training_args.logging_strategy == "no",
+            "early_stopping reads the log and logging_strategy is no; set logging_strategy: steps",
+        ),
+        (
+            stopping and metric.startswith("eval_") and training_args.eval_strategy == "no",
+            f"early_stopping_metric {metric} is never logged with eval_strategy: no; set eval_strategy: steps",
+        ),
+        (
+            training_args.trust_remote_code,
+            "trust_remote_code runs code that comes with the weights; remove it, no model here needs it",
+        ),
+        (
+            training_args.packing or training_args.padding_free,
+            "packing and padding_free don't exist for pictures in TRL; remove them",
+        ),
+        (
+            training_args.completion_only_loss is False or training_args.assistant_only_loss,
+            "the loss is on the answer only; remove completion_only_loss and assistant_only_loss",
+        ),
+        (
+            "flash" in str(model_args.attn_implementation),
+            "flash attention drops Gemma 3's two-way attention among image tokens, without an error; "
+            "remove attn_implementation (sdpa is used)",
+        ),
+        (
+            gemma3 and (training_args.fp16 or model_args.dtype == "float16"),
+            "Gemma 3 overflows in float16; set dtype: bfloat16 and fp16: false",
+        ),
+        (
+            training_args.hub_token is not None,
+            "a recipe takes no token; remove hub_token and log in with `hf auth login` or set HF_TOKEN",
+        ),
+        (
+            training_args.load_best_model_at_end and training_args.eval_strategy == "no",
+            "load_best_model_at_end compares evaluations and eval_strategy is no; set eval_strategy: steps",
+        ),
+    ]
+    complaints = [message for broken, message in rules if broken]
+    if complaints:
+        raise ValueError("; ".join(complaints))
+
+
+def _complain(entry: dataclasses.Field, hint, value) -> list[str]:
+    if value is None and (entry.default is None or type(None) in typing.get_args(hint)):
+        return []
+    try:
+        TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except ValidationError:
+        name = str(hint).removeprefix("<class '").removesuffix("'>")
+        return [f"{entry.name} is {value!r}, expected {name}"]
+    choices = entry.metadata.get("choices") or _enum_values(hint)
+    if choices and value not in list(choices):
+        return [f"{entry.name} is {value!r}, expected one of {', '.join(map(str, choices))}{_suggest(value, choices)}"]
+    low, high = RANGES.get(entry.name, (None, None))
+    if (low is not None and float(value) < low) or (high is not None and float(value) > high):
+        bounds = f"at least {low}" + ("" if high is None else f" and at most {high}")
+        return [f"{entry.name} is {value!r}, expected {bounds}"]
+    if isinstance(value, float) and value != value:
+        return [f"{entry.name} is not a number"]
+    return []
+
+
+def _enum_values(hint) -> list[str]:
+    for kind in typing.get_args(hint):
+        if isinstance(kind, enum.EnumMeta):
+            return [member.value for member in kind]
+    return []
+
+
+def _suggest(word, known) -> str:
+    word = str(word)
+    nearest = (
+        [RENAMED[word]] if RENAMED.get(word) in known else difflib.get_close_matches(word, map(str, known), 1, 0.5)
+    )
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
