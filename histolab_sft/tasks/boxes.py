@@ -1,0 +1,99 @@
+"""Find things in a picture: the question, the target, the parser of answers that are boxes.
+
+Boxes are stored in pixels of the original picture (`histolab_sft.metrics.boxes.Box`); a codec says how they stand in
+the text. A picture reaches the model resized to its input square, so pixels mean nothing to it: the default is
+MedGemma 1.5's `box_2d`, on a scale of its own.
+"""
+
+from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks import box_codecs
+from histolab_sft.tasks.box_codecs import DecodedBoxes
+from histolab_sft.tasks.box_geometry import Size
+
+CODECS = {
+    "box_2d": (box_codecs.encode_box_2d, box_codecs.decode_box_2d),
+    "loc": (box_codecs.encode_loc, box_codecs.decode_loc),
+    "normalised": (box_codecs.encode_normalised, box_codecs.decode_normalised),
+    "pixels": (box_codecs.encode_pixels, box_codecs.decode_pixels),
+    "coco": (box_codecs.encode_coco, box_codecs.decode_coco),
+}
+# A data set's own question may name another convention (FLARE's ask for pixels), hence the last word on it here.
+INSTRUCTIONS = {
+    "box_2d": (
+        'Give every box as [y0, x0, y1, x1] on a scale of 0 to 1000 in one JSON list of objects with "box_2d" and '
+        '"label", for instance ```json[{"box_2d": [800, 3, 840, 471], "label": "car"}]```. Use this format whatever '
+        "coordinates the question asks for, and [] if there is nothing to box."
+    ),
+    "loc": (
+        "Give every box as <locYYYY><locXXXX><locYYYY><locXXXX> followed by what it shows, top left corner first, on "
+        "a scale of 0000 to 1023, with ; between boxes. Use this format whatever coordinates the question asks for, "
+        "and [] if there is nothing to box."
+    ),
+    "normalised": (
+        "Give the boxes as one JSON list of [x_min, y_min, x_max, y_max], each number a fraction of the width or "
+        "height; with names, as one JSON object that maps each name to such a list. Use this format whatever "
+        "coordinates the question asks for, and [] if there is nothing to box."
+    ),
+    "pixels": (
+        "Give the boxes as one JSON list of [x_min, y_min, x_max, y_max] in pixels of a picture {width} wide and "
+        "{height} high; with names, as one JSON object that maps each name to such a list; [] if there is nothing to "
+        "box."
+    ),
+    "coco": (
+        'Give the boxes as one JSON list of objects with "bbox" as [x, y, width, height] in pixels of a picture '
+        '{width} wide and {height} high and "label"; [] if there is nothing to box.'
+    ),
+}
+# The one with which MedGemma 1.5 was trained to localise: Google-Health/medgemma, cxr_anatomy_localization notebook.
+# It asks for reasoning, so it serves to score the base model, not to train on bare boxes.
+OFFICIAL_PROMPT = """Instructions:
+The following user query will require outputting bounding boxes. The format of bounding boxes coordinates is [y0, x0, \
+y1, x1] where (y0, x0) must be top-left corner and (y1, x1) the bottom-right corner. This implies that x0 < x1 and \
+y0 < y1. Always normalize the x and y coordinates the range [0, 1000], meaning that a bounding box starting at 15% of \
+the image width would be associated with an x coordinate of 150. You MUST output a single parseable json list of \
+objects enclosed into ```json...``` brackets, for instance ```json[{"box_2d": [800, 3, 840, 471], "label": "car"}, \
+{"box_2d": [400, 22, 600, 73], "label": "dog"}]``` is a valid output. Now answer to the user query.
+
+Remember "left" refers to the patient's left side where the heart is and sometimes underneath an L in the upper right \
+corner of the image.
+
+Query:
+Where is the {object}? Don't give a final answer without reasoning. Output the final answer in the format "Final \
+Answer: X" where X is a JSON list of objects. The object needs a "box_2d" and "label" key. Answer:"""
+LOCATE_QUESTION = "Locate abnormalities."
+
+
+def format_prompt(
+    question: str = LOCATE_QUESTION, codec: str = "box_2d", size: Size | None = None, instruction: str | None = None
+) -> str:
+    """Return the question that training and scoring both ask.
+
+    Args:
+        question (`str`): What to find, a data set's own words.
+        codec (`str`): A key of `CODECS`.
+        size: (width, height) of the original picture, needed by the codecs that count pixels.
+        instruction (`str`, *optional*): Replaces the wording about the format, in another language for instance; empty
+            asks the bare question. A text with `{object}` in it (`OFFICIAL_PROMPT`) takes the question there.
+    """
+    instruction = INSTRUCTIONS[codec] if instruction is None else instruction
+    if "{width}" in instruction:
+        if size is None:
+            raise ValueError(f"no picture size with codec {codec!r}, expected (width, height); pass it or use box_2d")
+        instruction = instruction.replace("{width}", str(size[0])).replace("{height}", str(size[1]))
+    if "{object}" in instruction:
+        return instruction.replace("{object}", question)
+    return f"{instruction}\n\n{question}".strip()
+
+
+def format_target(boxes: list[Box], size: Size, codec: str = "box_2d") -> str:
+    """Return the whole answer that the model learns to give; no boxes is an answer too."""
+    return CODECS[codec][0](boxes, size)
+
+
+def parse(text: str, size: Size, codec: str = "box_2d") -> DecodedBoxes | None:
+    """Return the boxes in the model's `text` in pixels of the original picture, None for unparsed.
+
+    An empty list is an answer, a text without a list is not; nor is one whose entries are all garbled, or that was cut
+    off before its first whole box.
+    """
+    return CODECS[codec][1](text, size)
