@@ -1,0 +1,133 @@
+"""The turns that a model reads and writes, and greedy answers to a batch of patches."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from tqdm import tqdm
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl import apply_chat_template, prepare_multimodal_messages
+
+END_OF_TURN = "<end_of_turn>"
+
+
+def render_prompt(processor: ProcessorMixin, question: str) -> str:
+    """Return the user's turn, a picture and the question, and the beginning of the model's turn.
+
+    The text is the one that `SFTTrainer` trains on: the same functions of TRL make it.
+    """
+    return apply_chat_template({"prompt": _ask(question)}, processor)["prompt"]
+
+
+def render_completion(processor: ProcessorMixin, question: str, answer: str) -> str:
+    """Return what follows `render_prompt(processor, question)` when the model gives `answer`, with its end of turn.
+
+    Raises:
+        ValueError: The chat template writes the prompt differently once it has an answer.
+    """
+    conversation = [*_ask(question), *prepare_multimodal_messages([{"role": "assistant", "content": answer}])]
+    prompt = render_prompt(processor, question)
+    text = processor.apply_chat_template(conversation, tokenize=False)
+    if not text.startswith(prompt):
+        raise ValueError(
+            f"the chat template gives {text[: len(prompt)]!r} with an answer and {prompt!r} without one, expected the "
+            "same; use a template whose generation prompt is how the model's turn begins"
+        )
+    return text[len(prompt) :]
+
+
+def encode_prompts(processor: ProcessorMixin, images: Sequence[Image.Image], prompts: list[str]) -> BatchFeature:
+    """Return the model's inputs for rendered prompts with one picture each, padded on the left, on the CPU."""
+    return processor(
+        images=[[image] for image in images],
+        text=prompts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        add_special_tokens=False,  # the template has written <bos>
+    )
+
+
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    questions: list[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+) -> list[tuple[str, bool]]:
+    """Answer each question about its patch by greedy decoding.
+
+    Args:
+        images (`Sequence` of N pictures): Read one batch at a time, so that a data set's column need not be in memory.
+        questions (`list` of N strings): The user's words, without turn markers.
+
+    Returns:
+        `list` of N `(text, truncated)`: what the model wrote, without special tokens, and whether `max_new_tokens`
+        cut it off before its end of turn.
+    """
+    model = unwrap_adapter(model)
+    check_lengths(images, questions)
+    stop = find_stop_tokens(model, processor)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        # Neutral: the model's own sampling settings would be filled in, only to draw a warning.
+        top_k=50,
+        top_p=1.0,
+    )
+    stop = torch.tensor(stop)
+    answers = []
+    with evaluating(model):
+        for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=None):
+            rows = range(start, min(start + batch_size, len(questions)))
+            prompts = [render_prompt(processor, questions[row]) for row in rows]
+            inputs = encode_prompts(processor, [images[row] for row in rows], prompts).to(model.device)
+            written = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].cpu()
+            texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+            stopped = torch.isin(written, stop).any(dim=1).tolist()
+            answers += [(text, not ended) for text, ended in zip(texts, stopped, strict=True)]
+    return answers
+
+
+def find_stop_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Return the ids that end an answer: the model's and the tokenizer's, and Gemma's end of turn where it exists.
+
+    A model file that has lost its generation settings would otherwise write on after the end of its turn.
+    """
+    own = model.generation_config.eos_token_id
+    stop = {processor.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    vocabulary = processor.tokenizer.get_vocab()
+    return sorted(stop | {vocabulary[END_OF_TURN]} if END_OF_TURN in vocabulary else stop)
+
+
+def unwrap_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model of transformers, in whose layers the adapter's weights sit."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def check_lengths(images: Sequence, questions: Sequence) -> None:
+    """Raise `ValueError` unless there is one question a patch."""
+    if len(images) != len(questions):
+        raise ValueError(f"found {len(images)} images and {len(questions)} questions; give one question an image")
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel):
+    """Switch dropout, checkpointing and gradients off, and the first two on again afterwards if they were on."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _ask(question: str) -> list[dict]:
+    # Only the number of pictures counts here: the processor gets the pictures themselves.
+    return prepare_multimodal_messages([{"role": "user", "content": question}], images=[None])

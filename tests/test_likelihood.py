@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import (
+    LANGUAGE_LORA,
+    QUESTIONS,
+    build_idefics3,
+    build_llava,
+    build_qwen2_vl,
+    build_recurrent_llava,
+    format_row,
+    load_tiny,
+    paint_patches,
+)
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, shares_prefix, tokenize_answers
+
+pytestmark = pytest.mark.model
+
+ANSWERS = ["The answer is: " + name for name in ["Tumor", "Tumor stroma", "In Situ Carcinoma", "No", "Adipose"]]
+
+
+def score_one_by_one(model, processor, patch, question, answer):
+    """Log-likelihood and number of labels from one full forward pass over what the collator of training gives."""
+    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    batch = collator([format_row(patch, question, answer)])
+    labels = batch.pop("labels")[0, 1:]
+    with torch.no_grad():
+        log_probs = model(**batch).logits[0, :-1].double().log_softmax(-1)
+    scored = labels != -100
+    return log_probs[scored].gather(1, labels[scored, None]).sum().item(), int(scored.sum())
+
+
+def score_all_one_by_one(model, processor, patches, questions, candidates):
+    scores = [
+        [score_one_by_one(model, processor, patch, question, answer) for answer in answers]
+        for patch, question, answers in zip(patches, questions, candidates, strict=True)
+    ]
+    values = torch.tensor(scores, dtype=torch.float64)
+    return values[..., 0], values[..., 1].long()
+
+
+def assert_scored_like_one_by_one(model, processor, patches, candidates, batch_size, candidate_batch_size):
+    questions = [QUESTIONS[i % 3] for i in range(len(patches))]
+    expected, expected_counts = score_all_one_by_one(model, processor, patches, questions, candidates)
+    scores, counts = label_log_likelihoods(
+        model, processor, patches, questions, candidates, batch_size, candidate_batch_size
+    )
+    assert scores.dtype == torch.float64 and torch.equal(counts, expected_counts)
+    # Worth testing only if patch and answer matter.
+    assert expected.std(0).min() > 0.1 and expected.flatten().std() > 0.1
+    assert (scores - expected).abs().max() < 1e-5
+    return scores
+
+
+@pytest.fixture(scope="module", params=[16, 512], ids=["window_shorter_than_prompt", "window_longer_than_prompt"])
+def tiny(request, tmp_path_factory):
+    return load_tiny(tmp_path_factory.mktemp("tiny"), sliding_window=request.param)
+
+
+@pytest.mark.parametrize("batch_size, candidate_batch_size", [(1, 1), (2, 32), (5, 7), (3, 3)])
+def test_scores_equal_full_forward_passes_at_any_batch_size(tiny, batch_size, candidate_batch_size):
+    candidates = [ANSWERS] * 5
+    assert_scored_like_one_by_one(*tiny, paint_patches(5), candidates, batch_size, candidate_batch_size)
+
+
+def test_answers_without_common_words_and_answers_that_begin_others_are_exact(tiny):
+    candidates = [["No", "No No", "No No No", "Yes", "Tumor."]] * 3
+    assert_scored_like_one_by_one(*tiny, paint_patches(3), candidates, 2, 4)
+
+
+def test_a_single_answer_is_scored(tiny):
+    assert_scored_like_one_by_one(*tiny, paint_patches(2), [["The answer is: Tumor"], ["No"]], 2, 4)
+
+
+def test_rows_may_have_different_answers_in_any_number(tiny):
+    model, processor = tiny
+    patches, questions = paint_patches(5), [QUESTIONS[i % 3] for i in range(5)]
+    candidates = [ANSWERS, ANSWERS[:2], ["Yes", "No", "Stroma"], ANSWERS[:2], ANSWERS]
+    scores, counts = label_log_likelihoods(model, processor, patches, questions, candidates, batch_size=2)
+    assert scores.shape == counts.shape == (5, 5)
+    for row, answers in enumerate(candidates):
+        for column, answer in enumerate(answers):
+            expected, count = score_one_by_one(model, processor, patches[row], questions[row], answer)
+            assert scores[row, column].item() == pytest.approx(expected, abs=1e-5)
+            assert counts[row, column] == count
+        assert (scores[row, len(answers) :] == -torch.inf).all() and not counts[row, len(answers) :].any()
+    assert probabilities(scores)[1, 2:].tolist() == [0, 0, 0]
+
+
+def test_the_picture_is_read_once_and_the_memory_is_bounded(tiny):
+    model, processor = tiny
+    passes, towers = [], []
+    handles = [
+        model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: passes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+        ),
+        model.model.vision_tower.register_forward_hook(lambda *_: towers.append(1)),
+    ]
+    sizes = []
+    handles.append(model.lm_head.register_forward_hook(lambda module, args, logits: sizes.append(logits.shape[:2])))
+    label_log_likelihoods(model, processor, paint_patches(4), QUESTIONS[:1] * 4, ANSWERS, 4, 8)
+    for handle in handles:
+        handle.remove()
+    answers = tokenize_answers(processor, QUESTIONS[0], ANSWERS)
+    common = next(i for i, tokens in enumerate(zip(*answers, strict=False)) if len(set(tokens)) > 1)
+    longest = max(map(len, answers)) - common - 1
+    assert len(towers) == 1
+    assert common == 4 and [rows for rows, _ in passes] == [4, 8, 8, 4]
+    assert {length for _, length in passes[1:]} == {longest}
+    # Of the prompt, only the places that predict a scored token reach the head.
+    assert sizes[0] == (4, common + 1)
+
+
+@pytest.mark.parametrize("build", [build_llava, build_idefics3, build_qwen2_vl])
+def test_other_architectures_share_the_prefix_and_equal_full_forward_passes(build):
+    model, processor = build()
+    assert shares_prefix(model)
+    assert_scored_like_one_by_one(model, processor, paint_patches(5), [ANSWERS] * 5, 3, 7)
+
+
+def test_a_model_with_recurrent_layers_is_scored_whole_and_says_so_once(caplog):
+    model, processor = build_recurrent_llava()
+    assert not shares_prefix(model)
+    assert_scored_like_one_by_one(model, processor, paint_patches(3), [ANSWERS] * 3, 2, 7)
+    assert_scored_like_one_by_one(model, processor, paint_patches(3), [ANSWERS] * 3, 3, 7)
+    notices = [record for record in caplog.records if "keeps more than keys and values" in record.getMessage()]
+    assert len(notices) == 1
+
+
+def test_the_adapter_counts_unless_it_is_switched_off(tmp_path):
+    model, processor = load_tiny(tmp_path)
+    arguments = (processor, paint_patches(2), QUESTIONS[:2], ANSWERS)
+    baseline, _ = label_log_likelihoods(model, *arguments)
+    model = get_peft_model(model, LoraConfig(target_modules=LANGUAGE_LORA, init_lora_weights=False))
+    finetuned, _ = label_log_likelihoods(model, *arguments)
+    assert (finetuned - baseline).abs().max() > 0.1
+    with model.disable_adapter():
+        assert torch.equal(label_log_likelihoods(model, *arguments)[0], baseline)
+
+
+def test_dropout_is_off_while_scoring_and_on_again_afterwards(tmp_path):
+    model, processor = load_tiny(tmp_path)
+    model = get_peft_model(model, LoraConfig(target_modules=LANGUAGE_LORA, init_lora_weights=False, lora_dropout=0.5))
+    model.gradient_checkpointing_enable()
+    arguments = (processor, paint_patches(2), QUESTIONS[:2], ANSWERS)
+    expected, _ = label_log_likelihoods(model.eval(), *arguments)
+    scores, _ = label_log_likelihoods(model.train(), *arguments)
+    assert torch.equal(scores, expected) and not scores.requires_grad
+    assert model.get_base_model().training
+
+
+def test_bad_input_is_named(tiny):
+    patches = paint_patches(2)
+    for questions, candidates, message in [
+        (QUESTIONS[:1], ANSWERS, "found 2 images and 1 questions"),
+        (QUESTIONS[:2], [ANSWERS], "found 1 lists of candidates and 2 questions"),
+        (QUESTIONS[:2], [ANSWERS, []], "row 1: candidates"),
+        (QUESTIONS[:2], ["Yes", "Yes"], "row 0: candidates"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            label_log_likelihoods(*tiny, patches, questions, candidates)
+
+
+def test_probabilities_follow_from_the_scores():
+    scores = torch.tensor([[0.0, -1.0, -2.0], [-3.0, -3.0, -3.0]], dtype=torch.float64)
+    plain = probabilities(scores)
+    assert plain.dtype == np.float64 and plain.sum(1) == pytest.approx([1, 1])
+    assert plain[0] == pytest.approx(np.exp([0, -1, -2]) / np.exp([0, -1, -2]).sum())
+    mean = probabilities(scores, torch.tensor([[1, 1, 4], [1, 2, 3]]), length_correction=True)
+    assert mean[1] == pytest.approx(np.exp([-3, -1.5, -1]) / np.exp([-3, -1.5, -1]).sum())
+    assert probabilities(scores, prior=plain[0])[0] == pytest.approx([1 / 3] * 3)
+
+
+def test_probabilities_refuse_a_missing_count_and_a_bad_prior():
+    scores = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="without token_counts"):
+        probabilities(scores, length_correction=True)
+    for prior in ([0.5, 0.5], [1.0, 0.0, 0.5]):
+        with pytest.raises(ValueError, match="expected 3 positive numbers"):
+            probabilities(scores, prior=prior)
