@@ -1,0 +1,92 @@
+"""Name every label that applies: the question, the target, the parser of answers that are lists of labels."""
+
+import re
+import string
+
+from histolab_sft.tasks.final_text import read_final
+
+# The FLARE 2026 baseline's wording (stage 2), less the empty answer that it asks for: a model that says nothing must
+# not score as one that says "none".
+INSTRUCTION = (
+    "You are given a medical image. Identify all applicable findings or labels. "
+    'Return labels separated by semicolons. Return "None" if none apply.'
+)
+SEPARATOR = "; "
+NONE = "None"
+_SEPARATORS = re.compile(r"[;,\n]")
+_BULLET = re.compile(r"^\s*(?:[-*\N{BULLET}]+|\(?[0-9]{1,2}[.)])\s*")
+_BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
+
+
+def format_prompt(question: str, vocabulary: list[str] | None = None, instruction: str | None = None) -> str:
+    """Return the question that training and scoring both ask.
+
+    Args:
+        question (`str`): The data set's own words.
+        vocabulary (`list[str]`, *optional*): Labels to list, where the question doesn't name them already.
+        instruction (`str`, *optional*): Replaces the wording about the answer's form; empty asks the bare question.
+    """
+    instruction = INSTRUCTION if instruction is None else instruction
+    options = f"\nOptions: {SEPARATOR.join(vocabulary)}" if vocabulary else ""
+    return f"{instruction}\n\n{question}{options}".strip()
+
+
+def format_target(labels: list[str]) -> str:
+    """Return the whole answer that the model learns to give, joined as the question asks whatever the data set did."""
+    return SEPARATOR.join(labels) or NONE
+
+
+def parse(text: str, vocabulary: list[str]) -> list[str] | None:
+    """Return the labels in the model's `text`, each once, or None for unparsed.
+
+    The text is split at `;`, `,` and line ends, where a label that holds such a separator itself stays whole, and each
+    piece must be a label (case, punctuation, bullets and blanks don't count). A piece that is none
+    ("no effusion", "possible mass") stays in the list in lower case, where it counts as a wrong label. An answer
+    of nothing but such pieces is unparsed, as is an empty one; `None` is the empty list.
+    """
+    pieces = _split(read_final(text), vocabulary)
+    if not pieces:
+        return None
+    by_words = {_normalise(label): label for label in vocabulary}
+    if pieces == [_normalise(NONE)] and pieces[0] not in by_words:
+        return []
+    labels = list(dict.fromkeys(by_words.get(piece, piece) for piece in pieces))
+    return labels if any(piece in by_words for piece in pieces) else None
+
+
+def read_labels(answer: str, vocabulary: list[str]) -> list[str]:
+    """Return the labels of a data set's own `answer`, joined with `, ` or `; `.
+
+    Raises:
+        ValueError: A part of it is no label of `vocabulary`.
+    """
+    labels = parse(answer, vocabulary) if answer.strip() else []
+    unknown = [answer] if labels is None else [label for label in labels if label not in vocabulary]
+    if unknown:
+        raise ValueError(
+            f"answer {answer!r} holds {unknown}, expected labels among {vocabulary}; add them to class_names or "
+            "correct the row"
+        )
+    return labels
+
+
+def _split(text: str, vocabulary: list[str]) -> list[str]:
+    """Return the normalised pieces of `text`, those of a label with separators of its own put together again."""
+    pieces = _cut(text)
+    for label in sorted(vocabulary, key=len, reverse=True):
+        parts = _cut(label)
+        start = 0
+        while len(parts) > 1 and start <= len(pieces) - len(parts):
+            if pieces[start : start + len(parts)] == parts:
+                pieces[start : start + len(parts)] = [_normalise(label)]
+            start += 1
+    return pieces
+
+
+def _cut(text: str) -> list[str]:
+    pieces = [_normalise(_BULLET.sub("", piece)) for piece in _SEPARATORS.split(text)]
+    return [piece for piece in pieces if piece]
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().translate(_BLANKS).split())
