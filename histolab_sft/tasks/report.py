@@ -1,0 +1,177 @@
+"""Describe a picture in words: the question, the target, the parser of captions, reports and sectioned reports."""
+
+import re
+import string
+from typing import NamedTuple
+
+from histolab_sft.tasks.final_text import strip_thinking
+
+# The wording of published systems, so that their tables can be reproduced like for like: a clinical captioning
+# adapter, FLARE 2026's baseline (stage 2), ExplainMyXray.
+QUESTIONS = {
+    "caption": "You are a medical imaging expert. Describe the findings in this medical image.",
+    "report": (
+        "You are given a medical image. "
+        "Generate a concise radiology-style report with relevant findings and impression."
+    ),
+    "sectioned": """You are an expert board-certified radiologist AI analyzing chest X-rays. Produce a structured \
+radiology report following this exact format:
+
+FINDINGS:
+- State each finding on a separate line
+- Include anatomical location in parentheses when known
+
+LOCATIONS:
+- List all affected anatomical regions
+
+IMPRESSION:
+- Provide a concise clinical summary
+
+Be systematic: check lung fields, mediastinum, cardiac silhouette, diaphragm, pleural spaces, and bony thorax.
+
+Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS, and IMPRESSION.""",
+}
+NORMAL = "normal"
+NORMAL_LINE = "No significant abnormalities detected"
+# A change against an earlier picture says nothing about this one; `exclude` marks a report that can't be used.
+NO_FINDING = {"unchanged", "exclude", "nan", ""}
+# Whole phrases, in the words of `normalise_phrase`. `consolidation` is a finding of its own in PadChest.
+SYNONYMS = {
+    "cardiomegaly": ("enlarged heart", "cardiac enlargement", "enlarged cardiac silhouette"),
+    "pleural effusion": ("fluid in pleural space", "pleural fluid"),
+    "atelectasis": ("lung collapse", "partial collapse"),
+    "pneumonia": ("lung infection", "pneumonic infiltrate"),
+    "pneumothorax": ("collapsed lung", "air in pleural space"),
+    "edema": ("pulmonary edema", "fluid overload"),
+    NORMAL: ("no significant abnormalities detected", "no acute findings", "unremarkable"),
+}
+MAX_LOCATIONS = 3  # in the brackets behind a finding
+MAX_NAMED = 4  # in the impression
+_SECTION = re.compile(r"^[ #*_]*(FINDINGS|LOCATIONS|IMPRESSION)[ *_]*:[*_]*", re.IGNORECASE | re.MULTILINE)
+_BULLET = re.compile(r"^\s*[-*\N{BULLET}]\s+(.+)$", re.MULTILINE)
+_BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
+
+
+class Report(NamedTuple):
+    """A sectioned report: findings as canonical phrases in the order of the text, `["normal"]` if there are none."""
+
+    findings: list[str]
+    locations: list[str]
+    impression: str
+
+
+def format_prompt(style: str = "caption", instruction: str | None = None, **values: str) -> str:
+    """Return the question that training and scoring both ask.
+
+    Args:
+        style (`str`): A key of `QUESTIONS`.
+        instruction (`str`, *optional*): Replaces the question, in another language for instance.
+        values: What stands in place of `{name}` in the question: `projection` for `sectioned`, a data set's own
+            `question`.
+
+    Raises:
+        ValueError: A `{name}` is left without a value, or a value has no place.
+    """
+    text = QUESTIONS[style] if instruction is None else instruction
+    found, expected = set(re.findall(r"\{([a-z_]+)\}", text)), set(values)
+    if found != expected:
+        raise ValueError(f"values for {sorted(expected)}, expected {sorted(found)}; change the instruction or the row")
+    return re.sub(r"\{([a-z_]+)\}", lambda match: values[match[1]], text)
+
+
+def format_target(text: str) -> str:
+    """Return the whole answer that the model learns to give: the caption or report, its line breaks kept.
+
+    Raises:
+        ValueError: There is no word in it.
+    """
+    if not re.search(r"\w", text):
+        raise ValueError(f"text {text!r}, expected words; leave the row out")
+    return text.strip()
+
+
+def parse(text: str) -> str | None:
+    """Return the caption or report in the model's `text`, None (unparsed) where there is no word."""
+    text = strip_thinking(text)
+    return text if re.search(r"\w", text) else None
+
+
+def format_sections(findings: list[tuple[str, list[str]]]) -> str:
+    """Return a sectioned report (ExplainMyXray's template) of (finding, its locations); `normal` isn't listed.
+
+    Raises:
+        ValueError: No findings at all: a picture of which nothing is known isn't a normal one.
+    """
+    findings = [(name, places) for name, places in findings if name not in NO_FINDING]
+    if not findings:
+        raise ValueError(f"no finding, expected some or {NORMAL!r}; leave the row out")
+    places = list(dict.fromkeys(place for _, places in findings for place in places))
+    abnormal = [(name[:1].upper() + name[1:], places) for name, places in findings if name != NORMAL]
+    lines = [name + f" ({', '.join(p[:MAX_LOCATIONS])})" * bool(p) for name, p in abnormal]
+    names = list(dict.fromkeys(name for name, _ in abnormal))
+    if not names:
+        impression = "Normal chest X-ray. No acute cardiopulmonary disease."
+    elif len(names) == 1:
+        impression = f"{names[0]} identified. Clinical correlation recommended."
+    else:
+        named = ", ".join(names[:MAX_NAMED])
+        impression = f"Multiple findings: {named}. Clinical correlation and follow-up recommended."
+    listed = "\n".join(f"- {line}" for line in dict.fromkeys(lines or [NORMAL_LINE]))
+    return f"FINDINGS:\n{listed}\n\nLOCATIONS:\n{', '.join(places) or 'Not specified'}\n\nIMPRESSION:\n{impression}"
+
+
+def parse_sections(text: str, synonyms: dict[str, tuple[str, ...]] = SYNONYMS) -> Report | None:
+    """Return the sections of the model's `text`, None for unparsed: a text without a list of findings isn't normal."""
+    parts = _SECTION.split(strip_thinking(text))
+    sections = {name.upper(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    lines = [line.partition("(")[0] for line in _BULLET.findall(sections.get("FINDINGS", ""))]
+    findings = list(dict.fromkeys(name for line in lines if (name := match_finding(line, synonyms))))
+    if not findings:
+        return None
+    abnormal = [name for name in findings if name != NORMAL]
+    places = [place.strip(" -*.") for place in re.split(r"[,\n]", sections.get("LOCATIONS", ""))]
+    places = [place for place in places if place and place.casefold() != "not specified"]
+    return Report(abnormal or [NORMAL], places, sections.get("IMPRESSION", ""))
+
+
+def match_finding(phrase: str, synonyms: dict[str, tuple[str, ...]] = SYNONYMS) -> str:
+    """Return the canonical name of `phrase`, itself in plain words where no whole phrase of `synonyms` equals it."""
+    plain = normalise_phrase(phrase)
+    for name, others in synonyms.items():
+        if plain == name or plain in others:
+            return name
+    return plain
+
+
+def normalise_phrase(phrase: str) -> str:
+    """Lower case, every run of blanks and punctuation one blank."""
+    return " ".join(phrase.casefold().translate(_BLANKS).split())
+
+
+def read_sentence(items: list[str]) -> list[tuple[str, list[str]]]:
+    """Return (finding, locations) of one sentence of PadChest's `LabelsLocalizationsBySentence`.
+
+    An item that starts with `loc ` belongs to the finding before it; one without a finding before it is left out.
+    """
+    findings = []
+    for item in (" ".join(str(item).split()) for item in items):
+        if item.startswith("loc "):
+            if findings:
+                findings[-1][1].append(item.removeprefix("loc "))
+        elif item not in NO_FINDING:
+            findings.append((item, []))
+    return findings
+
+
+def image_findings(labels: list[str]) -> list[str] | None:
+    """Return the findings of a picture from PadChest's `Labels` column, which holds for the whole picture.
+
+    `["normal"]` only where nothing but `normal` stands there; None where nothing is known (only `unchanged`, or
+    `exclude`), so that such a picture is neither trained nor scored as normal.
+    """
+    labels = list(dict.fromkeys(" ".join(str(label).split()) for label in labels))
+    labels = [label for label in labels if label not in ("", "nan") and not label.startswith("loc ")]
+    if "exclude" in labels:
+        return None
+    abnormal = [label for label in labels if label not in NO_FINDING and label != NORMAL]
+    return abnormal or ([NORMAL] if labels == [NORMAL] else None)
