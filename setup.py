@@ -38,6 +38,9 @@ setup(
         "matplotlib>=3.10",
         "jinja2>=3.1",
         "filelock>=3.16",
+        "httpx2>=2.0",
+        "joblib>=1.4",
+        "tqdm>=4.66",
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.19.8", "ninja>=1.11"],

@@ -1,5 +1,6 @@
 """Every knob of a recipe that TRL doesn't have already, and the one parser that all recipe scripts share."""
 
+import itertools
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
 
 SPLITS = ("train", "validation", "test")
+OFFICIAL_SPLITS = ("bach_official",)
 
 
 def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTConfig, ModelConfig]:
@@ -41,6 +43,13 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     return parsed
 
 
+def resolve_recipe(args: list[str]) -> dict:
+    """Return the recipe's own keys with the values that the command line gives them, as the run reads them."""
+    recipe = read_recipe(args[args.index("--config") + 1]) if "--config" in args else {}
+    overrides = [(flag[2:], value) for flag, value in itertools.pairwise(args) if flag.startswith("--")]
+    return recipe | {key: yaml.safe_load(value) for key, value in overrides if key != "config"}
+
+
 def read_recipe(path: str) -> dict:
     """Return the keys and values of a recipe's YAML."""
     with open(path, encoding="utf-8") as file:
@@ -64,7 +73,8 @@ class DatasetConfig:
         question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
         group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
             match) is the patient or slide. Rows of one group never cross splits.
-        splits (`dict[str, str]`, *optional*): Split -> name of it in the data (folder, file stem or column value).
+        splits (`dict[str, str]` or `str`, *optional*): Split -> name of it in the data (folder, file stem or column
+            value), or the name of a published split (`bach_official`).
         max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
         image_column, label_column, split_column (`str`): Columns of a manifest.
     """
@@ -75,7 +85,7 @@ class DatasetConfig:
     task: str = "classification"
     question: str | None = None
     group_by: str | None = None
-    splits: dict[str, str] | None = None
+    splits: dict[str, str] | str | None = None
     max_samples: int | None = None
     image_column: str | None = None
     label_column: str = "label"
@@ -94,7 +104,12 @@ class DatasetConfig:
                 f"data set {self.name!r}: two labels share one name in {list(self.class_names.values())}; the answers "
                 "could not be told apart, so give each label its own words"
             )
-        if self.splits is not None:
+        if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
+                f"or one of {', '.join(OFFICIAL_SPLITS)}"
+            )
+        if isinstance(self.splits, dict):
             check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
         if self.max_samples is not None and self.max_samples < len(self.class_names):
             raise ValueError(
@@ -121,9 +136,29 @@ class HistoArguments:
     data_dir: str = field(default=".", metadata={"help": "Folder that relative sources of data sets start at."})
     max_samples: int | None = field(default=None, metadata={"help": "Class-balanced cap for each data set."})
     max_test_samples: int | None = field(default=None, metadata={"help": "The same for the test split alone."})
+    split_protocol: str = field(
+        default="official",
+        metadata={
+            "help": "`official` keeps the splits that the data bring; `seed` deals all patches out at random, which "
+            "leaks between patches of one patient and is for comparison with runs that did so.",
+            "choices": ["official", "seed"],
+        },
+    )
     split_seed: int = field(default=42, metadata={"help": "Seed of the splits and of the cap."})
     validation_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no validation split."})
     test_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no test split."})
+    refused_images: str = field(
+        default="stop",
+        metadata={"help": "What to do about pictures that can't be used.", "choices": ["stop", "quarantine"]},
+    )
+    leaks: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do when the audit of the splits refuses: `drop` takes what is also in a later split out "
+            "of the earlier one, `allow` trains all the same.",
+            "choices": ["stop", "drop", "allow"],
+        },
+    )
     prompt_style: str = field(
         default="generic",
         metadata={"help": "Question of the task.", "choices": ["generic", "dataset_specific"]},

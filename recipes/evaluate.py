@@ -8,15 +8,16 @@ import logging
 from pathlib import Path
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_patches
+from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.evaluation.harness import format_table, predict, score, write_results
-from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
 
 
 def main(histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    patches = load_patches(histo_args)["test"]
+    find_adapter(training_args.output_dir)
+    patches = load_audited_patches(histo_args, training_args.output_dir)["test"]
 
     model = load_base_model(model_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)

@@ -8,7 +8,7 @@ Fine-tune a vision-language model on patches:
 import logging
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_patches
+from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.models.load import (
     build_lora_config,
     build_model_init_kwargs,
@@ -23,7 +23,9 @@ from histolab_sft.training.trainer import PatchTrainer
 def main(histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.WARNING, format="%(message)s")
 
-    patches = load_patches(histo_args)
+    # One process decodes and audits; the others then find its results.
+    with training_args.main_process_first(desc="data audit"):
+        patches = load_audited_patches(histo_args, training_args.output_dir)
 
     base_model = locate_base_model(model_args.model_name_or_path)
     training_args.model_init_kwargs = build_model_init_kwargs(model_args)

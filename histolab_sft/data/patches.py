@@ -1,54 +1,119 @@
 """From the recipe's `datasets` to the rows that `SFTTrainer` and the scoring harness read."""
 
 import logging
+from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import SPLITS, DatasetConfig, HistoArguments
+from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
 from histolab_sft.data.images import open_patch
+from histolab_sft.data.intake import check_images
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
+from histolab_sft.folders import cache_folder
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
 
 
 def load_patches(histo_args: HistoArguments) -> DatasetDict:
-    """Return the splits of all data sets of a recipe, ready for `SFTTrainer`.
+    """Return the splits of all data sets of a recipe, ready for `SFTTrainer`, without looking at a picture.
 
     Each row has `image` (a PIL picture in RGB, opened when the row is read: the table holds only where it lies, so no
     pixel is copied to memory or to an Arrow cache), `prompt` and `completion` (message lists), and beside them `label`
-    (class name), `dataset`, `group` (patient or slide, None if unknown) and `id`.
+    (class name), `dataset`, `group` (patient or slide, None if unknown), `id` and `protocol` (`official` where the
+    data bring the test split, else `seed`).
 
     Raises:
         FileNotFoundError, ValueError: Whatever is wrong with the data, named before any model is loaded.
     """
-    tables = [_load_table(config, histo_args) for config in histo_args.datasets]
-    patches = pd.concat(tables, ignore_index=True)
+    return format_patches(list_patches(histo_args), histo_args)
+
+
+def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> DatasetDict:
+    """Return what `load_patches` does after every picture was decoded once and the splits were audited.
+
+    Writes `audit.json` to `output_dir`. Rows also have `pixel_sha256`, the hash of the decoded picture.
+
+    Raises:
+        ValueError: A picture can't be used (`refused_images: quarantine` leaves such pictures out), or the audit
+            refuses (`leaks: drop` takes leaking patches out of train, `leaks: allow` goes on).
+    """
+    patches, audit, intake = audit_recipe(histo_args, output_dir)
+    logger.info("%s", format_audit(audit))
+    refused = intake.loc[intake["verdict"] == "refused"]
+    if len(refused) and histo_args.refused_images == "stop":
+        listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
+        raise ValueError(
+            f"{len(refused)} pictures can't be used:\n{listed}\nreplace or remove them, or leave them out by "
+            "refused_images: quarantine"
+        )
+    if audit["refusals"] and histo_args.leaks == "stop":
+        raise ValueError(
+            f"the audit of the splits refuses for {audit['refusals']} reasons (see {Path(output_dir, 'audit.json')}); "
+            "mend the data, or take leaking patches out of train by leaks: drop"
+        )
+    return format_patches(patches, histo_args)
+
+
+def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
+    """Decode every picture, apply `refused_images` and `leaks`, audit what is left and write `audit.json`.
+
+    Returns:
+        The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
+    """
+    patches = list_patches(histo_args)
+    references = patches[["path", "row", "column"]].to_dict("records")
+    intake = check_images(references, cache_folder=cache_folder() / "intake")
+    patches["pixel_sha256"] = intake["pixel_sha256"].to_numpy()
+    usable = (intake["verdict"] != "refused").to_numpy()
+    quarantined = 0
+    if histo_args.refused_images == "quarantine":
+        quarantined = int((~usable).sum())
+        patches = patches[usable].reset_index(drop=True)
+    dropped = 0
+    if histo_args.leaks == "drop":
+        leaking = leaking_rows(patches, intake)
+        dropped = len(leaking)
+        patches = patches.drop(index=patches.index[leaking]).reset_index(drop=True)
+    class_names = {config.name: list(config.class_names.values()) for config in histo_args.datasets}
+    audit = audit_patches(patches, intake, class_names)
+    audit["quarantined"], audit["dropped_leaks"] = quarantined, dropped
+    write_audit(audit, Path(output_dir, "audit.json"))
+    return patches, audit, intake
+
+
+def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
+    """Return one row a patch of all data sets: `path, row, column, label, dataset, split, group, id, protocol`."""
+    return pd.concat([_list_dataset(config, histo_args) for config in histo_args.datasets], ignore_index=True)
+
+
+def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
+    """Return the rows of `list_patches` with prompts and completions, as one lazy `datasets.Dataset` a split."""
+    questions = {
+        config.name: classification.format_prompt(
+            config.name, list(config.class_names.values()), histo_args.prompt_style, config.question
+        )
+        for config in histo_args.datasets
+    }
+    places = patches[["path", "row", "column"]].to_dict("records")
+    rows = patches.drop(columns=["path", "row", "column"]).assign(
+        image=places,
+        prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
+        completion=[
+            [{"role": "assistant", "content": classification.format_target(label)}] for label in patches["label"]
+        ],
+    )
     splits = DatasetDict()
     for split in SPLITS:
-        rows = patches.loc[patches["split"] == split].drop(columns="split").reset_index(drop=True)
-        splits[split] = Dataset.from_pandas(rows, preserve_index=False).with_transform(_open_images)
+        part = rows.loc[rows["split"] == split].drop(columns="split")
+        splits[split] = Dataset.from_pandas(part, preserve_index=False).with_transform(_open_images)
     return splits
 
 
-def format_rows(config: DatasetConfig, labels: pd.Series, prompt_style: str) -> pd.DataFrame:
-    """Return the columns `prompt` and `completion` for the labels of one data set, in TRL's conversational form."""
-    options = list(config.class_names.values())
-    question = classification.format_prompt(config.name, options, prompt_style, config.question)
-    names = labels.map(config.class_names)
-    return pd.DataFrame(
-        {
-            "prompt": [[{"role": "user", "content": question}] for _ in names],
-            "completion": [[{"role": "assistant", "content": classification.format_target(name)}] for name in names],
-            "label": names,
-        },
-        index=labels.index,
-    )
-
-
-def _load_table(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
+def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
     patches = load_source(config, histo_args.data_dir)
     found, expected = set(patches["label"]), set(config.class_names)
     if found != expected:
@@ -56,6 +121,8 @@ def _load_table(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFra
             f"data set {config.name!r}: labels in the data {sorted(found)}, keys of class_names {sorted(expected)}; "
             f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
         )
+    if histo_args.split_protocol == "seed":
+        patches["split"] = ""
     test_given = (patches["split"] == "test").any()
     try:
         patches = split_patches(
@@ -64,23 +131,22 @@ def _load_table(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFra
     except ValueError as error:
         raise ValueError(f"data set {config.name!r}: {error}") from error
     patches = _cap(patches, config, histo_args, test_given)
-    rows = format_rows(config, patches["label"], histo_args.prompt_style)
     counts = patches["split"].value_counts()
     missing = [split for split in SPLITS if split not in counts]
     if missing:
         raise ValueError(f"data set {config.name!r}: the cap leaves {missing} empty; raise max_samples")
     logger.info(
-        "%s: train=%d validation=%d test=%d patches, %s groups",
+        "%s: train=%d validation=%d test=%d patches, %s groups, %s splits",
         config.name,
         *(counts[split] for split in SPLITS),
         patches["group"].nunique() or "no",
+        protocol := "official" if test_given else "seed",
     )
-    images = [
-        {"path": path, "row": row, "column": config.image_column or "image"}
-        for path, row in zip(patches["path"], patches["row"], strict=True)
-    ]
-    return rows.assign(
-        image=images, dataset=config.name, group=patches["group"], id=patches["id"], split=patches["split"]
+    return patches[["path", "row", "split", "group", "id"]].assign(
+        column=config.image_column or "image",
+        label=patches["label"].map(config.class_names),
+        dataset=config.name,
+        protocol=protocol,
     )
 
 

@@ -6,6 +6,7 @@ gives the same splits on every file system.
 """
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,9 +16,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from histolab_sft.arguments import DatasetConfig
+from histolab_sft.data.benchmarks import bach_official_splits
+
+logger = logging.getLogger(__name__)
 
 PATCH_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".dcm"}
 MANIFEST_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
+PUBLISHED_SPLITS = {"bach_official": bach_official_splits}
+# Taken for the patient or slide where the recipe has no group_by.
+GROUP_COLUMNS = ("group", "patient_id", "slide_id", "wsi")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -51,6 +58,8 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
             f"{', '.join(sorted(PATCH_SUFFIXES))} files, a manifest, or PCam's *_x.h5 and *_y.h5"
         )
     patches["split"] = patches["split"].map(lambda name: _split_of(name, config))
+    if isinstance(config.splits, str):
+        patches["split"] = _published_splits(patches, config)
     patches["group"] = _groups(patches, config)
     base = source.parent if source.is_file() else source
     patches["id"] = [
@@ -61,16 +70,25 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
 
 
 def _read_class_folders(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """`source/<LABEL>/*.tif`, or `source/<SPLIT>/<LABEL>/*.tif` where a folder of `source` is a split's name."""
-    folders = sorted(folder for folder in source.iterdir() if folder.is_dir())
+    """`source/<LABEL>/*.tif`, or `source/<SPLIT>/<LABEL>/*.tif` where a folder of `source` is a split's name.
+
+    A lone folder that is neither a split nor a label, as archives unpack to, is looked into.
+    """
+    folders = _subfolders(source)
+    while len(folders) == 1 and folders[0].name not in config.class_names and not _split_of(folders[0].name, config):
+        source, folders = folders[0], _subfolders(folders[0])
     splits = [folder for folder in folders if _split_of(folder.name, config)]
     rows = []
     for split, parent in [(folder.name, folder) for folder in splits] or [("", source)]:
-        for folder in sorted(folder for folder in parent.iterdir() if folder.is_dir()):
+        for folder in _subfolders(parent):
             for path in sorted(folder.iterdir()):
                 if path.suffix.lower() in PATCH_SUFFIXES:
                     rows.append((str(path), -1, folder.name, split))
     return pd.DataFrame(rows, columns=["path", "row", "label", "split"])
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _split_manifests(source: Path, config: DatasetConfig) -> dict[str, Path]:
@@ -101,8 +119,9 @@ def _read_manifest(path: Path, config: DatasetConfig) -> pd.DataFrame:
     split = table[config.split_column] if config.split_column in table.columns else ""
     patches = pd.DataFrame({"path": places, "row": rows, "label": table[config.label_column].astype(str)})
     patches["split"] = split
-    if config.group_by in table.columns:
-        patches["group"] = table[config.group_by].astype(str)
+    for column in (config.group_by, *GROUP_COLUMNS):
+        if column in table.columns:
+            return patches.assign(group=table[column].astype(str))
     return patches
 
 
@@ -127,7 +146,11 @@ def _holds_bytes(kind) -> bool:
 
 
 def _read_hdf5_pairs(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """PCam's `*_x.h5` (N, 96, 96, 3) and `*_y.h5` (N, 1, 1, 1); the split is the word before `_x.h5`."""
+    """PCam's `*_x.h5` (N, 96, 96, 3) and `*_y.h5` (N, 1, 1, 1); the split is the word before `_x.h5`.
+
+    A label is a position in `class_names`. The slide is the column `wsi` of `*_meta.csv` where that file is there.
+    """
+    names = list(config.class_names)
     tables = []
     for path in sorted(source.glob("*_x.h5")):
         labels_path = path.with_name(path.name.replace("_x.h5", "_y.h5"))
@@ -141,24 +164,42 @@ def _read_hdf5_pairs(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "labels, expected as many; download the pair again"
             )
         split = path.name.removesuffix("_x.h5").split("_")[-1]
-        table = pd.DataFrame({"row": range(count), "label": labels.astype(int).astype(str)})
-        tables.append(table.assign(path=str(path), split=split))
-    return pd.concat(tables, ignore_index=True)[["path", "row", "label", "split"]]
+        unknown = sorted(set(labels.tolist()) - set(range(len(names))))
+        if unknown:
+            raise ValueError(
+                f"data set {config.name!r}: {labels_path.name} holds the labels {unknown}, expected positions in "
+                f"class_names (0 to {len(names) - 1}); list every class, in the order of the labels"
+            )
+        table = pd.DataFrame({"path": str(path), "row": range(count), "label": [names[label] for label in labels]})
+        meta = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
+        if meta.exists():
+            table["group"] = pd.read_csv(meta, usecols=["wsi"], dtype=str)["wsi"]
+        tables.append(table.assign(split=split))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _split_of(name: str, config: DatasetConfig) -> str:
     """Return `train`, `validation` or `test` for the data's own word for it, else an empty string."""
-    if config.splits is not None:
+    if isinstance(config.splits, dict):
         return next((split for split, own in config.splits.items() if own == name), "")
     return next((split for split, names in SPLIT_NAMES.items() if str(name).lower() in names), "")
 
 
+def _published_splits(patches: pd.DataFrame, config: DatasetConfig) -> list[str]:
+    """Return the split that the publishers gave each patch, or empty strings where the data are not the whole set."""
+    try:
+        return PUBLISHED_SPLITS[config.splits](patches["path"].tolist())
+    except ValueError as error:
+        logger.warning("data set %r: %s; its splits are dealt out by seed instead", config.name, error)
+        return [""] * len(patches)
+
+
 def _groups(patches: pd.DataFrame, config: DatasetConfig) -> list[str | None]:
     """Return each patch's patient or slide, from the manifest's column or by the pattern on its path."""
-    if config.group_by is None:
-        return [None] * len(patches)
     if "group" in patches.columns:
         return patches["group"].tolist()
+    if config.group_by is None:
+        return [None] * len(patches)
     groups = []
     for path in patches["path"]:
         match = re.search(config.group_by, path)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from tqdm import tqdm
 
 from histolab_sft.arguments import DatasetConfig, HistoArguments
 from histolab_sft.metrics.classification import compute_classification
@@ -30,11 +29,10 @@ def predict(model, processor, patches: Dataset, histo_args: HistoArguments, batc
     """
     options = {config.name: list(config.class_names.values()) for config in histo_args.datasets}
     table = patches.with_format(None).select_columns(["id", "dataset", "group", "label"]).to_pandas()
-    answers = []
-    for start in tqdm(range(0, len(patches), batch_size), desc="scoring", unit="batch"):
-        batch = patches[start : start + batch_size]
-        questions = [prompt[0]["content"] for prompt in batch["prompt"]]
-        answers += generate_answers(model, processor, batch["image"], questions, histo_args.max_new_tokens)
+    questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
+    answers = generate_answers(
+        model, processor, patches["image"], questions, histo_args.max_new_tokens, batch_size=batch_size
+    )
     table["answer"] = [text for text, _ in answers]
     table["truncated"] = [truncated for _, truncated in answers]
     table["prediction"] = [

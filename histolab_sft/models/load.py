@@ -55,15 +55,21 @@ def load_base_model(model_args: ModelConfig) -> PreTrainedModel:
     return keep_quantized_layers_trainable(model).eval()
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Attach the adapter saved in `folder` to the base model.
+def find_adapter(folder: str | Path) -> Path:
+    """Return the adapter's weights in `folder`.
 
     Raises:
         FileNotFoundError: There is no adapter in `folder`.
     """
-    if not Path(folder, "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"no adapter_model.safetensors in {folder}; train first, or correct output_dir")
-    return PeftModel.from_pretrained(model, folder).eval()
+    path = Path(folder, "adapter_model.safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {folder}; train first, or correct output_dir")
+    return path
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Attach the adapter saved in `folder` to the base model."""
+    return PeftModel.from_pretrained(model, find_adapter(folder).parent).eval()
 
 
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:

@@ -1,0 +1,46 @@
+"""
+Look at a recipe before anything is loaded: its keys, data, pictures, splits, prompts and loss masks:
+
+    python recipes/preflight.py --config recipes/histolab_5k.yaml
+"""
+
+import logging
+import sys
+
+import yaml
+
+from histolab_sft.arguments import parse_recipe, resolve_recipe
+from histolab_sft.data.audit import format_audit
+from histolab_sft.data.masks import audit_masks, describe_row
+from histolab_sft.data.patches import audit_recipe, format_patches
+from histolab_sft.models.load import load_processor, locate_base_model
+
+
+def main(histo_args, training_args, model_args):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe = resolve_recipe(sys.argv[1:])
+    print(f"# The recipe, with what the command line says\n{yaml.safe_dump(recipe, sort_keys=False)}")
+
+    patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
+    print(f"# The data\n{format_audit(audit)}")
+    refused = intake[intake["verdict"] == "refused"]
+    for row in refused.itertuples():
+        print(f"{row.path}: {row.reason}")
+
+    rows = format_patches(patches, histo_args)["train"]
+    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    print("\n# One row of each data set; [brackets] mark the tokens with a loss")
+    for config in histo_args.datasets:
+        print(describe_row(rows, config.name, processor, training_args.max_length))
+    checked = audit_masks(rows, processor, training_args.max_length)
+    print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
+
+    stopped = (len(refused) and histo_args.refused_images == "stop") or (
+        audit["refusals"] and histo_args.leaks == "stop"
+    )
+    print("\nTraining would be refused: see above." if stopped else "\nReady to train.")
+    return 1 if stopped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*parse_recipe()))

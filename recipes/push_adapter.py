@@ -1,0 +1,43 @@
+"""
+Publish an adapter with its evaluation and a card made from it, privately unless `hub_private_repo: false`:
+
+    python recipes/push_adapter.py --config recipes/histolab_5k.yaml --dry_run true
+    python recipes/push_adapter.py --config recipes/histolab_5k.yaml
+
+The token is the one that `hf auth login` saved, or HF_TOKEN; a recipe never holds one.
+"""
+
+import logging
+import sys
+
+from transformers import HfArgumentParser
+
+from histolab_sft.arguments import parse_recipe
+from histolab_sft.publishing.checks import PublishError
+from histolab_sft.publishing.hub import PublishArguments, build_publish_folder, format_listing, push_folder
+
+
+def main(publish_args, histo_args, training_args, model_args):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    if training_args.hub_token is not None:
+        raise PublishError("hub_token is set, expected no token in a recipe; remove it, and run `hf auth login`")
+    folder = build_publish_folder(histo_args, training_args, model_args)
+    private = training_args.hub_private_repo is not False
+    visibility = "private" if private else "PUBLIC"
+    print(f"{folder} -> {training_args.hub_model_id or 'no hub_model_id'} ({visibility})")
+    print(format_listing(folder))
+    if publish_args.dry_run:
+        print("dry run: nothing was sent")
+    else:
+        print(push_folder(folder, training_args.hub_model_id, private))
+
+
+if __name__ == "__main__":
+    publish_args, recipe = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(
+        return_remaining_strings=True
+    )
+    try:
+        main(publish_args, *parse_recipe(recipe))
+    except PublishError as error:
+        sys.exit(f"not published: {error}")
