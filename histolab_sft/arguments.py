@@ -176,6 +176,10 @@ class HistoArguments:
     early_stopping_threshold: float = field(default=0.001, metadata={"help": "Level of the rule `threshold`."})
     early_stopping_min_delta: float = field(default=0.001, metadata={"help": "Least gain of the rule `plateau`."})
     ema_decay: float = field(default=0.9, metadata={"help": "Weight of the past in the smoothed metric, per step."})
+    generate_answers: bool = field(
+        default=True,
+        metadata={"help": "Score also what the systems write, beside the likelihood of each class."},
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer in tokens."})
 
     def __post_init__(self):

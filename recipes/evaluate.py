@@ -8,28 +8,46 @@ import logging
 from pathlib import Path
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.evaluation.harness import format_table, predict, score, write_results
+from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.evaluation.floors import measure_floors
+from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
+from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
 
 
 def main(histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = Path(training_args.output_dir, "evaluation")
 
     find_adapter(training_args.output_dir)
-    patches = load_audited_patches(histo_args, training_args.output_dir)["test"]
+    patches = load_audited_patches(histo_args, training_args.output_dir)
 
     model = load_base_model(model_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     batch_size = training_args.per_device_eval_batch_size
+    test, validation = {}, {}
+    for system in SYSTEMS:
+        if system == "finetuned":
+            model = load_adapter(model, training_args.output_dir)
+        weights = hash_weights(model)
+        for config in histo_args.datasets:
+            rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
+            ask = (model, processor, weights, config, histo_args, batch_size)
+            validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
+            test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
+    write_predictions(test, folder)
 
-    predictions = {}
-    predictions["baseline"] = predict(model, processor, patches, histo_args, batch_size)
-    model = load_adapter(model, training_args.output_dir)
-    predictions["finetuned"] = predict(model, processor, patches, histo_args, batch_size)
-
-    results = score(predictions, histo_args.datasets)
-    write_results(results, predictions, Path(training_args.output_dir, "evaluation"))
+    results, estimates = {"datasets": {}}, {}
+    for config in histo_args.datasets:
+        results["datasets"][config.name], estimates[config.name] = score_dataset(
+            config,
+            test={system: test[config.name, system] for system in SYSTEMS},
+            validation={system: validation[config.name, system] for system in SYSTEMS},
+            floors=measure_floors(patches, config),
+            protocol=select_dataset(patches["test"], config.name)[0]["protocol"],
+        )
+    results["overall"] = score_overall(estimates)
+    write_results(results, folder)
     print(format_table(results))
 
 

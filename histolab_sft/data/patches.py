@@ -113,6 +113,11 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
     return splits
 
 
+def select_dataset(rows: Dataset, name: str) -> Dataset:
+    """Return the rows of one data set, without opening a picture."""
+    return rows.select([i for i, dataset in enumerate(rows.with_format(None)["dataset"]) if dataset == name])
+
+
 def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
     patches = load_source(config, histo_args.data_dir)
     found, expected = set(patches["label"]), set(config.class_names)

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from os import PathLike
 
 import numpy as np
+from datasets import DatasetDict
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from histolab_sft.arguments import DatasetConfig
+from histolab_sft.data.patches import select_dataset
 from histolab_sft.metrics.classification import compute_classification
 
 COLOUR_FLOORS = ("colour_histogram", "mean_rgb")
@@ -35,6 +38,25 @@ _LUMINANCE = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 ).ravel()
+
+
+def measure_floors(patches: DatasetDict, config: DatasetConfig) -> dict[str, dict | None]:
+    """Score what needs no model on one data set of a recipe: trained on its train split, scored on its test split."""
+    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
+    labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
+    places = {split: part.with_format(None)["image"] for split, part in rows.items()}
+    # A picture inside a larger file has no file of its own to look at.
+    single = all(place["row"] < 0 for part in places.values() for place in part)
+    files = {split: [place["path"] for place in part] if single else None for split, part in places.items()}
+    return compute_floors(
+        (row["image"] for row in rows["train"]),
+        labels["train"],
+        (row["image"] for row in rows["test"]),
+        labels["test"],
+        list(config.class_names.values()),
+        files["train"],
+        files["test"],
+    )
 
 
 def compute_floors(

@@ -1,4 +1,4 @@
-"""Score two systems, the base model and the fine-tuned one, with one prompt, one decoding and one parser."""
+"""Ask two systems, the base model and the fine-tuned one, the same questions, and keep every answer as it comes."""
 
 import hashlib
 import json
@@ -8,101 +8,114 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+import transformers
 from datasets import Dataset
 
 from histolab_sft.arguments import DatasetConfig, HistoArguments
-from histolab_sft.metrics.classification import compute_classification
+from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import generate_answers
+from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
 
-SYSTEMS = ("baseline", "finetuned")
-SHOWN = ("balanced_accuracy", "accuracy", "macro_f1", "unparsed_rate")
+CHUNK = 256  # patches between two writes: what a kill can cost
 
 
-def predict(model, processor, patches: Dataset, histo_args: HistoArguments, batch_size: int) -> pd.DataFrame:
-    """Return one row a patch: `id, dataset, group, label, answer, truncated, prediction`.
+def predict(
+    patches: Dataset,
+    model,
+    processor,
+    weights: str,
+    config: DatasetConfig,
+    histo_args: HistoArguments,
+    batch_size: int,
+    generate: bool = True,
+) -> pd.DataFrame:
+    """Return what a system says about the patches of one data set.
 
-    `answer` is what the model wrote (greedy, at most `max_new_tokens`), `prediction` the class name in it or
-    `unparsed`, `truncated` whether it was cut off before its end of turn.
+    Answers are kept in the cache of this machine, by weights (adapter included), pixels, question and settings: a call
+    that was cut off goes on where it stood, and the base model's answers serve every recipe that asks the same.
+
+    Args:
+        patches (`Dataset`): Rows of one data set and split, with `pixel_sha256`.
+        weights (`str`): `hash_weights(model)`.
+        batch_size (`int`): Patches that are read at once.
+        generate (`bool`): Whether the model also writes its answers, which takes longer than scoring them.
+
+    Returns:
+        `pandas.DataFrame`: `id, dataset, group, label`; `log_likelihoods`, a list of nats in the order of the data
+        set's class names; with `generate` also `answer` (what the model wrote, greedy, at most `max_new_tokens`),
+        `truncated` (cut off before its end of turn) and `generated` (the class in it, or `unparsed`).
     """
-    options = {config.name: list(config.class_names.values()) for config in histo_args.datasets}
+    options = list(config.class_names.values())
     table = patches.with_format(None).select_columns(["id", "dataset", "group", "label"]).to_pandas()
     questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
-    answers = generate_answers(
-        model, processor, patches["image"], questions, histo_args.max_new_tokens, batch_size=batch_size
-    )
-    table["answer"] = [text for text, _ in answers]
-    table["truncated"] = [truncated for _, truncated in answers]
-    table["prediction"] = [
-        classification.parse(answer, options[name])
-        for answer, name in zip(table["answer"], table["dataset"], strict=True)
-    ]
+    targets = [classification.format_target(option) for option in options]
+    settings = {
+        "weights": weights,
+        "processor": processor.image_processor.to_json_string(),
+        "template": processor.chat_template,
+        "transformers": transformers.__version__,
+        "questions": questions,
+        "pixels": list(patches.with_format(None)["pixel_sha256"]),
+        "targets": targets,
+        "batch_size": batch_size,
+        "max_new_tokens": histo_args.max_new_tokens if generate else 0,
+    }
+    folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(patches), CHUNK):
+        path = folder / f"part-{start:08d}.parquet"
+        if not path.exists():
+            rows = range(start, min(start + CHUNK, len(patches)))
+            part = _ask(model, processor, patches.select(rows), questions[start : rows.stop], targets, batch_size)
+            if generate:
+                limit = histo_args.max_new_tokens
+                part |= _generate(
+                    model, processor, patches.select(rows), questions[start : rows.stop], limit, batch_size
+                )
+            temporary = folder / f".{path.name}.{os.getpid()}"
+            pd.DataFrame(part).to_parquet(temporary, index=False)
+            os.replace(temporary, path)
+            logger.info("%s: %d of %d patches scored", config.name, rows.stop, len(patches))
+        parts.append(pd.read_parquet(path))
+    table = pd.concat([table, pd.concat(parts, ignore_index=True)], axis=1)
+    if generate:
+        table["generated"] = [classification.parse(answer, options) for answer in table["answer"]]
     return table
 
 
-def score(predictions: dict[str, pd.DataFrame], datasets: list[DatasetConfig]) -> dict:
-    """Return the results of both systems in the layout of `results.json`.
+def hash_weights(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of all weights and buffers by name: base model, adapter, quantisation and precision."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: Path) -> None:
+    """Write `predictions.parquet`, with ids and groups as hashes: file names can name a patient.
 
     Args:
-        predictions (`dict`): System (`baseline`, `finetuned`) -> table from `predict`, over the same patches.
+        predictions (`dict`): (Data set, system) -> table from `predict`.
     """
-    if not predictions["baseline"]["id"].equals(predictions["finetuned"]["id"]):
-        raise ValueError("the two systems were scored on different patches; score both again")
-    results = {"datasets": {}, "overall": {}}
-    for config in datasets:
-        classes = list(config.class_names.values())
-        tables = {system: table[table["dataset"] == config.name] for system, table in predictions.items()}
-        results["datasets"][config.name] = {
-            "n": len(tables["baseline"]),
-            "n_groups": _count_groups(tables["baseline"]),
-        }
-        for system, table in tables.items():
-            scores = compute_classification(table["label"].to_numpy(), table["prediction"].to_numpy(), classes)
-            scores["truncated_rate"] = float(table["truncated"].mean())
-            results["datasets"][config.name][system] = {
-                name: {"value": value} if isinstance(value, float) else value for name, value in scores.items()
-            }
-    for system in SYSTEMS:
-        results["overall"][system] = {
-            name: {"value": float(np.mean([entry[system][name]["value"] for entry in results["datasets"].values()]))}
-            for name in SHOWN
-        }
-    for entry in [*results["datasets"].values(), results["overall"]]:
-        entry["difference"] = {
-            name: {"value": entry["finetuned"][name]["value"] - entry["baseline"][name]["value"]} for name in SHOWN
-        }
-    return results
-
-
-def write_results(results: dict, predictions: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write `results.json` and `predictions.parquet` (ids as hashes: file names can name a patient) to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = pd.concat([table.assign(system=system) for system, table in predictions.items()], ignore_index=True)
+    table = pd.concat([table.assign(system=system) for (_, system), table in predictions.items()], ignore_index=True)
     for column in ("id", "group"):
         table[column] = [value and hashlib.sha256(value.encode()).hexdigest()[:16] for value in table[column]]
     table.to_parquet(folder / "predictions.parquet", index=False)
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "results.json")
-    logger.info("results written to %s", folder)
 
 
-def format_table(results: dict) -> str:
-    """Return the scores of both systems on every data set, and overall, as a table for the screen."""
-    lines = [
-        f"{'balanced accuracy':<20}{'patches':>9}{'baseline':>11}{'finetuned':>11}{'difference':>12}{'unparsed':>10}"
-    ]
-    entries = [*results["datasets"].items(), ("overall", results["overall"])]
-    for name, entry in entries:
-        values = [entry[system]["balanced_accuracy"]["value"] for system in (*SYSTEMS, "difference")]
-        unparsed = entry["finetuned"]["unparsed_rate"]["value"]
-        lines.append(
-            f"{name:<20}{entry.get('n', ''):>9}{values[0]:>11.3f}{values[1]:>11.3f}{values[2]:>+12.3f}{unparsed:>10.3f}"
-        )
-    return "\n".join(lines)
+def _ask(model, processor, patches: Dataset, questions: list[str], targets: list[str], batch_size: int) -> dict:
+    scores, _ = label_log_likelihoods(model, processor, patches["image"], questions, targets, batch_size)
+    return {"log_likelihoods": list(scores.numpy().astype(np.float64))}
 
 
-def _count_groups(table: pd.DataFrame) -> int | None:
-    return int(table["group"].nunique()) or None
+def _generate(model, processor, patches: Dataset, questions: list[str], limit: int, batch_size: int) -> dict:
+    answers = generate_answers(model, processor, patches["image"], questions, limit, batch_size)
+    return {"answer": [text for text, _ in answers], "truncated": [truncated for _, truncated in answers]}
