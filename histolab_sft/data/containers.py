@@ -1,0 +1,147 @@
+"""Read the stored bytes of one patch: a file of its own, or a row of a parquet, HDF5 or tar file.
+
+Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an HDF5 file with PCam's layout, or the
+n-th picture of an uncompressed tar shard. Everything is opened once per process and read only; nothing is written.
+"""
+
+import os
+import stat
+import tarfile
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import PurePath
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
+# 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
+MAX_FILE_BYTES = 256 * 2**20
+# Row groups are kept up to this size in each process: all of a small data set, one or two groups of a large one.
+ROW_GROUP_CACHE_BYTES = 128 * 2**20
+
+_row_groups: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
+
+
+def name_patch(path: str, row: int = -1) -> str:
+    """Return how messages and reports call a patch: its path, and `#row` inside a container."""
+    return path if row < 0 else f"{path}#{row}"
+
+
+def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes | np.ndarray:
+    """Return the encoded bytes of a patch, or its pixels (H, W, 3) uint8 where they are stored raw (HDF5).
+
+    Raises:
+        ImageRefused: There is no such file or row, or it is no regular file, or too large to be a patch.
+    """
+    size = check_file(path).st_size
+    if row < 0:
+        if size > MAX_FILE_BYTES:
+            raise ImageRefused(path, f"{size} bytes, expected at most {MAX_FILE_BYTES}; cut the slide into patches")
+        with open(path, "rb") as file:
+            return file.read()
+    readers = {".parquet": _read_parquet, ".h5": _read_hdf5, ".hdf5": _read_hdf5, ".tar": _read_tar}
+    suffix = PurePath(path).suffix.lower()
+    if suffix not in readers:
+        raise ImageRefused(
+            path, f"row {row} of a {suffix or 'nameless'} file, expected {', '.join(readers)}; use row -1"
+        )
+    try:
+        return readers[suffix](path, row, image_column)
+    except ImageRefused:
+        raise
+    except (OSError, ValueError, LookupError, pa.ArrowException, tarfile.TarError) as error:
+        reason = f"{type(error).__name__}: {error}; expected a readable {suffix} file; download it again"
+        raise ImageRefused(name_patch(path, row), reason) from error
+
+
+def check_file(path: str) -> os.stat_result:
+    """Return the status of a regular, readable file. Asks before opening: opening a pipe would wait for ever."""
+    try:
+        path.encode("utf-8")
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name holds bytes that aren't UTF-8, or a NUL"
+        raise ImageRefused(path, f"{reason}; expected a readable file; correct the path or rename it") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageRefused(path, "is a folder, pipe, socket or device, expected a regular file; take it off the list")
+    if status.st_size == 0:
+        raise ImageRefused(path, "has zero bytes, expected a picture; copy or download it again")
+    if not os.access(path, os.R_OK):
+        raise ImageRefused(path, "may not be read by this user, expected read permission; change it with chmod")
+    return status
+
+
+def _read_parquet(path: str, row: int, image_column: str) -> bytes:
+    file, starts = _open_parquet(path, os.getpid())
+    if row >= starts[-1]:
+        raise ImageRefused(name_patch(path, row), f"the file has {starts[-1]} rows; correct the manifest")
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    key = (path, group, image_column)
+    if key not in _row_groups:
+        if image_column not in file.schema_arrow.names:
+            raise ImageRefused(path, f"columns {file.schema_arrow.names}, expected {image_column!r}; set image_column")
+        # Threads of Arrow's own don't survive a fork into a loader's worker.
+        _row_groups[key] = file.read_row_group(group, columns=[image_column], use_threads=False).column(0)
+        while len(_row_groups) > 1 and sum(column.nbytes for column in _row_groups.values()) > ROW_GROUP_CACHE_BYTES:
+            _row_groups.popitem(last=False)
+    _row_groups.move_to_end(key)
+    cell = _row_groups[key][row - int(starts[group])].as_py()
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes) or not data:
+        reason = f"column {image_column!r} has no bytes in this row, expected an encoded picture; embed the pictures"
+        raise ImageRefused(name_patch(path, row), reason)
+    return data
+
+
+def _read_hdf5(path: str, row: int, image_column: str) -> np.ndarray:
+    pixels = _open_hdf5(path, os.getpid())["x"]
+    if row >= len(pixels):
+        raise ImageRefused(name_patch(path, row), f"the file has {len(pixels)} rows; correct the manifest")
+    return pixels[row]
+
+
+def _read_tar(path: str, row: int, image_column: str) -> bytes:
+    members = index_tar(path)
+    if row >= len(members):
+        raise ImageRefused(name_patch(path, row), f"the shard has {len(members)} pictures; correct the manifest")
+    _, offset, size = members[row]
+    if size > MAX_FILE_BYTES:
+        raise ImageRefused(name_patch(path, row), f"{size} bytes, expected at most {MAX_FILE_BYTES}; cut it up")
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+@lru_cache(maxsize=64)
+def index_tar(path: str) -> list[tuple[str, int, int]]:
+    """Return name, offset and size in bytes of each picture in an uncompressed tar file, in the archive's order."""
+    with tarfile.open(path, "r:") as archive:
+        members = (member for member in archive if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES))
+        return [(member.name, member.offset_data, member.size) for member in members]
+
+
+# An open file must not be shared with a forked process (both would move its one position), hence the process id.
+@lru_cache(maxsize=64)
+def _open_parquet(path: str, process: int) -> tuple[pq.ParquetFile, np.ndarray]:
+    file = pq.ParquetFile(path)
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    return file, np.cumsum([0, *sizes])
+
+
+@lru_cache(maxsize=64)
+def _open_hdf5(path: str, process: int) -> h5py.File:
+    return h5py.File(path, "r")
+
+
+class ImageRefused(ValueError):
+    """A patch that can't be used: `path` (with `#row` inside a container) and `reason`."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{ascii(self.path)[1:-1] if not self.path.isprintable() else self.path}: {self.reason}"

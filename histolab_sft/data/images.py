@@ -1,0 +1,126 @@
+"""Turn one patch, wherever it lies, into an 8-bit RGB picture; the one place that knows about modes and formats."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from histolab_sft.data import dicom
+from histolab_sft.data.containers import ImageRefused, name_patch, read_patch
+
+# The formats in which patches are published. Not JPEG 2000 (its decoder needs four bytes a channel value, which breaks
+# the memory limit below), not GIF (256 colours), not EPS (Pillow hands it to Ghostscript), not icons or documents.
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+# Well above BACH's 3.1 Mpx, well below the 89 Mpx at which Pillow begins to warn, and 100 MB once decoded.
+MAX_PIXELS = 25_000_000
+# What Pillow's decoders raise on damaged files.
+DECODING_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
+    *(struct.error, zlib.error),
+)
+
+
+def open_patch(path: str, row: int = -1, image_column: str = "image") -> Image.Image:
+    """Return a patch as an 8-bit RGB picture, upright, on a white ground; `info` has its `source_mode` and format.
+
+    Raises:
+        ImageRefused: The file, the row or the picture in it can't be used; the message says why.
+    """
+    image, _ = decode_image(read_patch(path, row, image_column), name_patch(path, row))
+    return image
+
+
+def decode_image(data: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
+    """Decode a picture to 8-bit RGB and say what had to be converted for it.
+
+    16-bit values are scaled (65535 becomes 255), never clipped; transparency is laid on white, the ground of a slide;
+    EXIF rotation is carried out; colour profiles are not applied, as no published patch set was trained with them.
+    A file with several frames is refused: nothing tells a pyramid level from a focus plane or another patch.
+
+    Args:
+        data: The bytes of an image file, or pixels (H, W, 3) uint8.
+        name: What an error calls the picture.
+        max_pixels: Largest width times height, checked in the header before anything is decoded.
+
+    Returns:
+        The picture, its `info` reduced to `source_mode` and `source_format`, and the conversions in words.
+
+    Raises:
+        ImageRefused: The bytes are no picture of an allowed format, or are damaged, too large or ambiguous.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
+            raise ImageRefused(name, f"pixels {data.dtype} {data.shape}, expected uint8 (H, W, 3); store them so")
+        image, conversions, mode, kind = Image.fromarray(data), [], "RGB", "HDF5"
+    elif data[128:132] == b"DICM":
+        image, conversions, mode = dicom.decode_dicom(data, name, max_pixels)
+        kind = "DICOM"
+    else:
+        image, conversions, mode, kind = _decode_file(data, name, max_pixels)
+    image.info = {"source_mode": mode, "source_format": kind}
+    return image, conversions
+
+
+def _decode_file(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, list[str], str, str]:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        mode, kind = image.mode, image.format
+        if image.width * image.height > max_pixels:
+            found = f"{image.width} x {image.height} pixels"
+            raise ImageRefused(name, f"{found}, expected at most {max_pixels} in all; cut it into patches")
+        # Only these plugins know frames; a JPEG with more than one shows as MPO.
+        if kind in ("TIFF", "PNG", "WEBP", "MPO") and image.is_animated:
+            raise ImageRefused(name, f"several frames in one {kind} file, expected one; save the right one by itself")
+        deep_colour = kind in ("PNG", "TIFF") and any(";16" in str(tile.args) for tile in image.tile)
+        # Pillow turns TIFF files while it loads them and forgets the tag, and finds PNG's only after the pixels.
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        orientation = orientation or image.getexif().get(ExifTags.Base.Orientation)
+    except ImageRefused:
+        raise
+    except Image.UnidentifiedImageError as error:
+        if data.startswith(SIGNATURES):
+            reason = "its header can't be read: it is cut off, damaged, or its values aren't 8 or 16-bit integers"
+        else:
+            reason = "isn't a picture of a known format (a web page, an SVG or a text under an image's name?)"
+        raise ImageRefused(name, f"{reason}; expected one of {', '.join(FORMATS)}; export it again") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes first
+        raise ImageRefused(name, f"{error}; expected at most {max_pixels} pixels; cut it into patches") from error
+    except DECODING_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ImageRefused(name, f"{reason}; expected a complete picture; copy or download it again") from error
+    image, conversions = _convert_mode(upright, name, deep_colour)
+    if orientation not in (None, 1):
+        conversions.append("turned upright by EXIF")
+    return image, conversions, mode, kind
+
+
+def _convert_mode(image: Image.Image, name: str, deep_colour: bool) -> tuple[Image.Image, list[str]]:
+    mode, conversions = image.mode, []
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageRefused(name, "32-bit grey, expected values from 0 to 65535; save it as 8-bit RGB")
+        image = Image.fromarray(scale_16_bit(values))
+        conversions.append("16-bit grey scaled to 8-bit RGB")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        conversions.append(f"{mode} with transparency laid on white")
+    elif mode in ("1", "L", "P", "CMYK", "YCbCr", "RGBX"):
+        names = {"1": "1-bit", "L": "grey", "P": "palette"}
+        conversions.append(f"{names.get(mode, mode)} to RGB")
+    elif mode != "RGB":
+        raise ImageRefused(name, f"mode {mode}, expected 8 or 16-bit grey or colour; save it as 8-bit RGB")
+    elif deep_colour:
+        conversions.append("16-bit RGB scaled to 8 bit")  # by Pillow, which keeps the upper byte
+    return image.convert("RGB"), conversions
+
+
+def scale_16_bit(values: np.ndarray) -> np.ndarray:
+    """Map integers of 0 to 65535, any shape, to uint8 so that 65535 becomes 255, rounding to the nearest."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
