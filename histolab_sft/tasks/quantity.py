@@ -12,7 +12,7 @@ INSTRUCTIONS = {
 }
 # No question of these tasks has an answer beyond it; a base model that babbles digits reached 1e253.
 LIMIT = 1e9
-_NAME_WITH_DIGITS = re.compile(r"(?<![\w.])[^\W\d_][\w-]*[0-9][\w-]*")
+_NAME_WITH_DIGITS = re.compile(r"(?<![\w.-])[^\W\d_][\w-]*[0-9][\w-]*")
 _NUMBER = re.compile(
     r"(?<![\w.,])"
     r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?"

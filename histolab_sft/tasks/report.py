@@ -48,7 +48,7 @@ SYNONYMS = {
 MAX_LOCATIONS = 3  # in the brackets behind a finding
 MAX_NAMED = 4  # in the impression
 _SECTION = re.compile(r"^[ #*_]*(FINDINGS|LOCATIONS|IMPRESSION)[ *_]*:[*_]*", re.IGNORECASE | re.MULTILINE)
-_BULLET = re.compile(r"^\s*[-*\N{BULLET}]\s+(.+)$", re.MULTILINE)
+_BULLET = re.compile(r"^[ \t]*[-*\N{BULLET}][ \t]+(.+)$", re.MULTILINE)
 _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
