@@ -83,7 +83,9 @@ def generate_answers(
     stop = torch.tensor(stop)
     answers = []
     with evaluating(model):
-        for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=None):
+        # A bar on a terminal only, and not for a caller that gives one batch at a time.
+        hidden = len(questions) <= batch_size or None
+        for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=hidden):
             rows = range(start, min(start + batch_size, len(questions)))
             prompts = [render_prompt(processor, questions[row]) for row in rows]
             inputs = encode_prompts(processor, [images[row] for row in rows], prompts).to(model.device)

@@ -66,7 +66,8 @@ def label_log_likelihoods(
     log_likelihoods = torch.full((len(questions), max(map(len, candidates))), -torch.inf, dtype=torch.float64)
     counts = torch.zeros_like(log_likelihoods, dtype=torch.int64)
     score = _score_on_shared_prefix if shares_prefix(model) else _score_whole
-    with evaluating(model), tqdm(total=len(questions), desc="scoring", unit="patch", disable=None) as progress:
+    hidden = len(questions) <= batch_size or None
+    with evaluating(model), tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress:
         for answers, rows in groups.items():
             tokens = tokenize_answers(processor, questions[rows[0]], answers)
             for start in range(0, len(rows), batch_size):

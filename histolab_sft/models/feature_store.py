@@ -1,0 +1,113 @@
+"""Tensors on disk under names: checked, shared between processes, and whole even if a process is killed.
+
+They lie in `FOLDER/*.safetensors`. A shard gets its name when it is complete, and its header holds a checksum for each
+tensor that covers its name and the folder's too. So nothing torn, damaged or copied from another folder is served.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """Features by key. It may be pickled, forked, and read and written by several processes at once."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._shards: dict[str, Path] = {}
+        self._seen: set[tuple] = set()
+        self.refresh()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def features(self, keys: Sequence[str]) -> torch.Tensor:
+        """Return the features under `keys`, stacked, on the CPU.
+
+        Raises:
+            KeyError: There are none under a key.
+            RuntimeError: Features were damaged after the store was opened.
+        """
+        missing = [key for key in keys if key not in self]
+        if missing:
+            raise KeyError(
+                f"no features of {len(missing)} of {len(keys)} pictures (first {missing[0]}) in {self.folder}, "
+                f"expected all among its {len(self)}; build it with them, or set vision_cache: off if they change"
+            )
+        return torch.stack([self._read(key) for key in keys])
+
+    def refresh(self) -> None:
+        """Take up the shards written since the last time, but no features that fail their checksum."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            status = path.stat()
+            version = path, status.st_ino, status.st_mtime_ns, status.st_size
+            if version in self._seen:
+                continue
+            self._seen.add(version)
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    checksums, keys = shard.metadata() or {}, shard.keys()
+                    good = [key for key in keys if checksums.get(key) == self._checksum(key, shard.get_tensor(key))]
+            except SafetensorError as error:
+                logger.warning("%s is damaged (%s): its features are made again", path, error)
+                continue
+            if len(good) < len(keys):
+                logger.warning("%d features in %s fail their checksum: made again", len(keys) - len(good), path)
+            self._shards.update(dict.fromkeys(good, path))
+
+    def write(self, features: dict[str, torch.Tensor], lock: str) -> None:
+        """Write a shard whole or not at all, and take it up; `lock` names a lock that only the caller holds."""
+        temporary = self.folder / f"{lock}.tmp"
+        checksums = {key: self._checksum(key, feature) for key, feature in features.items()}
+        try:
+            save_file({key: feature.contiguous() for key, feature in features.items()}, temporary, checksums)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / f"{hash_parts(*(key.encode() for key in features))}.safetensors")
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.refresh()
+
+    def _read(self, key: str) -> torch.Tensor:
+        path = self._shards[key]
+        try:
+            with safe_open(path, framework="pt") as shard:
+                feature, expected = shard.get_tensor(key), (shard.metadata() or {}).get(key)
+        except SafetensorError as error:
+            raise RuntimeError(f"{path} can't be read any more ({error}); delete it and run again") from error
+        found = self._checksum(key, feature)
+        if found != expected:
+            raise RuntimeError(
+                f"features {key} in {path}: found checksum {found}, expected {expected}; delete the file and run again"
+            )
+        return feature
+
+    def _checksum(self, key: str, feature: torch.Tensor) -> str:
+        kind = f"{self.folder.name} {key} {feature.dtype} {tuple(feature.shape)}"
+        return hash_parts(kind.encode(), view_bytes(feature))
+
+
+def view_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU."""
+    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def hash_parts(*parts: bytes | memoryview) -> str:
+    """Return 32 hexadecimal digits (BLAKE2b) that stand for the parts in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,248 @@
+"""The features of a frozen vision tower on disk, so that each distinct picture is encoded once.
+
+The tower is more than half of a training step's arithmetic, and a frozen one gives the same features every time. They
+lie in `FOLDER/FINGERPRINT` (see `feature_store`), where the fingerprint stands for everything beside the picture that
+they depend on: another tower, processor or precision has another folder, so nothing stale is served either.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+from transformers import BatchFeature, Gemma3Model, PreTrainedModel, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
+
+from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes
+from histolab_sft.models.generate import evaluating
+
+
+def image_key(image: Image.Image) -> str:
+    """Return the name of a picture in the cache: a hash of its size and its RGB pixels."""
+    return hash_parts(str(image.size).encode(), image.convert("RGB").tobytes())
+
+
+def predict_cache_size(n_images: int, model: PreTrainedModel) -> int:
+    """Return the bytes that the features of `n_images` distinct pictures take on disk."""
+    gemma = _find_gemma(model)
+    part = gemma.config.vision_config if _varies(gemma.multi_modal_projector) else gemma.config.text_config
+    return n_images * gemma.config.mm_tokens_per_image * part.hidden_size * gemma.vision_tower.dtype.itemsize
+
+
+def cache_worthwhile(
+    n_images: int, passes: int, folder: str | Path, model: PreTrainedModel, n_cached: int = 0
+) -> tuple[bool, str]:
+    """Decide for `vision_cache: auto`, and say why.
+
+    Args:
+        n_images (`int`): Distinct pictures.
+        passes (`int`): How often the tower would see each of them: epochs, and once for every scoring.
+        model (`PreTrainedModel` or `PeftModel`): With `requires_grad` set as in the run that is meant.
+        n_cached (`int`): How many of the pictures are in the cache already.
+    """
+    if _varies(_find_gemma(model).vision_tower):
+        return False, "the vision tower is trained or carries an adapter, so its features change"
+    need = predict_cache_size(n_images - n_cached, model)
+    if need and passes < 2:
+        return False, "each picture is needed once, so keeping its features saves nothing"
+    folder = Path(folder).absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    # What a run writes beside it (checkpoints, predictions) must still find room.
+    if need > 0.8 * free:
+        return False, f"the features need {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free"
+    return True, f"{need / 1e9:.1f} GB of features spare {passes} passes of the vision tower over {n_images} pictures"
+
+
+def build_vision_cache(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable[tuple[str, Image.Image | Callable[[], Image.Image]]],
+    folder: str | Path,
+    batch_size: int = 16,
+    shard_images: int = 64,
+) -> "VisionCache":
+    """Encode every distinct picture that is not in the cache yet.
+
+    Processes that build at once, on this machine or on others that share the folder, divide the work; one that is
+    killed loses the shard that it was at. Call it under the autocast of the run that will read the features.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): A Gemma 3. Where its projector is trained or adapted, the pooled
+            features that go into the projector are kept, else those that come out of it.
+        images (`(key, picture)` pairs): The keys are those of `image_key`; a picture may be a function that opens it,
+            called only if it must be encoded.
+
+    Raises:
+        ValueError: A picture isn't the one that its key names, or the model isn't a Gemma 3 with a frozen tower.
+    """
+    cache = open_vision_cache(model, processor, folder)
+    gemma, images = _find_gemma(model), dict(images)
+    keys = sorted(images)
+    shards = [keys[start : start + shard_images] for start in range(0, len(keys), shard_images)]
+
+    def prepare(key: str) -> torch.Tensor:
+        image = images[key]() if callable(images[key]) else images[key]
+        if (found := image_key(image)) != key:
+            raise ValueError(
+                f"picture {found} was given as {key}; name pictures by image_key and leave them unchanged"
+            )
+        return processor.image_processor([image], return_tensors="pt", **processor.images_kwargs)["pixel_values"]
+
+    progress = tqdm(total=len(keys), initial=sum(key in cache for key in keys), desc="encoding", unit="patch")
+    # First the shards that nobody is at, then those that another process was at, should it have died.
+    with progress, evaluating(gemma), ThreadPoolExecutor() as pool:
+        for timeout in (0, -1):
+            for shard in shards:
+                if all(key in cache for key in shard):
+                    continue
+                name = hash_parts(*(key.encode() for key in shard))
+                try:
+                    with FileLock(cache.folder / f"{name}.lock", timeout=timeout):
+                        cache.refresh()
+                        missing = [key for key in shard if key not in cache]
+                        pixels = list(pool.map(prepare, missing))
+                        features = [
+                            _encode(gemma, torch.cat(pixels[start : start + batch_size]), cache.pooled)
+                            for start in range(0, len(missing), batch_size)
+                        ]
+                        if missing:
+                            cache.write(dict(zip(missing, torch.cat(features), strict=True)), name)
+                except Timeout:
+                    continue
+                progress.update(len(missing))
+    return cache
+
+
+def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> "VisionCache":
+    """Return what the cache holds for this model and processor, each feature checked; arguments as for building."""
+    gemma = _find_gemma(model)
+    if _is_adapted(gemma.vision_tower):
+        raise ValueError("found an adapter in the vision tower, expected fixed features; set vision_cache: off")
+    pooled = _varies(gemma.multi_modal_projector)
+    device = gemma.device.type
+    parts = [gemma.vision_tower] if pooled else [gemma.vision_tower, gemma.multi_modal_projector]
+    settings = {
+        "weights": [_hash_weights(part) for part in parts],
+        "pooled": pooled,
+        "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+        "image_processor": processor.image_processor.to_dict() | processor.images_kwargs,
+        "transformers": transformers.__version__.split(".")[0],
+    }
+    fingerprint = hash_parts(json.dumps(settings, sort_keys=True, default=str).encode())
+    return VisionCache(Path(folder) / fingerprint, pooled)
+
+
+class VisionCache(FeatureStore):
+    """The features of one fingerprint, which is the name of its folder.
+
+    Attributes:
+        pooled (`bool`): Whether the features are those that go into the projector, after pooling.
+    """
+
+    def __init__(self, folder: Path, pooled: bool):
+        super().__init__(folder)
+        self.pooled = pooled
+
+    def processor(self, processor: ProcessorMixin) -> ProcessorMixin:
+        """Return a copy of the processor whose `pixel_values` are the features of the pictures that it is given."""
+        reading = copy.copy(processor)
+        reading.image_processor = _FeatureReader(self)
+        return reading
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Let the model take features as `pixel_values`, in training, scoring and generation, until `detach`."""
+        gemma = _find_gemma(model)
+
+        def get_image_features(pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+            if pixel_values.dim() != 3:
+                raise ValueError(
+                    f"found pixels {tuple(pixel_values.shape)}, expected cached features (images, tokens, width); use "
+                    "the processor of the cache, or detach it"
+                )
+            parts = [gemma.vision_tower] if self.pooled else [gemma.vision_tower, gemma.multi_modal_projector]
+            if torch.is_grad_enabled() and any(map(_is_trained, parts)):
+                raise ValueError("found a trained vision tower, expected a frozen one; set vision_cache: off")
+            features = gemma.multi_modal_projector(pixel_values) if self.pooled else pixel_values
+            return BaseModelOutputWithPooling(pooler_output=features)
+
+        # Where Gemma 3 makes `mm_encoder_outputs` of pixels, for `forward` and `generate`. They can't come with the
+        # batch: a data loader that pins memory can't copy them, and a trained projector must run in `forward`.
+        gemma.get_image_features = get_image_features
+        for projector in _find_projectors(gemma) if self.pooled else ():
+            projector.patches_per_image, projector.avg_pool = projector.tokens_per_side, nn.Identity()
+
+    def detach(self, model: PreTrainedModel) -> None:
+        """Let the model take pixels again."""
+        gemma = _find_gemma(model)
+        del gemma.get_image_features
+        for projector in _find_projectors(gemma) if self.pooled else ():
+            projector.patches_per_image = projector.tokens_per_side * projector.kernel_size
+            projector.avg_pool = nn.AvgPool2d(projector.kernel_size)
+
+
+class _FeatureReader:
+    """Stands where the processor looks for its image processor."""
+
+    def __init__(self, cache: VisionCache):
+        self.cache = cache
+
+    def fetch_images(self, images):
+        return images
+
+    def __call__(self, images, **kwargs) -> BatchFeature:
+        keys = [image_key(image) for image in make_flat_list_of_images(images)]
+        return BatchFeature({"pixel_values": self.cache.features(keys), "num_crops": [0] * len(keys)})
+
+
+def _find_gemma(model: nn.Module) -> Gemma3Model:
+    for module in model.modules():
+        if isinstance(module, Gemma3Model):
+            return module
+    raise ValueError(f"found a {type(model).__name__}, expected a Gemma 3 for the vision cache; set vision_cache: off")
+
+
+def _find_projectors(gemma: Gemma3Model) -> list[Gemma3MultiModalProjector]:
+    # An adapter that trains the projector holds a second one.
+    return [part for part in gemma.multi_modal_projector.modules() if isinstance(part, Gemma3MultiModalProjector)]
+
+
+def _varies(part: nn.Module) -> bool:
+    return _is_trained(part) or _is_adapted(part)
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _is_adapted(part: nn.Module) -> bool:
+    # An adapter can be switched off, which no weight shows.
+    return any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in part.modules())
+
+
+def _encode(gemma: Gemma3Model, pixels: torch.Tensor, pooled: bool) -> torch.Tensor:
+    """Return `(images, image tokens, width)`: what goes into the projector, pooled, or what comes out of it."""
+    hidden = gemma.vision_tower(pixel_values=pixels.to(gemma.device)).last_hidden_state
+    if not pooled:
+        return gemma.multi_modal_projector(hidden).cpu()
+    side = int(hidden.shape[1] ** 0.5)
+    grid = hidden.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+    return nn.functional.avg_pool2d(grid, _find_projectors(gemma)[0].kernel_size).flatten(2).transpose(1, 2).cpu()
+
+
+def _hash_weights(part: nn.Module) -> str:
+    parts = []
+    for name, tensor in sorted(part.state_dict().items()):
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), view_bytes(tensor.cpu())]
+    return hash_parts(*parts)
