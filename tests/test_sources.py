@@ -1,15 +1,20 @@
 """Every layout of patches on disk gives the same table, sorted, without opening a picture."""
 
+import io
 import json
+import tarfile
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CRC_CLASSES, PCAM_CLASSES, write_class_folders
+from conftest import BACH_CLASSES, CRC_CLASSES, PCAM_CLASSES, write_class_folders
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from histolab_sft.arguments import DatasetConfig
+from histolab_sft.data.images import open_patch
 from histolab_sft.data.sources import load_source
 
 
@@ -98,9 +103,9 @@ def test_pcams_hdf5_pairs_are_read_with_their_splits(tmp_path):
             file["x"] = np.zeros((count, 96, 96, 3), np.uint8)
         with h5py.File(tmp_path / f"{stem}_y.h5", "w") as file:
             file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
-    patches = load_source(config(tmp_path, class_names={"0": "Normal", "1": "Tumor"}))
+    patches = load_source(config(tmp_path))
     assert patches["split"].value_counts().to_dict() == {"train": 6, "test": 4, "validation": 2}
-    assert patches[patches["split"] == "train"]["label"].tolist() == ["0", "1"] * 3
+    assert patches[patches["split"] == "train"]["label"].tolist() == ["Normal", "Tumor"] * 3
 
 
 def test_pcam_labels_of_another_length_are_refused(tmp_path):
@@ -134,3 +139,69 @@ def test_what_is_not_there_is_named(tmp_path):
         load_source(config(tmp_path / "m.csv"))
     with pytest.raises(ValueError, match="expected \\['tissue'\\] too"):
         load_source(config(tmp_path / "m.csv", label_column="tissue"))
+
+
+def test_tar_shards_are_read_with_labels_splits_and_groups(tmp_path):
+    write_class_folders(tmp_path / "pictures", PCAM_CLASSES, per_class=2)
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"{split}-000.tar", "w") as shard:
+            for i, path in enumerate(sorted((tmp_path / "pictures").rglob("*.png"))):
+                shard.add(path, f"{split}{i}.png")
+                facts = json.dumps({"label": path.parent.name, "slide_id": f"s{i}"}).encode()
+                member = tarfile.TarInfo(f"{split}{i}.json")
+                member.size = len(facts)
+                shard.addfile(member, io.BytesIO(facts))
+    (tmp_path / "pictures").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    patches = load_source(config(tmp_path))
+    assert patches["split"].value_counts().to_dict() == {"train": 4, "test": 4}
+    assert patches["label"].tolist() == ["Normal", "Normal", "Tumor", "Tumor"] * 2
+    assert patches["group"].tolist() == ["s0", "s1", "s2", "s3"] * 2
+    assert open_patch(patches["path"][1], patches["row"][1]).size == (32, 32)
+
+
+def test_a_shard_whose_picture_has_no_label_is_refused(tmp_path):
+    write_class_folders(tmp_path / "pictures", PCAM_CLASSES, per_class=1)
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        shard.add(next((tmp_path / "pictures").rglob("*.png")), "x.png")
+    with pytest.raises(ValueError, match="x.png in .*a.tar has no label"):
+        load_source(config(tmp_path / "a.tar"))
+
+
+def test_parquet_written_by_datasets_keeps_the_words_of_its_labels(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["Normal", "Tumor"])})
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    rows = Dataset.from_dict({"image": [picture] * 3, "label": [0, 1, 0]}, features=features)
+    rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    patches = load_source(config(tmp_path))
+    assert patches["label"].tolist() == ["Normal", "Tumor", "Normal"] * 2
+    assert patches["split"].tolist() == ["test"] * 3 + ["train"] * 3
+    assert open_patch(patches["path"][0], patches["row"][0]).size == (8, 8)
+
+
+def test_the_slide_of_pcams_meta_file_is_the_group(tmp_path):
+    with h5py.File(tmp_path / "a_train_x.h5", "w") as file:
+        file["x"] = np.zeros((2, 96, 96, 3), np.uint8)
+    with h5py.File(tmp_path / "a_train_y.h5", "w") as file:
+        file["y"] = np.array([1, 0], np.uint8).reshape(2, 1, 1, 1)
+    pd.DataFrame({"wsi": ["camelyon16_1", "camelyon16_2"]}).to_csv(tmp_path / "a_train_meta.csv")
+    patches = load_source(config(tmp_path))
+    assert patches["label"].tolist() == ["Tumor", "Normal"]
+    assert patches["group"].tolist() == ["camelyon16_1", "camelyon16_2"]
+
+
+def test_folders_that_an_archive_unpacks_to_are_looked_into(tmp_path):
+    write_class_folders(tmp_path / "ICIAR2018_BACH_Challenge" / "Photos", PCAM_CLASSES, per_class=2)
+    assert len(load_source(config(tmp_path))) == 4
+
+
+def test_bachs_published_split_is_used_on_the_whole_set_and_not_on_a_part(tmp_path, caplog):
+    for label, stem in (("Benign", "b"), ("InSitu", "is"), ("Invasive", "iv"), ("Normal", "n")):
+        (tmp_path / label).mkdir()
+        for i in range(1, 101):
+            (tmp_path / label / f"{stem}{i:03d}.tif").touch()
+    bach = config(tmp_path, class_names=BACH_CLASSES, splits="bach_official")
+    assert load_source(bach)["split"].value_counts().to_dict() == {"train": 268, "test": 132}
+    (tmp_path / "Normal" / "n001.tif").unlink()
+    assert set(load_source(bach)["split"]) == {""}
+    assert "dealt out by seed" in caplog.text
