@@ -1,0 +1,218 @@
+"""The model card: every score from `results.json`, everything else from the recipe and the records of the run."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+from trl import ModelConfig, SFTConfig
+
+from histolab_sft.arguments import DatasetConfig, HistoArguments
+from histolab_sft.data import synthetic
+from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
+from histolab_sft.models.load import EMBEDDED
+from histolab_sft.publishing.carbon import estimate_carbon
+from histolab_sft.publishing.checks import walk
+from histolab_sft.publishing.tables import format_classes, format_floors, format_scores, format_table, is_score
+from histolab_sft.tasks import classification
+
+FLOOR_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
+
+# Terms of the families of base models: what the Hub's metadata call them, where they stand, what they demand.
+TERMS = {
+    "google/medgemma": (
+        "health-ai-developer-foundations",
+        "https://developers.google.com/health-ai-developer-foundations/terms",
+        "HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use found at "
+        "https://developers.google.com/health-ai-developer-foundations/terms. This adapter is a modification of it: "
+        "the same terms and use restrictions pass on to whoever uses it.",
+    ),
+    "google/gemma": (
+        "gemma",
+        "https://ai.google.dev/gemma/terms",
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms, which pass "
+        "on to whoever uses this adapter.",
+    ),
+}
+
+# Module names of Gemma 3 in transformers 5, which `models.load.build_quantization_config` finds for the tiny model.
+UNQUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+DTYPES = ("bfloat16", "float16", "float32")
+RUN_RECORDS = ("start", "end", "exit_reason", "hardware", "versions", "data_fingerprint", "git_commit")
+
+
+def format_card(
+    results: dict,
+    run: dict,
+    audit: dict,
+    figures: list[str],
+    repo_id: str,
+    histo_args: HistoArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+) -> str:
+    """Return README.md: metadata that the Hub accepts, `model-index` among them, and the text.
+
+    Args:
+        results (`dict`): `evaluation/results.json`; scores are rounded to three decimals in the text, and stand
+            unrounded in `model-index`.
+        run, audit (`dict`): `run.json` and `audit.json`, empty where there is none.
+        figures (`list[str]`): File names in `figures/`.
+        repo_id (`str`): Where the adapter goes, for the loading code.
+
+    Raises:
+        ValueError: The metadata aren't valid.
+    """
+    scores = results["datasets"]
+    datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
+    shown = {figure for dataset in datasets for figure in dataset["figures"]}
+    quantised = {
+        "type": repr(model_args.bnb_4bit_quant_type),
+        "nested": model_args.use_bnb_nested_quant,
+        "skipped": repr(UNQUANTISED),
+    }
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    text = environment.from_string(template).render(
+        title=repo_id.split("/")[-1],
+        repo_id=repr(repo_id),
+        base=_describe_base(model_args),
+        quantised=quantised if model_args.load_in_4bit else None,
+        dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
+        question=repr(datasets[0]["prompt"]),
+        max_new_tokens=histo_args.max_new_tokens,
+        datasets=datasets,
+        overall=format_scores(results["overall"]) if len(datasets) > 1 and results.get("overall") else "",
+        figures=[figure for figure in figures if figure not in shown],
+        target=classification.format_target("..."),
+        findings=[
+            f"{finding['check'].replace('_', ' ')} ({finding['level']}): {finding['count']}"
+            for finding in audit.get("findings", [])
+        ],
+        sha256=results["provenance"]["adapter_sha256"],
+        training=format_table(["setting", "value"], _list_settings(histo_args, training_args, model_args)),
+        carbon=estimate_carbon(run),
+        origin=format_table(["", ""], _list_origin(results["provenance"], run)),
+    )
+    card = f"---\n{_build_metadata(results, repo_id, model_args).to_yaml()}\n---\n\n{text}"
+    ModelCard(card)  # raises where the Hub would
+    return card
+
+
+def find_benchmark(config: DatasetConfig) -> Benchmark | None:
+    """Return the public data set in whose folder of `make data` (`datasets/NAME`) the source lies, or None."""
+    parts = Path(config.source).parts
+    names = [name for parent, name in zip(parts, parts[1:], strict=False) if parent == "datasets"]
+    return BENCHMARKS.get(names[-1]) if names else None
+
+
+def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], histo_args: HistoArguments) -> dict:
+    finetuned, benchmark = entry["finetuned"], find_benchmark(config)
+    groups = entry.get("n_groups")
+    counted = f"{groups} {entry.get('group_unit') or 'group'}s" if groups else "unknown patients and slides"
+    notes = [f"Split: {entry['split_protocol']}."] if entry.get("split_protocol") else []
+    if not groups:
+        notes.append(
+            "No patient or slide is known for these patches: those of one patient may stand in training and test, and "
+            "intervals take patches for independent, so that they are too narrow."
+        )
+    others = {name: value for name, value in entry.get("difference", {}).items() if not is_score(value)}
+    for place, value in walk(others):
+        notes.append(f"{place.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")
+    notes += [
+        f"{name}: {score['warning']}" for name, score in finetuned.items() if is_score(score) and score.get("warning")
+    ]
+    floors = {name: floor for name, floor in entry.get("floors", {}).items() if floor}
+    columns = [name for name in FLOOR_METRICS if is_score(finetuned.get(name))]
+    return {
+        "name": config.name,
+        "size": f"{entry['n']} test patches of {counted}.",
+        "scores": format_scores(entry),
+        "floors": format_floors(floors, finetuned, columns) if floors else "",
+        "per_class": format_classes(finetuned.get("per_class", {})),
+        "figures": [figure for figure in figures if "confusion" in figure and config.name in figure],
+        "notes": notes,
+        "prompt": classification.format_prompt(
+            config.name, list(config.class_names.values()), histo_args.prompt_style, config.question
+        ),
+        "data": _describe_data(config, benchmark, histo_args.data_dir),
+    }
+
+
+def _describe_data(config: DatasetConfig, benchmark: Benchmark | None, data_dir: str) -> str:
+    source = Path(data_dir, config.source)
+    if any((folder / synthetic.MARKER).is_file() for folder in (source, source.parent)):
+        return "painted by code, holding no tissue: its scores prove that the pipeline works, and nothing else."
+    if benchmark is None:
+        return "a data set of the author's own; its licence and consent aren't recorded here."
+    return f"{benchmark.title}, {benchmark.source}. Licence: {benchmark.licence}. Its protocol: {benchmark.protocol}."
+
+
+def _describe_base(model_args: ModelConfig) -> dict:
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    terms = find_terms(name)
+    if name == EMBEDDED:
+        description = "The base model is the tiny one built into histolab_sft. It has seen no tissue."
+    else:
+        description = f"[{name}](https://huggingface.co/{name}), revision `{revision}`."
+    unknown = "Its terms apply to this adapter as well; read them on its page." if name != EMBEDDED else ""
+    return {
+        "embedded": name == EMBEDDED,
+        "name": repr(name),
+        "revision": repr(revision),
+        "shown": "the embedded tiny model" if name == EMBEDDED else f"[{name}](https://huggingface.co/{name})",
+        "description": description,
+        "terms": terms[2] if terms else unknown,
+    }
+
+
+def find_terms(name: str) -> tuple[str, str, str] | None:
+    """Return licence name, link and notice of a base model's family, or None if they aren't known here."""
+    return next((terms for prefix, terms in TERMS.items() if name.startswith(prefix)), None)
+
+
+def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig) -> ModelCardData:
+    name = model_args.model_name_or_path
+    terms = find_terms(name)
+    licence = {"license": "other", "license_name": terms[0], "license_link": terms[1]} if terms else {}
+    base = {"base_model": name, "base_model_relation": "adapter"} if name != EMBEDDED else {}
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        tags=["histopathology", "medical", "lora", "sft", "trl"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split="test",
+                metric_type=metric,
+                metric_value=score["value"],
+            )
+            for dataset, entry in results["datasets"].items()
+            for metric, score in entry["finetuned"].items()
+            if is_score(score) and score["value"] is not None
+        ],
+        **base,
+        **licence,
+    )
+
+
+def _list_settings(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> list[list]:
+    bits = "4-bit " + model_args.bnb_4bit_quant_type if model_args.load_in_4bit else ""
+    bits = bits or ("8-bit" if model_args.load_in_8bit else model_args.dtype)
+    return [
+        ["weights of the base model", bits],
+        ["LoRA rank, alpha, dropout", f"{model_args.lora_r}, {model_args.lora_alpha}, {model_args.lora_dropout}"],
+        ["LoRA layers", f"{model_args.lora_target_modules} in {histo_args.lora_scope.replace('_', ' ')}"],
+        ["learning rate", training_args.learning_rate],
+        ["epochs", training_args.num_train_epochs],
+        ["patches a device and step", training_args.per_device_train_batch_size],
+        ["accumulated steps", training_args.gradient_accumulation_steps],
+        ["seed", training_args.seed],
+    ]
+
+
+def _list_origin(provenance: dict, run: dict) -> list[list]:
+    records = provenance | {key: run[key] for key in RUN_RECORDS if key in run}
+    return [[place.replace("_", " "), value] for place, value in walk(records) if value is not None]
