@@ -10,7 +10,7 @@ from histolab_sft.evaluation.perturbations import CHANGES, STAINS, STRENGTHS, TU
 def paint_patch(size=(60, 40), seed=0):
     """A smooth patch in H&E colours, so that blur and compression have something to keep."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(90, 240, (5, 6, 3), dtype=np.uint8))
+    coarse = Image.fromarray(rng.integers(90, 240, (16, 24, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
