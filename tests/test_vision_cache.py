@@ -118,7 +118,8 @@ def test_features_given_as_mm_encoder_outputs_are_those_of_pixels(tiny, tmp_path
 def test_scores_and_answers_are_those_of_pixels(tiny, tmp_path, adapter):
     model, processor = tiny
     lora = LoraConfig(target_modules=LANGUAGE_LORA, init_lora_weights=False, **ADAPTERS[adapter])
-    model = get_peft_model(model, lora)
+    # As an adapter that is only scored: nothing requires a gradient, yet it can be switched off.
+    model = get_peft_model(model, lora).requires_grad_(False)
     patches, questions, names = paint_patches(3), QUESTIONS, ["Yes", "Tumor stroma"]
     cache = build_vision_cache(model, processor, name_patches(patches), tmp_path / "cache", batch_size=3)
 
@@ -237,6 +238,18 @@ def swap_features(path, other):
     save_file(dict(zip(features, reversed(features.values()), strict=True)), path, metadata)
 
 
+def swap_features_and_checksums(path, other):
+    with safe_open(path, framework="pt") as shard:
+        metadata = shard.metadata()
+    features = load_file(path)
+    swapped = dict(zip(features, reversed(features), strict=True))
+    save_file(
+        {swapped[key]: feature for key, feature in features.items()},
+        path,
+        {swapped[key]: checksum for key, checksum in metadata.items()},
+    )
+
+
 def take_the_shard_of_another_model(path, other):
     shutil.copy(other / path.name, path)
 
@@ -250,6 +263,7 @@ def take_the_shard_of_another_model(path, other):
         flip_a_bit_of_a_feature,
         flip_a_bit_of_a_key,
         swap_features,
+        swap_features_and_checksums,
         take_the_shard_of_another_model,
     ],
 )
