@@ -4,9 +4,8 @@ import re
 import string
 
 from histolab_sft.metrics.classification import UNPARSED
+from histolab_sft.tasks.final_text import read_final
 
-_THINKING = re.compile(r"<unused94>.*?(<unused95>|$)", re.DOTALL)
-_MARKER = re.compile(r"(?:final answer|the answer is|answer)\s*:", re.IGNORECASE)
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)|\.|:|\)\.)?$")
@@ -24,9 +23,7 @@ def parse_answer(text: str, options: list[str]) -> str:
         text (`str`): The model's words, without the prompt.
         options (`list[str]`): Class names in the order of the prompt; the first has the letter A.
     """
-    text = _THINKING.sub("", text)
-    text = _MARKER.split(text)[-1]
-    text = text.split("<end_of_turn>")[0].strip()
+    text = read_final(text)
     plain = _normalise(text)
 
     by_words = {_normalise(option): option for option in options}
