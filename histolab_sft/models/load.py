@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from histolab_sft.models.tiny import load_tiny_base_model
+from histolab_sft.models import tiny
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ EMBEDDED = "embedded"
 
 def locate_base_model(name: str) -> str:
     """Return what `from_pretrained` loads for `model_name_or_path`, where `embedded` is the built-in tiny model."""
-    return str(load_tiny_base_model()) if name == EMBEDDED else name
+    return str(tiny.load_tiny_base_model()) if name == EMBEDDED else name
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
