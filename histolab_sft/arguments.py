@@ -181,6 +181,17 @@ class HistoArguments:
         metadata={"help": "Score also what the systems write, beside the likelihood of each class."},
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer in tokens."})
+    sensitivity: str = field(
+        default="none",
+        metadata={
+            "help": "Score a part of the test split again under other wordings and orders of the classes (`prompt`), "
+            "and under changes of the pictures as well (`all`).",
+            "choices": ["none", "prompt", "all"],
+        },
+    )
+    sensitivity_samples: int = field(
+        default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
+    )
 
     def __post_init__(self):
         entries = json.loads(self.datasets) if isinstance(self.datasets, str) and self.datasets else self.datasets

@@ -11,7 +11,9 @@ from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
+from histolab_sft.evaluation.linear_probe import measure_linear_probe
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
+from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
 from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
 
 
@@ -25,7 +27,7 @@ def main(histo_args, training_args, model_args):
     model = load_base_model(model_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     batch_size = training_args.per_device_eval_batch_size
-    test, validation = {}, {}
+    test, validation, variants, probes = {}, {}, {}, {}
     for system in SYSTEMS:
         if system == "finetuned":
             model = load_adapter(model, training_args.output_dir)
@@ -35,6 +37,10 @@ def main(histo_args, training_args, model_args):
             ask = (model, processor, weights, config, histo_args, batch_size)
             validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
             test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
+            if histo_args.sensitivity != "none":
+                variants[config.name, system] = predict_variants(rows["test"], *ask)
+            if system == "baseline":
+                probes[config.name] = measure_linear_probe(patches, config, model, processor, weights, batch_size)
     write_predictions(test, folder)
 
     results, estimates = {"datasets": {}}, {}
@@ -43,9 +49,12 @@ def main(histo_args, training_args, model_args):
             config,
             test={system: test[config.name, system] for system in SYSTEMS},
             validation={system: validation[config.name, system] for system in SYSTEMS},
-            floors=measure_floors(patches, config),
+            floors=measure_floors(patches, config) | {"linear_probe": probes[config.name]},
             protocol=select_dataset(patches["test"], config.name)[0]["protocol"],
         )
+        if histo_args.sensitivity != "none":
+            asked = {system: variants[config.name, system] for system in SYSTEMS}
+            results["datasets"][config.name]["sensitivity"] = score_sensitivity(config, histo_args, asked)
     results["overall"] = score_overall(estimates)
     write_results(results, folder)
     print(format_table(results))

@@ -23,6 +23,14 @@ QUESTIONS = {
 }
 TARGET = "The answer is: {name}"
 
+# The same question in other words, to measure how much hangs on the wording; nothing is trained on them.
+PARAPHRASES = (
+    "What tissue does this histopathology patch show? Choose one of: {options}. Reply with its name only.",
+    "Look at this picture of stained tissue under the microscope. Which of these fits it best: {options}? "
+    "Give only the name.",
+    "Options: {options}. Name the one that describes this histopathology image. Answer with the name alone.",
+)
+
 
 def format_prompt(name: str, options: list[str], style: str = "generic", question: str | None = None) -> str:
     """Return the question that training and scoring both ask.
@@ -36,6 +44,11 @@ def format_prompt(name: str, options: list[str], style: str = "generic", questio
     if question is None:
         question = QUESTIONS.get(name, GENERIC_QUESTION) if style == "dataset_specific" else GENERIC_QUESTION
     return question.replace("{options}", ", ".join(options))
+
+
+def format_paraphrases(options: list[str]) -> list[str]:
+    """Return other wordings of the question, with the class names in the order given."""
+    return [question.replace("{options}", ", ".join(options)) for question in PARAPHRASES]
 
 
 def format_target(option: str) -> str:

@@ -1,0 +1,68 @@
+"""What the picture's features give without the language model: the rung between colour floors and zero-shot."""
+
+import hashlib
+import json
+import logging
+import os
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from tqdm import tqdm
+
+from histolab_sft.arguments import DatasetConfig
+from histolab_sft.data.patches import select_dataset
+from histolab_sft.data.splits import cap_patches
+from histolab_sft.evaluation.floors import compute_linear_probe
+from histolab_sft.folders import cache_folder
+from histolab_sft.models.generate import evaluating
+
+logger = logging.getLogger(__name__)
+
+TRAIN_PATCHES = 5000  # class-balanced; more hardly move a linear fit and cost a pass of the tower each
+
+
+def measure_linear_probe(
+    patches: DatasetDict, config: DatasetConfig, model, processor, weights: str, batch_size: int
+) -> dict:
+    """Score a logistic regression on the base model's picture features, on one data set of a recipe.
+
+    Trained on at most `TRAIN_PATCHES` patches of its train split and scored on its whole test split.
+
+    Args:
+        model, processor: The base model, before an adapter is attached.
+        weights (`str`): `hash_weights(model)`, under which the features are kept in the cache of this machine.
+
+    Returns:
+        What `compute_linear_probe` does.
+    """
+    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
+    table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
+    rows["train"] = rows["train"].select(cap_patches(table, TRAIN_PATCHES).index)
+    features = {split: encode_pictures(part, model, processor, weights, batch_size) for split, part in rows.items()}
+    labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
+    classes = list(config.class_names.values())
+    return compute_linear_probe(features["train"], labels["train"], features["test"], labels["test"], classes)
+
+
+def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size: int) -> np.ndarray:
+    """Return the mean over a picture's tokens of what the language model is given: float32, shape (patches, width)."""
+    settings = [weights, processor.image_processor.to_json_string(), list(patches.with_format(None)["pixel_sha256"])]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    path = cache_folder() / "features" / f"{digest}.npy"
+    if path.exists():
+        return np.load(path)
+    features = []
+    with evaluating(model):
+        for start in tqdm(range(0, len(patches), batch_size), desc="encoding", unit="batch", disable=None):
+            images = patches[start : start + batch_size]["image"]
+            inputs = processor.image_processor(images, return_tensors="pt").to(model.device)
+            inputs.pop("num_crops", None)  # a count for the processor, not for the model
+            pictures = model.get_image_features(**inputs).pooler_output
+            features += [picture.float().mean(dim=0).cpu() for picture in pictures]
+    features = torch.stack(features).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    np.save(temporary, features)
+    os.replace(temporary, path)
+    return features

@@ -1,0 +1,206 @@
+"""How much the answers hang on what shouldn't matter: the wording, the order of the classes, scanner and laboratory.
+
+A class-balanced part of the test split is asked again under every variant, by label likelihood, and each variant is
+scored on the same draws of the same patches.
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from histolab_sft.arguments import DatasetConfig, HistoArguments
+from histolab_sft.data.images import open_patch
+from histolab_sft.data.splits import cap_patches
+from histolab_sft.evaluation.harness import predict
+from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
+from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
+from histolab_sft.metrics.weighted import classification_measure
+from histolab_sft.tasks import classification
+
+ORDERS = 5  # orders of the classes, the recipe's own among them
+AS_IT_IS = "as_it_is"
+
+
+def predict_variants(
+    patches: Dataset,
+    model,
+    processor,
+    weights: str,
+    config: DatasetConfig,
+    histo_args: HistoArguments,
+    batch_size: int,
+) -> pd.DataFrame:
+    """Return what a system says about a part of the test split under every variant; arguments as of `predict`.
+
+    Returns:
+        `pandas.DataFrame`: the columns of `predict` without generation, and `variant`: `as_it_is`, `paraphrase:1`,
+        `order:1`, `stain:1` and so on, numbered as in `list_questions`, `list_orders` and `STRENGTHS`.
+
+    Raises:
+        ValueError: `sensitivity_samples` is less than one patch a class.
+    """
+    rows = build_variants(patches, config, histo_args)
+    table = predict(rows, model, processor, weights, config, histo_args, batch_size, generate=False)
+    return table.assign(variant=rows.with_format(None)["variant"])
+
+
+def build_variants(patches: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> Dataset:
+    """Return the rows to ask, the same patches for every variant, as rows of `patches` with `variant`."""
+    plain = patches.with_format(None).to_pandas().assign(split="test", variant=AS_IT_IS)
+    if histo_args.sensitivity_samples < plain["label"].nunique():
+        raise ValueError(
+            f"sensitivity_samples is {histo_args.sensitivity_samples}, expected at least one patch for each of the "
+            f"{plain['label'].nunique()} classes of {config.name}; raise it, or set sensitivity: none"
+        )
+    plain = cap_patches(plain, histo_args.sensitivity_samples, histo_args.split_seed).drop(columns="split")
+    unchanged = {"change": "stain", "step": STRENGTHS["stain"].index(UNCHANGED["stain"])}
+    # The same draw for a patch whatever asks for it, and another one for every patch.
+    seeds = [int(digest[:8], 16) for digest in plain["pixel_sha256"]]
+    plain["image"] = [image | unchanged | {"seed": seed} for image, seed in zip(plain["image"], seeds, strict=True)]
+    parts = [plain]
+    for variant, question in list_questions(config, histo_args).items():
+        prompt = [{"role": "user", "content": question}]
+        parts.append(plain.assign(variant=variant, prompt=[prompt] * len(plain)))
+    for change, strengths in STRENGTHS.items() if histo_args.sensitivity == "all" else ():
+        for step, strength in enumerate(strengths):
+            if strength == UNCHANGED[change]:
+                continue
+            images = [image | {"change": change, "step": step} for image in plain["image"]]
+            pixels = [f"{digest} {change} {strength}" for digest in plain["pixel_sha256"]]
+            parts.append(plain.assign(variant=f"{change}:{step}", image=images, pixel_sha256=pixels))
+    rows = pd.concat(parts, ignore_index=True)
+    return Dataset.from_pandas(rows, preserve_index=False).with_transform(_open_changed)
+
+
+def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> dict[str, str]:
+    """Return the variants of the question: `paraphrase:1` and on in other words, `order:1` and on in other orders."""
+    options = list(config.class_names.values())
+    paraphrases = classification.format_paraphrases(options)
+    questions = {f"paraphrase:{number}": text for number, text in enumerate(paraphrases, start=1)}
+    for number, order in enumerate(list_orders(options)[1:], start=1):
+        questions[f"order:{number}"] = classification.format_prompt(
+            config.name, order, histo_args.prompt_style, config.question
+        )
+    return questions
+
+
+def list_orders(options: list[str]) -> list[list[str]]:
+    """Return up to `ORDERS` different orders of the class names, the given one first and its reverse second."""
+    rng = np.random.default_rng(0)
+    drawn = ([options[i] for i in rng.permutation(len(options))] for _ in itertools.count())
+    orders = []
+    for order in itertools.chain([options, options[::-1]], drawn):
+        if order not in orders:
+            orders.append(order)
+        if len(orders) == ORDERS or len(options) == 2 == len(orders):
+            return orders
+
+
+def score_sensitivity(config: DatasetConfig, histo_args: HistoArguments, tables: dict[str, pd.DataFrame]) -> dict:
+    """Return the entry `sensitivity` of `results.json`, every score a `{"value", "ci95"}` of balanced accuracy.
+
+    Args:
+        tables (`dict`): System -> table of `predict_variants`.
+
+    Returns:
+        `dict`: `n`, `unit`, `n_groups`; `paraphrases` and `orders`, each with `variants` (`question` or `order`, and
+        the score of each system, the recipe's own first) and `spread` (largest minus smallest score of each system);
+        `positions` (see `_score_positions`); `robustness`, for each change of the pictures `strengths`, the
+        `unchanged` one among them, and a list of scores for each system. `robustness` is empty unless it was asked.
+    """
+    classes = list(config.class_names.values())
+    plain = next(iter(tables.values()))
+    plain = plain[plain["variant"] == AS_IT_IS]
+    labels = plain["label"].to_numpy(str)
+    groups = None if plain["group"].isna().any() else plain["group"].to_numpy(str)
+    answers = {system: _answer(table, classes) for system, table in tables.items()}
+    measures = {
+        (system, variant): classification_measure(labels, predictions, classes)
+        for system, variants in answers.items()
+        for variant, predictions in variants.items()
+    }
+    estimates = bootstrap(measures, len(labels), groups)
+
+    def score(variant: str) -> dict[str, dict]:
+        return {system: interval(estimates[system, variant]["balanced_accuracy"]) for system in tables}
+
+    question = classification.format_prompt(config.name, classes, histo_args.prompt_style, config.question)
+    questions, orders = list_questions(config, histo_args), list_orders(classes)
+    paraphrases = {AS_IT_IS: question} | {name: text for name, text in questions.items() if name.startswith("par")}
+    robustness = {}
+    for change, strengths in STRENGTHS.items() if histo_args.sensitivity == "all" else ():
+        names = [
+            AS_IT_IS if strength == UNCHANGED[change] else f"{change}:{step}"
+            for step, strength in enumerate(strengths)
+        ]
+        robustness[change] = {"strengths": list(strengths), "unchanged": UNCHANGED[change]} | {
+            system: [score(name)[system] for name in names] for system in tables
+        }
+    return {
+        "n": len(labels),
+        **describe_units(len(labels), groups),
+        "paraphrases": _add_spread([{"question": text} | score(name) for name, text in paraphrases.items()], tables),
+        "orders": _add_spread(
+            [{"order": order} | score(f"order:{i}" if i else AS_IT_IS) for i, order in enumerate(orders)], tables
+        ),
+        "positions": {
+            system: _score_positions(labels, variants, orders, plain["group" if groups is not None else "id"])
+            for system, variants in answers.items()
+        },
+        "robustness": robustness,
+    }
+
+
+def _answer(table: pd.DataFrame, classes: list[str]) -> dict[str, np.ndarray]:
+    """Variant -> likeliest class of each patch."""
+    return {
+        variant: np.array(classes)[np.stack(rows["log_likelihoods"]).argmax(axis=1)]
+        for variant, rows in table.groupby("variant", sort=False)
+    }
+
+
+def _add_spread(variants: list[dict], systems) -> dict:
+    scores = {system: [variant[system]["value"] for variant in variants] for system in systems}
+    return {"variants": variants, "spread": {system: max(values) - min(values) for system, values in scores.items()}}
+
+
+def _score_positions(labels: np.ndarray, answers: dict, orders: list[list[str]], units: pd.Series) -> dict:
+    """Return how often each place in the list of classes is `chosen`, how often it is `right`, and their difference.
+
+    Over all orders, so that no class stands behind a place; `bias` is the difference with its interval. A patch comes
+    once an order, so patches, or patients where known, are drawn with all their orders.
+    """
+    chosen, right = [], []
+    for number, order in enumerate(orders):
+        places = {name: place for place, name in enumerate(order)}
+        predictions = answers[f"order:{number}" if number else AS_IT_IS]
+        chosen += [places[name] for name in predictions]
+        right += [places[name] for name in labels]
+    chosen, right = np.eye(len(orders[0]))[chosen], np.eye(len(orders[0]))[right]
+    gaps = (chosen - right).T
+    estimates = bootstrap(
+        {"bias": lambda weights: dict(enumerate(gaps @ weights / weights.sum(axis=0)))},
+        len(chosen),
+        np.tile(units.to_numpy(str), len(orders)),
+    )
+    return {
+        "chosen": chosen.mean(axis=0).tolist(),
+        "right": right.mean(axis=0).tolist(),
+        "bias": [interval(estimate) for estimate in estimates["bias"].values()],
+    }
+
+
+def _open_changed(batch: dict) -> dict:
+    if "image" in batch:
+        batch["image"] = [
+            change_patch(
+                open_patch(image["path"], image["row"], image["column"]),
+                image["change"],
+                STRENGTHS[image["change"]][image["step"]],
+                image["seed"],
+            )
+            for image in batch["image"]
+        ]
+    return batch
