@@ -54,9 +54,10 @@ TISSUES = {
         },
         "LYM": LYMPHOID,
         "MUC": {"ground": (0.1, 0.2), "mucin": (0.2, 0.4), "spacing": (16, 20), "kept": (0.2, 0.4)},
-        "MUS": FIBROUS | {"fibre_pitch": (5, 7), "fibre_wave": (0, 0.8), "elongation": (2.6, 3.4)},
+        "MUS": FIBROUS
+        | {"fibre_pitch": (5.5, 7), "fibre_wave": (0, 0.8), "kept": (0.6, 0.9), "elongation": (2.6, 3.4)},
         "NORM": GLANDULAR | {"glands": (1, 3), "gland_radius": (10, 13)},
-        "STR": FIBROUS | {"fibre_pitch": (4, 6), "fibre_wave": (4, 7), "elongation": (2.6, 3.4)},
+        "STR": FIBROUS | {"fibre_pitch": (4, 5.5), "fibre_wave": (4, 7), "kept": (0.2, 0.5), "elongation": (2.6, 3.4)},
         "TUM": CANCEROUS | {"elongation": (1.2, 1.7)},
     },
     "pcam": {
