@@ -76,3 +76,9 @@ def test_the_prompt_style_and_the_recipes_own_question_reach_the_rows(histo_args
     questions = {row["dataset"]: row["prompt"][0]["content"] for row in load_patches(histo_args)["train"]}
     assert questions["crc"].startswith("This is an H&E stained colorectal tissue patch")
     assert questions["bach"] == "Which of Normal, Benign, InSitu, Invasive?"
+
+
+def test_an_unknown_task_is_refused(histo_args):
+    histo_args.datasets[0].task = "segmentation"
+    with pytest.raises(ValueError, match="task is 'segmentation', expected one of classification"):
+        load_patches(histo_args)

@@ -13,7 +13,7 @@ from histolab_sft.data.intake import check_images
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.folders import cache_folder
-from histolab_sft.tasks import classification
+from histolab_sft.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +92,21 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
 
 def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
     """Return the rows of `list_patches` with prompts and completions, as one lazy `datasets.Dataset` a split."""
+    tasks = {config.name: TASKS[config.task] for config in histo_args.datasets}
     questions = {
-        config.name: classification.format_prompt(
+        config.name: tasks[config.name].format_prompt(
             config.name, list(config.class_names.values()), histo_args.prompt_style, config.question
         )
         for config in histo_args.datasets
     }
     places = patches[["path", "row", "column"]].to_dict("records")
+    targets = [
+        tasks[name].format_target(label) for name, label in zip(patches["dataset"], patches["label"], strict=True)
+    ]
     rows = patches.drop(columns=["path", "row", "column"]).assign(
         image=places,
         prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
-        completion=[
-            [{"role": "assistant", "content": classification.format_target(label)}] for label in patches["label"]
-        ],
+        completion=[[{"role": "assistant", "content": target}] for target in targets],
     )
     splits = DatasetDict()
     for split in SPLITS:
@@ -119,6 +121,8 @@ def select_dataset(rows: Dataset, name: str) -> Dataset:
 
 
 def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
+    if config.task not in TASKS:
+        raise ValueError(f"data set {config.name!r}: task is {config.task!r}, expected one of {', '.join(TASKS)}")
     patches = load_source(config, histo_args.data_dir)
     found, expected = set(patches["label"]), set(config.class_names)
     if found != expected:

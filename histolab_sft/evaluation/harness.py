@@ -16,7 +16,7 @@ from histolab_sft.arguments import DatasetConfig, HistoArguments
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.tasks import classification
+from histolab_sft.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def predict(
     options = list(config.class_names.values())
     table = patches.with_format(None).select_columns(["id", "dataset", "group", "label"]).to_pandas()
     questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
-    targets = [classification.format_target(option) for option in options]
+    task = TASKS[config.task]
+    targets = [task.format_target(option) for option in options]
     settings = {
         "weights": weights,
         "processor": processor.image_processor.to_json_string(),
@@ -84,7 +85,7 @@ def predict(
         parts.append(pd.read_parquet(path))
     table = pd.concat([table, pd.concat(parts, ignore_index=True)], axis=1)
     if generate:
-        table["generated"] = [classification.parse(answer, options) for answer in table["answer"]]
+        table["generated"] = [task.parse(answer, options) for answer in table["answer"]]
     return table
 
 
