@@ -193,6 +193,21 @@ class HistoArguments:
         default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
     )
 
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "Change train patches anew each epoch: one of the eight flips and quarter turns (`symmetries`), "
+            "HED colour jitter (`stain`), or both (`all`).",
+            "choices": ["none", "symmetries", "stain", "all"],
+        },
+    )
+    vision_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Encode each picture once and keep its features on disk: `auto` where the vision tower is frozen, "
+            "it pays and there is room; `off`; or a folder."
+        },
+    )
     def __post_init__(self):
         entries = json.loads(self.datasets) if isinstance(self.datasets, str) and self.datasets else self.datasets
         if not entries or not isinstance(entries, list):
@@ -206,6 +221,8 @@ class HistoArguments:
             if missing:
                 raise ValueError(f"data set {entry.get('name', '?')!r} lacks {sorted(missing)}; add it to the recipe")
         self.datasets = [DatasetConfig(**entry) for entry in entries]
+        # YAML reads a bare off as false.
+        self.vision_cache = "off" if self.vision_cache is False else self.vision_cache
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")

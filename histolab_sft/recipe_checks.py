@@ -138,6 +138,28 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             "a recipe takes no token; remove hub_token and log in with `hf auth login` or set HF_TOKEN",
         ),
         (
+            training_args.push_to_hub,
+            "push_to_hub uploads all that lies in output_dir; remove it and use recipes/push_adapter.py",
+        ),
+        (
+            training_args.save_only_model or training_args.ignore_data_skip,
+            "save_only_model and ignore_data_skip make runs that can't go on exactly; remove them",
+        ),
+        (
+            training_args.enable_jit_checkpoint,
+            "enable_jit_checkpoint saves in the middle of a step; remove it, stop signals save at the step's end",
+        ),
+        (
+            training_args.auto_find_batch_size,
+            "auto_find_batch_size starts the run again with other steps; set oom: halve in its place",
+        ),
+        (
+            histo_args.vision_cache not in ("auto", "off")
+            and (histo_args.augmentation in ("stain", "all") or histo_args.lora_scope != "language"),
+            f"vision_cache {histo_args.vision_cache}: features stay the same only while no stain jitter changes the "
+            "pictures and no adapter the vision tower; set vision_cache: off",
+        ),
+        (
             training_args.load_best_model_at_end and training_args.eval_strategy == "no",
             "load_best_model_at_end compares evaluations and eval_strategy is no; set eval_strategy: steps",
         ),
@@ -148,6 +170,8 @@ def check_consistency(histo_args, training_args, model_args) -> None:
 
 
 def _complain(entry: dataclasses.Field, hint, value) -> list[str]:
+    # YAML reads a bare off as false.
+    value = "off" if entry.name == "vision_cache" and value is False else value
     if value is None and (entry.default is None or type(None) in typing.get_args(hint)):
         return []
     try:

@@ -11,9 +11,10 @@ from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
-from histolab_sft.evaluation.linear_probe import measure_linear_probe
+from histolab_sft.evaluation.linear_probe import measure_linear_probe, select_probe_rows
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
+from histolab_sft.models.cache_choice import encoded_once
 from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
 
 
@@ -32,15 +33,26 @@ def main(histo_args, training_args, model_args):
         if system == "finetuned":
             model = load_adapter(model, training_args.output_dir)
         weights = hash_weights(model)
-        for config in histo_args.datasets:
-            rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
+        looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]
+        if system == "baseline":
+            looks += [
+                (rows, 1) for config in histo_args.datasets for rows in select_probe_rows(patches, config).values()
+            ]
+        with encoded_once(histo_args.vision_cache, model, processor, looks, batch_size) as reader:
+            for config in histo_args.datasets:
+                rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
+                ask = (model, reader, weights, config, histo_args, batch_size)
+                validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
+                test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
+                if histo_args.sensitivity == "prompt":
+                    variants[config.name, system] = predict_variants(rows["test"], *ask)
+                if system == "baseline":
+                    probes[config.name] = measure_linear_probe(patches, config, model, reader, weights, batch_size)
+        for config in histo_args.datasets if histo_args.sensitivity == "all" else ():
+            rows = select_dataset(patches["test"], config.name)
+            # Changed pictures are new to the cache, and come once.
             ask = (model, processor, weights, config, histo_args, batch_size)
-            validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
-            test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
-            if histo_args.sensitivity != "none":
-                variants[config.name, system] = predict_variants(rows["test"], *ask)
-            if system == "baseline":
-                probes[config.name] = measure_linear_probe(patches, config, model, processor, weights, batch_size)
+            variants[config.name, system] = predict_variants(rows, *ask)
     write_predictions(test, folder)
 
     results, estimates = {"datasets": {}}, {}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histolab_sft.evaluation.perturbations import CHANGES, STAINS, STRENGTHS, TURNS, UNCHANGED, change_patch
+from histolab_sft.data.stain import STAINS
+from histolab_sft.evaluation.perturbations import CHANGES, STRENGTHS, TURNS, UNCHANGED, change_patch
 
 
 def paint_patch(size=(60, 40), seed=0):

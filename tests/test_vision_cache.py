@@ -24,15 +24,10 @@ from tiny_models import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from histolab_sft.models import vision_cache
+from histolab_sft.models.cache_choice import cache_worthwhile, predict_cache_size
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.models.vision_cache import (
-    build_vision_cache,
-    cache_worthwhile,
-    image_key,
-    open_vision_cache,
-    predict_cache_size,
-)
+from histolab_sft.models.vision_cache import build_vision_cache, image_key, open_vision_cache
 
 pytestmark = pytest.mark.model
 PROJECTOR = "multi_modal_projector"
@@ -273,7 +268,7 @@ def test_a_damaged_or_foreign_shard_is_not_served_and_is_made_again(tiny, tmp_pa
     with torch.autocast("cpu", torch.bfloat16):
         other = build_vision_cache(model, processor, name_patches(patches), folder, shard_images=2)
     before = build_vision_cache(model, processor, name_patches(patches), folder, shard_images=2)
-    keys = sorted(image_key(patch) for patch in patches)
+    keys = [image_key(patch) for patch in patches]
     damage(before._shards[keys[0]], other.folder)
     del encoded[:]
     with pytest.raises(RuntimeError, match="run again"):
@@ -380,12 +375,13 @@ def test_pixels_and_trained_towers_are_refused_while_features_are_expected(tiny,
     model, processor = tiny
     patch = paint_patches(1)[0]
     cache = build_vision_cache(model, processor, name_patches([patch]), tmp_path / "cache")
+    tower = model.model.vision_tower
     cache.attach(model)
     with pytest.raises(ValueError, match="expected cached features"):
         generate_answers(model, processor, [patch], QUESTIONS[:1], 2)
     features = cache.features([image_key(patch)])
     model.get_image_features(features)
-    model.model.vision_tower.requires_grad_(True)
+    tower.requires_grad_(True)
     with pytest.raises(ValueError, match="found a trained vision tower"):
         model.get_image_features(features)
     cache.detach(model)

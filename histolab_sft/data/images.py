@@ -1,5 +1,6 @@
 """Turn one patch, wherever it lies, into an 8-bit RGB picture; the one place that knows about modes and formats."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -31,6 +32,11 @@ def open_patch(path: str, row: int = -1, image_column: str = "image") -> Image.I
     """
     image, _ = decode_image(read_patch(path, row, image_column), name_patch(path, row))
     return image
+
+
+def hash_pixels(image: Image.Image) -> str:
+    """Return the SHA-256 that names a picture (RGB) everywhere: of its size and its pixels."""
+    return hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest()
 
 
 def decode_image(data: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:

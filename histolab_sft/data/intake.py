@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from histolab_sft.data.containers import ImageRefused, check_file, name_patch, read_patch
 from histolab_sft.data.duplicates import THUMBNAIL_SIDE
-from histolab_sft.data.images import decode_image
+from histolab_sft.data.images import decode_image, hash_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def describe_patch(path: str, row: int = -1, image_column: str = "image") -> dic
         "format": image.info["source_format"],
         "file_bytes": len(data) if isinstance(data, bytes) else data.nbytes,
         "file_sha256": hashlib.sha256(data).hexdigest(),
-        "pixel_sha256": hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest(),
+        "pixel_sha256": hash_pixels(image),
         # Averages over boxes: turning the picture turns the thumbnail, and noise of compression is levelled.
         "thumbnail": grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes(),
         "contrast": float(np.asarray(grey).std()),

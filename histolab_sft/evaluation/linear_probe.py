@@ -36,13 +36,18 @@ def measure_linear_probe(
     Returns:
         What `compute_linear_probe` does.
     """
-    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
-    table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
-    rows["train"] = rows["train"].select(cap_patches(table, TRAIN_PATCHES).index)
+    rows = select_probe_rows(patches, config)
     features = {split: encode_pictures(part, model, processor, weights, batch_size) for split, part in rows.items()}
     labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
     classes = list(config.class_names.values())
     return compute_linear_probe(features["train"], labels["train"], features["test"], labels["test"], classes)
+
+
+def select_probe_rows(patches: DatasetDict, config: DatasetConfig) -> dict[str, Dataset]:
+    """Return the rows of one data set that the probe is trained on and scored on, as `train` and `test`."""
+    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
+    table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
+    return rows | {"train": rows["train"].select(cap_patches(table, TRAIN_PATCHES).index)}
 
 
 def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size: int) -> np.ndarray:

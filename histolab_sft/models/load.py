@@ -34,9 +34,12 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     """Load the processor, with the line break after the last turn taken out of its chat template.
 
     Gemma's template writes `<end_of_turn>` and a line break. The model stops at the first, so the second would be a
+    Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
+    and demo see the same ones on every machine.
+
     label that no answer ever needs.
     """
-    processor = AutoProcessor.from_pretrained(name, revision=revision)
+    processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil")
     processor.chat_template = (
         "{%- set conversation -%}" + processor.chat_template + "{%- endset -%}"
         "{%- if add_generation_prompt -%}{{ conversation }}{%- else -%}{{ conversation.rstrip('\\n') }}{%- endif -%}"
@@ -52,7 +55,7 @@ def load_base_model(model_args: ModelConfig) -> PreTrainedModel:
         device_map="auto" if torch.cuda.is_available() else "cpu",
         **build_model_init_kwargs(model_args),
     )
-    return keep_quantized_layers_trainable(model).eval()
+    return keep_quantized_layers_trainable(model).eval().requires_grad_(False)
 
 
 def find_adapter(folder: str | Path) -> Path:

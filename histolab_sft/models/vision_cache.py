@@ -7,7 +7,6 @@ they depend on: another tower, processor or precision has another folder, so not
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,49 +19,19 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
-from transformers import BatchFeature, Gemma3Model, PreTrainedModel, ProcessorMixin
+from transformers import BaseImageProcessor, BatchFeature, Gemma3Model, PreTrainedModel, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
+from histolab_sft.data.images import hash_pixels
 from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes
 from histolab_sft.models.generate import evaluating
 
 
 def image_key(image: Image.Image) -> str:
-    """Return the name of a picture in the cache: a hash of its size and its RGB pixels."""
-    return hash_parts(str(image.size).encode(), image.convert("RGB").tobytes())
-
-
-def predict_cache_size(n_images: int, model: PreTrainedModel) -> int:
-    """Return the bytes that the features of `n_images` distinct pictures take on disk."""
-    gemma = _find_gemma(model)
-    part = gemma.config.vision_config if _varies(gemma.multi_modal_projector) else gemma.config.text_config
-    return n_images * gemma.config.mm_tokens_per_image * part.hidden_size * gemma.vision_tower.dtype.itemsize
-
-
-def cache_worthwhile(
-    n_images: int, passes: int, folder: str | Path, model: PreTrainedModel, n_cached: int = 0
-) -> tuple[bool, str]:
-    """Decide for `vision_cache: auto`, and say why.
-
-    Args:
-        n_images (`int`): Distinct pictures.
-        passes (`int`): How often the tower would see each of them: epochs, and once for every scoring.
-        model (`PreTrainedModel` or `PeftModel`): With `requires_grad` set as in the run that is meant.
-        n_cached (`int`): How many of the pictures are in the cache already.
-    """
-    if _varies(_find_gemma(model).vision_tower):
-        return False, "the vision tower is trained or carries an adapter, so its features change"
-    need = predict_cache_size(n_images - n_cached, model)
-    if need and passes < 2:
-        return False, "each picture is needed once, so keeping its features saves nothing"
-    folder = Path(folder).absolute()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    # What a run writes beside it (checkpoints, predictions) must still find room.
-    if need > 0.8 * free:
-        return False, f"the features need {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free"
-    return True, f"{need / 1e9:.1f} GB of features spare {passes} passes of the vision tower over {n_images} pictures"
+    """Return the name of a picture in the cache, which is the `pixel_sha256` of audited rows."""
+    return hash_pixels(image.convert("RGB"))
 
 
 def build_vision_cache(
@@ -88,8 +57,22 @@ def build_vision_cache(
         ValueError: A picture isn't the one that its key names, or the model isn't a Gemma 3 with a frozen tower.
     """
     cache = open_vision_cache(model, processor, folder)
-    gemma, images = _find_gemma(model), dict(images)
-    keys = sorted(images)
+    fill_vision_cache(cache, model, processor, dict(images), batch_size, shard_images)
+    return cache
+
+
+def fill_vision_cache(
+    cache: "VisionCache",
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: dict[str, Image.Image | Callable[[], Image.Image]],
+    batch_size: int,
+    shard_images: int = 64,
+) -> None:
+    """Do the work of `build_vision_cache` on a cache that was opened for the same model and processor."""
+    gemma = find_gemma(model)
+    # In the order given, which is that of the files: neighbours in a container are read together.
+    keys = list(images)
     shards = [keys[start : start + shard_images] for start in range(0, len(keys), shard_images)]
 
     def prepare(key: str) -> torch.Tensor:
@@ -122,15 +105,14 @@ def build_vision_cache(
                 except Timeout:
                     continue
                 progress.update(len(missing))
-    return cache
 
 
 def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> "VisionCache":
     """Return what the cache holds for this model and processor, each feature checked; arguments as for building."""
-    gemma = _find_gemma(model)
+    gemma = find_gemma(model)
     if _is_adapted(gemma.vision_tower):
         raise ValueError("found an adapter in the vision tower, expected fixed features; set vision_cache: off")
-    pooled = _varies(gemma.multi_modal_projector)
+    pooled = varies(gemma.multi_modal_projector)
     device = gemma.device.type
     parts = [gemma.vision_tower] if pooled else [gemma.vision_tower, gemma.multi_modal_projector]
     settings = {
@@ -158,12 +140,18 @@ class VisionCache(FeatureStore):
     def processor(self, processor: ProcessorMixin) -> ProcessorMixin:
         """Return a copy of the processor whose `pixel_values` are the features of the pictures that it is given."""
         reading = copy.copy(processor)
-        reading.image_processor = _FeatureReader(self)
+        reading.image_processor = _FeatureReader(self, processor.image_processor)
         return reading
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Let the model take features as `pixel_values`, in training, scoring and generation, until `detach`."""
-        gemma = _find_gemma(model)
+        """Let the model take features as `pixel_values`, in training, scoring and generation, until `detach`.
+
+        Meanwhile the tower is on the CPU and no part of the model, so that nothing moves it back to the GPU.
+        """
+        gemma = find_gemma(model)
+        tower = gemma.vision_tower.to("cpu")
+        # A list hides a module from the model, whose weights all must lie on one kind of device in a parallel run.
+        gemma.parked, gemma.vision_tower = [tower], nn.Identity()
 
         def get_image_features(pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
             if pixel_values.dim() != 3:
@@ -171,7 +159,7 @@ class VisionCache(FeatureStore):
                     f"found pixels {tuple(pixel_values.shape)}, expected cached features (images, tokens, width); use "
                     "the processor of the cache, or detach it"
                 )
-            parts = [gemma.vision_tower] if self.pooled else [gemma.vision_tower, gemma.multi_modal_projector]
+            parts = [tower] if self.pooled else [tower, gemma.multi_modal_projector]
             if torch.is_grad_enabled() and any(map(_is_trained, parts)):
                 raise ValueError("found a trained vision tower, expected a frozen one; set vision_cache: off")
             features = gemma.multi_modal_projector(pixel_values) if self.pooled else pixel_values
@@ -185,7 +173,8 @@ class VisionCache(FeatureStore):
 
     def detach(self, model: PreTrainedModel) -> None:
         """Let the model take pixels again."""
-        gemma = _find_gemma(model)
+        gemma = find_gemma(model)
+        gemma.vision_tower = gemma.parked.pop().to(gemma.device)
         del gemma.get_image_features
         for projector in _find_projectors(gemma) if self.pooled else ():
             projector.patches_per_image = projector.tokens_per_side * projector.kernel_size
@@ -195,8 +184,13 @@ class VisionCache(FeatureStore):
 class _FeatureReader:
     """Stands where the processor looks for its image processor."""
 
-    def __init__(self, cache: VisionCache):
+    def __init__(self, cache: VisionCache, image_processor: BaseImageProcessor):
         self.cache = cache
+        self.image_processor = image_processor
+
+    def to_json_string(self) -> str:
+        # Features stand for pixels: whoever names results by these settings must find them by the same name.
+        return self.image_processor.to_json_string()
 
     def fetch_images(self, images):
         return images
@@ -206,7 +200,7 @@ class _FeatureReader:
         return BatchFeature({"pixel_values": self.cache.features(keys), "num_crops": [0] * len(keys)})
 
 
-def _find_gemma(model: nn.Module) -> Gemma3Model:
+def find_gemma(model: nn.Module) -> Gemma3Model:
     for module in model.modules():
         if isinstance(module, Gemma3Model):
             return module
@@ -218,7 +212,7 @@ def _find_projectors(gemma: Gemma3Model) -> list[Gemma3MultiModalProjector]:
     return [part for part in gemma.multi_modal_projector.modules() if isinstance(part, Gemma3MultiModalProjector)]
 
 
-def _varies(part: nn.Module) -> bool:
+def varies(part: nn.Module) -> bool:
     return _is_trained(part) or _is_adapted(part)
 
 
