@@ -8,7 +8,6 @@ from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl import apply_chat_template, prepare_multimodal_messages
 
 END_OF_TURN = "<end_of_turn>"
 
@@ -16,9 +15,9 @@ END_OF_TURN = "<end_of_turn>"
 def render_prompt(processor: ProcessorMixin, question: str) -> str:
     """Return the user's turn, a picture and the question, and the beginning of the model's turn.
 
-    The text is the one that `SFTTrainer` trains on: the same functions of TRL make it.
+    The text is the one that `SFTTrainer` trains on, written without TRL, so that answering needs no training stack.
     """
-    return apply_chat_template({"prompt": _ask(question)}, processor)["prompt"]
+    return processor.apply_chat_template(_ask(question), tokenize=False, add_generation_prompt=True)
 
 
 def render_completion(processor: ProcessorMixin, question: str, answer: str) -> str:
@@ -27,7 +26,7 @@ def render_completion(processor: ProcessorMixin, question: str, answer: str) -> 
     Raises:
         ValueError: The chat template writes the prompt differently once it has an answer.
     """
-    conversation = [*_ask(question), *prepare_multimodal_messages([{"role": "assistant", "content": answer}])]
+    conversation = [*_ask(question), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     prompt = render_prompt(processor, question)
     text = processor.apply_chat_template(conversation, tokenize=False)
     if not text.startswith(prompt):
@@ -132,4 +131,4 @@ def evaluating(model: PreTrainedModel):
 
 def _ask(question: str) -> list[dict]:
     # Only the number of pictures counts here: the processor gets the pictures themselves.
-    return prepare_multimodal_messages([{"role": "user", "content": question}], images=[None])
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
