@@ -1,0 +1,30 @@
+"""Example patches for the page, from a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from histolab_sft.data.containers import IMAGE_SUFFIXES
+from histolab_sft.data.images import open_patch
+
+EXAMPLES = 9  # of a data set
+
+
+def read_examples(folder: Path, data_sets: Sequence[str]) -> list[tuple[Image.Image, str, str]]:
+    """Return (picture, data set, class) of the first pictures in `folder/<data set>/<class>/`, by name.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or none for any of the data sets.
+        ImageRefused: A picture can't be used.
+    """
+    examples = []
+    for name in data_sets:
+        paths = sorted(path for path in folder.glob(f"{name}/*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        examples += [(open_patch(str(path)), name, path.parent.name) for path in paths[:EXAMPLES]]
+    if not examples:
+        raise FileNotFoundError(
+            f"no picture in {folder}/<data set>/<class>/ for any of {list(data_sets)}; put examples there, or choose "
+            "another folder"
+        )
+    return examples

@@ -1,0 +1,114 @@
+"""Serve the page: from a folder of its own, to the paths that the page needs and no others."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+
+from histolab_sft.data.images import MAX_PIXELS
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "127.0.0.1"
+MAX_FILE_SIZE = "10mb"
+QUEUE = 64  # what may wait; more is turned away
+MAX_MESSAGE = 2**20  # bytes of a request that isn't an upload: a page's message has some thousand
+API = "/gradio_api"
+PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon")
+CALLS = ("startup-events", "heartbeat/", "queue/join", "queue/data", "upload", "cancel", "reset", "file=/", "info")
+FILES = ("/assets/", "/static/", *(f"{API}/{call}" for call in CALLS))
+# Fonts of the system: the page loads nothing from elsewhere.
+THEME = gr.themes.Base(
+    primary_hue="purple",
+    neutral_hue="slate",
+    radius_size="md",
+    font=["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"],
+    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+).set(
+    # Gradio's greys are too pale to read.
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*neutral_700",
+    block_label_text_color_dark="*neutral_200",
+    block_title_text_color="*neutral_700",
+    block_title_text_color_dark="*neutral_200",
+)
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Work in an empty folder where uploads and results also go; it is deleted afterwards."""
+    with TemporaryDirectory(prefix="histolab-demo-") as folder, chdir(folder):
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "files").resolve())
+        yield Path(folder)
+
+
+def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, block: bool = True) -> str:
+    """Serve the page and return its address, with `block` only after the server was stopped.
+
+    Args:
+        host: Where to listen. None leaves it to `GRADIO_SERVER_NAME`, as a Space sets it; requests then may name any
+            host, which on this machine they may not (DNS rebinding).
+        port: By default the first free one from 7860 on.
+    """
+    # Gradio opens pictures too, before the project's own limit is asked. Pillow refuses at twice this number.
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    middleware = [Middleware(refuse_other_requests)]
+    if host == LOCAL:
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]))
+    page.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=2)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        max_file_size=MAX_FILE_SIZE,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        theme=THEME,
+        css_paths=Path(__file__).with_name("style.css"),
+        app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    logger.info("the demo runs at %s (Ctrl+C ends it)", address)
+    if block:
+        page.block_thread()
+    return address
+
+
+def refuse_other_requests(app: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
+    """Wrap an ASGI app: what the page doesn't ask for isn't found, and only uploads may be large."""
+
+    async def guarded(scope, receive, send):
+        if scope["type"] == "http" and (refusal := _refuse(scope)):
+            await refusal(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return guarded
+
+
+def _refuse(scope: dict) -> PlainTextResponse | None:
+    path = scope["path"]
+    if path not in PAGES and not path.startswith(FILES):
+        return PlainTextResponse("Not found", 404)
+    if scope["method"] == "POST" and not path.startswith(f"{API}/upload"):
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit() or int(length) > MAX_MESSAGE:
+            return PlainTextResponse("Too large", 413)
+    return None
