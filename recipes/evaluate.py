@@ -12,6 +12,7 @@ from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
 from histolab_sft.evaluation.linear_probe import measure_linear_probe, select_probe_rows
+from histolab_sft.evaluation.report import write_report
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
 from histolab_sft.models.cache_choice import encoded_once
@@ -69,6 +70,7 @@ def main(histo_args, training_args, model_args):
             results["datasets"][config.name]["sensitivity"] = score_sensitivity(config, histo_args, asked)
     results["overall"] = score_overall(estimates)
     write_results(results, folder)
+    write_report(results, test, patches, folder)
     print(format_table(results))
 
 

@@ -11,8 +11,8 @@ TURNS = {
     "90°": Image.Transpose.ROTATE_90,
     "180°": Image.Transpose.ROTATE_180,
     "270°": Image.Transpose.ROTATE_270,
-    "flipped": Image.Transpose.FLIP_TOP_BOTTOM,
-    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "flip": Image.Transpose.FLIP_TOP_BOTTOM,
+    "mirror": Image.Transpose.FLIP_LEFT_RIGHT,
 }
 
 

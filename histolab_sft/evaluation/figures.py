@@ -1,0 +1,242 @@
+"""The figures of a report: one system one colour and one shape, so that they also read in print without colour."""
+
+import io
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from histolab_sft.evaluation.report_tables import NAMES
+
+# Okabe & Ito 2008, told apart under every form of colour blindness.
+COLOURS = {"baseline": "#D55E00", "finetuned": "#0072B2", "floor": "#767676", "linear_probe": "#00795C"}
+MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^"}
+WIDTH = 3.55  # inches, 341 pixels of a browser: drawn at the size at which it is shown, so that the text stays legible
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#6B7280",
+    "axes.labelcolor": "#1F2937",
+    "xtick.color": "#374151",
+    "ytick.color": "#374151",
+    "text.color": "#1F2937",
+    "axes.axisbelow": True,
+    "grid.color": "#E5E7EB",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "histolab_sft",
+}
+CHANGES = {
+    "stain": ("Stain", "shift of the H&E stains (HED jitter, sigma)"),
+    "jpeg": ("JPEG", "quality of a second compression (100: none)"),
+    "blur": ("Focus", "Gaussian blur (sigma, % of the shorter side)"),
+    "magnification": ("Magnification", "times the patch's own"),
+    "orientation": ("Orientation", ""),
+}
+
+
+@matplotlib.rc_context(STYLE)
+def render(draw: Callable[..., Figure], *args) -> tuple[bytes, bytes]:
+    """Return the figure that `draw(*args)` gives as SVG and as PNG at 200 dots an inch."""
+    figure = draw(*args)
+    files = []
+    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, facecolor="white", **options)
+        figure.set_layout_engine("none")  # the layout of the first is that of the second, and takes half the time
+        files.append(buffer.getvalue())
+    return files[0], files[1]
+
+
+def draw_ladder(rungs: list[dict], chance: float) -> Figure:
+    """Draw what each step adds, from knowing nothing to the fine-tuned model.
+
+    Args:
+        rungs: From the bottom up, `name`, `kind` (a key of `COLOURS`) and `score` with `value` and `ci95`.
+        chance: Balanced accuracy of guessing.
+    """
+    figure, axes = _start(0.33 * len(rungs) + 0.85)
+    for height, rung in enumerate(rungs):
+        _mark(axes, rung["score"], height, rung["kind"], horizontal=True)
+        strong = rung["kind"] == "finetuned"
+        axes.text(
+            1.04, height, f"{100 * rung['score']['value']:.1f}", va="center", weight="bold" if strong else "normal"
+        )
+    axes.axvline(chance, color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
+    axes.text(chance, len(rungs) - 0.42, "chance", ha="center", va="bottom", color="#6B7280", fontsize=8)
+    axes.set_yticks(range(len(rungs)), [rung["name"] for rung in rungs])
+    axes.set_ylim(-0.6, len(rungs) - 0.2)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    _set_percent(axes.xaxis)
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("balanced accuracy, % (95 % interval)")
+    return figure
+
+
+def draw_confusion(matrix: dict, system: str) -> Figure:
+    """Draw a confusion matrix: counts, shaded by their part of the true class; `unparsed` only where it occurs."""
+    counts = np.array(matrix["rows"])[:-1]
+    columns = list(matrix["labels"])
+    if not counts[:, -1].any():
+        counts, columns = counts[:, :-1], columns[:-1]
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _start(WIDTH * (0.62 if len(counts) < 3 else 0.96))
+    axes.pcolormesh(parts, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+    axes.set_aspect("auto" if len(counts) < 3 else "equal")
+    axes.invert_yaxis()
+    for row, column in np.ndindex(*counts.shape):
+        if counts[row, column]:
+            share = f"\n{parts[row, column]:.0%}" if len(counts) <= 4 else ""
+            colour = "white" if parts[row, column] > 0.55 else "#1F2937"
+            axes.text(column + 0.5, row + 0.5, f"{counts[row, column]}{share}", ha="center", va="center", color=colour)
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 4 else {}
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **turned)
+    axes.set_yticks(np.arange(len(counts)) + 0.5, matrix["labels"][: len(counts)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="answer", ylabel="true class", title=NAMES[system])
+    return figure
+
+
+def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, float], system: str) -> Figure:
+    """Draw accuracy over confidence in ten bins, as scored and after the temperature; larger marks: more patches."""
+    figure, axes = _start(0.8 * WIDTH)
+    axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, label="calibrated")
+    total = sum(part["n"] for part in before)
+    looks = {
+        "before": (before, ece[0], "white", (0, (2, 2))),
+        "after": (after, ece[1], COLOURS[system], "solid"),
+    }
+    for name, (bins, error, face, line) in looks.items():
+        filled = [part for part in bins if part["n"]]
+        x, y = ([part[key] for part in filled] for key in ("confidence", "accuracy"))
+        axes.plot(x, y, color=COLOURS[system], linestyle=line, linewidth=1.3)
+        sizes = [16 + 200 * part["n"] / total for part in filled]
+        label = f"{name} temperature, ECE {error:.3f}"
+        axes.scatter(x, y, sizes, face, MARKERS[system], edgecolors=COLOURS[system], zorder=3)
+        axes.plot([], [], MARKERS[system], ls=line, color=COLOURS[system], mfc=face, markersize=6, label=label)
+    axes.set(xlabel="confidence, %", ylabel="accuracy, %", title=NAMES[system], xlim=(0, 1.02), ylim=(-0.02, 1.02))
+    axes.grid()
+    _set_percent(axes.xaxis)
+    _set_percent(axes.yaxis)
+    axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def draw_coverage(curves: dict[str, dict]) -> Figure:
+    """Draw the accuracy of the answers that are kept when the least confident are withheld; system -> curve."""
+    figure, axes = _start(0.8 * WIDTH)
+    for system, curve in curves.items():
+        coverage, accuracy = np.array(curve["coverage"]), np.array(curve["accuracy"])
+        # A handful of patches at the left end jumps between 0 and 1, and 33,000 patches need no 33,000 points.
+        kept = np.flatnonzero(coverage >= 0.05) if (coverage >= 0.05).any() else np.arange(len(coverage))
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, 300).astype(int))]
+        axes.plot(coverage[kept], accuracy[kept], color=COLOURS[system], linewidth=1.6, label=NAMES[system])
+        axes.plot(coverage[-1], accuracy[-1], MARKERS[system], color=COLOURS[system], markersize=6, clip_on=False)
+    axes.set(
+        xlabel="answers kept, % (the most confident)",
+        ylabel="accuracy of those, %",
+        title="withholding answers",
+        xlim=(0, 1),
+    )
+    axes.set_ylim(max(0, min(min(curve["accuracy"]) for curve in curves.values()) - 0.1), 1.02)
+    axes.grid()
+    _set_percent(axes.xaxis)
+    _set_percent(axes.yaxis)
+    axes.legend(loc="best", fontsize=8)
+    return figure
+
+
+def draw_change(change: str, curve: dict, systems: list[str]) -> Figure:
+    """Draw balanced accuracy over the strength of a change of the pictures, the unchanged patch marked."""
+    title, label = CHANGES[change]
+    figure, axes = _start(0.66 * WIDTH)
+    places = np.arange(len(curve["strengths"]))
+    unchanged = curve["strengths"].index(curve["unchanged"])
+    axes.axvspan(unchanged - 0.3, unchanged + 0.3, color="#EEF1F5", zorder=0)
+    for system, shift in zip(systems, (-0.06, 0.06), strict=True):
+        if change != "orientation":
+            values = [score["value"] for score in curve[system]]
+            axes.plot(places + shift, values, color=COLOURS[system], linewidth=1.2, alpha=0.8)
+        for place, score in zip(places + shift, curve[system], strict=True):
+            _mark(axes, score, place, system, horizontal=False)
+    axes.set_xticks(
+        places, [f"{strength:g}" if change != "orientation" else strength for strength in curve["strengths"]]
+    )
+    axes.set(xlabel=label, ylabel="balanced accuracy, %", title=title, ylim=(0, 1.04))
+    axes.grid(axis="y")
+    _set_percent(axes.yaxis)
+    _add_systems(axes, systems)
+    return figure
+
+
+def draw_variants(title: str, names: list[str], variants: list[dict], systems: list[str]) -> Figure:
+    """Draw balanced accuracy under each wording or order of the classes, the recipe's own on top."""
+    figure, axes = _start(0.42 * len(variants) + 1.15)
+    for place, variant in enumerate(variants):
+        for system, shift in zip(systems, (-0.12, 0.12), strict=True):
+            _mark(axes, variant[system], place + shift, system, horizontal=True)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel="balanced accuracy, % (95 % interval)", title=title, xlim=(0, 1.02))
+    axes.grid(axis="x")
+    _set_percent(axes.xaxis)
+    _add_systems(axes, systems)
+    return figure
+
+
+def draw_positions(positions: dict[str, dict]) -> Figure:
+    """Draw how much more often each place in the list of classes is chosen than it is right; system -> positions."""
+    figure, axes = _start(0.66 * WIDTH)
+    axes.axhline(0, color="#6B7280", linewidth=1)
+    for (system, entry), shift in zip(positions.items(), (-0.08, 0.08), strict=True):
+        for place, bias in enumerate(entry["bias"], start=1):
+            _mark(axes, bias, place + shift, system, horizontal=False)
+    axes.set_xticks(range(1, len(entry["bias"]) + 1))
+    axes.set(xlabel="place in the list", ylabel="chosen minus right, points", title="Place in the list of classes")
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0"
+    )
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y")
+    _add_systems(axes, list(positions))
+    return figure
+
+
+def _start(height: float):
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _mark(axes, score: dict, place: float, kind: str, horizontal: bool) -> None:
+    """Draw a score with its interval."""
+    if score["value"] is None:
+        return
+    low, high = score["ci95"] or (score["value"], score["value"])
+    x, y = ([low, high], [place, place]) if horizontal else ([place, place], [low, high])
+    axes.plot(x, y, color=COLOURS[kind], linewidth=1.6, solid_capstyle="butt")
+    x, y = (score["value"], place) if horizontal else (place, score["value"])
+    face = "white" if kind == "baseline" else COLOURS[kind]
+    axes.plot(x, y, MARKERS[kind], color=COLOURS[kind], mfc=face, markersize=5.5, mew=1.3, zorder=3, clip_on=False)
+
+
+def _add_systems(axes, systems: list[str]) -> None:
+    for system in systems:
+        face = "white" if system == "baseline" else COLOURS[system]
+        axes.plot([], [], MARKERS[system], ls="-", color=COLOURS[system], mfc=face, ms=5.5, label=NAMES[system])
+    axes.figure.legend(loc="outside lower left", ncols=2, fontsize=8)
+
+
+def _set_percent(axis) -> None:
+    axis.set_major_locator(matplotlib.ticker.MultipleLocator(0.2))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")

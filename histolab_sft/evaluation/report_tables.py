@@ -1,0 +1,135 @@
+"""From `results.json` to the words and numbers that a report shows."""
+
+from histolab_sft.evaluation.results import SYSTEMS
+
+# Key in results.json -> name and whether it is shown in percent.
+METRICS = {
+    "balanced_accuracy": ("Balanced accuracy", True),
+    "accuracy": ("Accuracy", True),
+    "macro_f1": ("Macro F1", False),
+    "auroc": ("AUROC", False),
+    "average_precision": ("Average precision", False),
+    "brier": ("Brier score ↓", False),
+    "nll": ("Negative log-likelihood ↓", False),
+    "ece": ("Calibration error (ECE) ↓", False),
+    "ece_calibrated": ("ECE after temperature ↓", False),
+    "nll_calibrated": ("Negative log-likelihood after temperature ↓", False),
+}
+NAMES = {"baseline": "baseline", "finetuned": "fine-tuned"}
+RUNGS = {
+    "majority": ("majority class", "floor"),
+    "mean_rgb": ("mean colour", "floor"),
+    "colour_histogram": ("colour histogram", "floor"),
+    "file": ("file alone", "floor"),
+    "linear_probe": ("linear probe", "linear_probe"),
+    "baseline": ("zero-shot", "baseline"),
+    "finetuned": ("fine-tuned", "finetuned"),
+}
+
+
+def list_rungs(entry: dict) -> list[dict]:
+    """Return the ladder from the bottom up: `name`, `kind` and `score` of each step that was measured."""
+    steps = entry["floors"] | {system: entry[system] for system in SYSTEMS}
+    return [
+        {"name": name, "kind": kind, "score": steps[key]["balanced_accuracy"]}
+        for key, (name, kind) in RUNGS.items()
+        if steps.get(key)
+    ]
+
+
+def list_warnings(entry: dict) -> list[str]:
+    """Return what a reader has to know before believing a score."""
+    warnings = [entry["colour_floor"]] if entry["colour_floor"] else []
+    warnings += [text[0].upper() + text[1:] + "." for text in entry["warnings"]]
+    for system in SYSTEMS:
+        if entry[system]["temperature"]["hit_bound"]:
+            warnings.append(
+                f"No temperature calibrates the {NAMES[system]} model: its validation answers are all right, "
+                "or no better than chance."
+            )
+    return warnings
+
+
+def format_score(score: dict | None, percent: bool, signed: bool = False) -> dict:
+    """Return `value` and `interval` as text, and both in one as `text`; a dash where there is no value."""
+    if score is None or score["value"] is None:
+        return {"value": "–", "interval": "", "text": "not defined"}
+    scale, form = (100, "+.1f" if signed else ".1f") if percent else (1, "+.3f" if signed else ".3f")
+    value = f"{scale * score['value']:{form}}".replace("-", "−")
+    low, high = score.get("ci95") or (0, 0)
+    # An interval without width says nothing about chance.
+    limits = [f"{scale * limit:{form}}".replace("-", "−") for limit in (low, high)] if low < high else []
+    unit = "" if not percent else " points" if signed else " %"
+    interval = " to ".join(limits)
+    return {"value": value + unit, "interval": interval, "text": value + unit + (f" ({interval})" if limits else "")}
+
+
+def describe_scores(entry: dict) -> list[dict]:
+    """Return one row a score that was measured: `name`, both systems and the difference by `format_score`."""
+    return [
+        {
+            "name": name,
+            "baseline": format_score(entry["baseline"][metric], percent),
+            "finetuned": format_score(entry["finetuned"][metric], percent),
+            "difference": format_score(entry["difference"].get(metric), percent, signed=True),
+        }
+        for metric, (name, percent) in METRICS.items()
+        if metric in entry["finetuned"]
+    ]
+
+
+def describe_written(entry: dict) -> dict:
+    """Scores of the generated answers beside those by likelihood; empty where nothing was generated."""
+    if "generation" not in entry["finetuned"]:
+        return {}
+    return {
+        system: {
+            "balanced_accuracy": format_score(entry[system]["generation"]["balanced_accuracy"], True),
+            "unparsed": format_score(entry[system]["unparsed_rate"], True),
+            "truncated": format_score(entry[system]["generation"]["truncated_rate"], True),
+            "agreement": format_score(entry[system]["agreement"], True),
+        }
+        for system in SYSTEMS
+    }
+
+
+def describe_classes(entry: dict) -> list[dict]:
+    """Return one row a class: `name`, `support`, and recall and precision of both systems in percent."""
+
+    def read(system: str, label: str, key: str) -> str:
+        value = entry[system]["per_class"][label][key]
+        return "–" if value is None else f"{100 * value:.1f}"
+
+    return [
+        {
+            "name": label,
+            "support": row["support"],
+            **{f"{system}_{key}": read(system, label, key) for system in SYSTEMS for key in ("recall", "precision")},
+        }
+        for label, row in entry["finetuned"]["per_class"].items()
+    ]
+
+
+def describe_groups(entry: dict) -> dict | None:
+    """Answers of whole slides or patients; None where no group is known or every group holds several classes."""
+    groups = entry["finetuned"].get("groups")
+    if not groups or not groups["n"]:
+        return None
+    rules = {"mean_log_probability": "mean log-probability", "majority_vote": "majority vote"}
+    rows = [
+        {"name": name} | {s: format_score(entry[s]["groups"][rule]["balanced_accuracy"], True) for s in SYSTEMS}
+        for rule, name in rules.items()
+    ]
+    return {"n": groups["n"], "n_mixed": groups["n_mixed"], "rows": rows}
+
+
+def format_p(p: float) -> str:
+    """Return a p-value as text, to three decimals."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def flatten(value, place: str = "") -> list[tuple[str, str]]:
+    """Names and values of nested records, those without a value left out."""
+    if isinstance(value, dict):
+        return [row for key, part in value.items() for row in flatten(part, f"{place} {key}".strip())]
+    return [] if value is None else [(place.replace("_", " "), str(value))]
