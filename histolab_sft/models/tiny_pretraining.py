@@ -19,9 +19,10 @@ from histolab_sft.models.tiny_pretext import QUESTIONS, paint_pretext, write_tex
 logger = logging.getLogger(__name__)
 
 PICTURES = 6000
-VISION_STEPS = 1400
+VISION_STEPS = 900
 LANGUAGE_STEPS = 400
-BATCH = 48
+VISION_BATCH = 64
+LANGUAGE_BATCH = 32
 VISION_RATE = 2e-3
 LANGUAGE_RATE = 2e-3
 
@@ -50,11 +51,13 @@ def pretrain(
     maps, attributes, numbers = paint_pretext(pictures, model.config.vision_config.image_size, seed)
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    head = nn.Sequential(
-        nn.LayerNorm(model.config.vision_config.hidden_size),
-        nn.Linear(model.config.vision_config.hidden_size, sum(len(words) for _, words in QUESTIONS.values())),
-    )
-    regression = nn.Linear(model.config.vision_config.hidden_size, numbers.shape[1])
+    words_per_question = [len(words) for _, words in QUESTIONS.values()]
+    width = model.config.vision_config.hidden_size
+    # The caller's random state must not depend on whether the model had to be built.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(words_per_question)))
+        regression = nn.Linear(width, numbers.shape[1])
     tower = model.model.vision_tower
     aids = [*head.parameters(), *regression.parameters()]
 
@@ -62,15 +65,15 @@ def pretrain(
         """Features (batch, patches, width) and the loss of telling the attributes from their mean."""
         features = tower(pixel_values=stain_pictures(maps[chosen], generator)).last_hidden_state
         mean = features.mean(dim=1)
-        scores = head(mean).split([len(words) for _, words in QUESTIONS.values()], dim=1)
+        scores = head(mean).split(words_per_question, dim=1)
         told = sum(F.cross_entropy(score, attributes[chosen, i]) for i, score in enumerate(scores)) / len(scores)
         return features, told + F.mse_loss(regression(mean), numbers[chosen])
 
     def step_vision() -> torch.Tensor:
-        return look(torch.randint(len(maps), (BATCH,), generator=generator))[1]
+        return look(torch.randint(len(maps), (VISION_BATCH,), generator=generator))[1]
 
     def step_language() -> torch.Tensor:
-        chosen = torch.randint(len(maps), (BATCH,), generator=generator)
+        chosen = torch.randint(len(maps), (LANGUAGE_BATCH,), generator=generator)
         features, told = look(chosen)
         return _compute_answer_loss(model, processor, features, attributes[chosen], rng) + 0.3 * told
 

@@ -41,7 +41,8 @@ Answer with only the classification. Look at the picture and choose one word. Re
 How many nuclei are there? How large are the nuclei? What shape do the nuclei have? How are the nuclei arranged?
 What fibres are there? What holes are there? How dark are the nuclei? How even is the ground?
 none few some many small medium large round oval spindle scattered clustered rings streams fine coarse straight wavy
-pale dark smooth granular yes no one two three pink purple blue white empty lumen glands ducts fat mucin debris
+pale dark smooth granular open full yes no one two three pink purple blue white empty lumen
+glands ducts fat mucin debris
 """
 CLASS_WORDS = """
 Adipose Background Debris Lymphocyte Mucus Muscle Normal Stroma Tumor Benign InSitu Invasive In Situ Carcinoma
