@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-import random
+from functools import cache
 
+import numpy as np
+import pandas as pd
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.arguments import DatasetConfig, parse_recipe
+from histolab_sft.evaluation.results import SYSTEMS, score_dataset, score_overall
 
+TESTED = 211  # patches of each test split
 REPO = "pathlab/medgemma-crc"
 DATASETS = [
     {"name": "crc", "source": "data/datasets/crc", "class_names": {"ADI": "Adipose", "TUM": "Tumor", "STR": "Stroma"}},
@@ -34,7 +38,7 @@ def write_run(folder, **keys):
         "hub_model_id": REPO,
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe | keys))
+    path.write_text(yaml.safe_dump(recipe | keys, sort_keys=False))
     (output_dir / "evaluation" / "figures").mkdir(parents=True)
     write_adapter(output_dir)
     write_evaluation(output_dir)
@@ -54,34 +58,53 @@ def write_adapter(output_dir, value=0.5, metadata=None):
 
 
 def write_evaluation(output_dir, **provenance):
-    """Write `results.json` of the adapter that lies in `output_dir`, all its scores different; return its content."""
-    draw = random.Random(0)
+    """Write `results.json` of the adapter that lies in `output_dir`; return its content."""
     sha256 = hashlib.sha256((output_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-    def score():
-        value = draw.random()
-        return {"value": value, "ci95": [value * draw.random(), value + (1 - value) * draw.random()]}
-
-    def system(classes):
-        scores = {name: score() for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "unparsed_rate")}
-        rows = {
-            name: {"recall": draw.random(), "f1": draw.random(), "support": draw.randrange(99)} for name in classes
-        }
-        return {**scores, "brier": {"value": draw.random()}, "ece": {"value": None, "ci95": None}, "per_class": rows}
-
-    results = {"provenance": {"adapter_sha256": sha256, "seed": 42, **provenance}, "datasets": {}}
-    for dataset in DATASETS:
-        classes = list(dataset["class_names"].values())
-        results["datasets"][dataset["name"]] = {
-            "n": draw.randrange(100, 999),
-            "group_unit": "slide",
-            "n_groups": 57 if dataset["name"] == "ward" else None,
-            "split_protocol": "official",
-            "baseline": system(classes),
-            "finetuned": system(classes),
-            "difference": {"balanced_accuracy": score(), "mcnemar_p": draw.random()},
-            "floors": {name: system(classes) for name in ("majority", "mean_rgb")},
-        }
-    results["overall"] = {name: {"balanced_accuracy": score()} for name in ("baseline", "finetuned", "difference")}
+    results = {"provenance": {"adapter_sha256": sha256, "seed": 42, **provenance}, **json.loads(score_datasets())}
     (output_dir / "evaluation" / "results.json").write_text(json.dumps(results))
     return results
+
+
+@cache
+def score_datasets():
+    """Score answers drawn at random as `evaluate.py` does, and give the results as JSON."""
+    generator = np.random.default_rng(0)
+    results, estimates = {"datasets": {}}, {}
+    for dataset in DATASETS:
+        config = DatasetConfig(**dataset)
+        classes = list(config.class_names.values())
+        colours = [generator.dirichlet(np.ones(len(classes)), size=TESTED) for _ in range(2)]
+        mean, histogram = (
+            {"predictions": np.array(classes)[colour.argmax(axis=1)], "probabilities": colour} for colour in colours
+        )
+        results["datasets"][config.name], estimates[config.name] = score_dataset(
+            config,
+            test={system: draw_answers(config, TESTED, generator) for system in SYSTEMS},
+            validation={system: draw_answers(config, 90, generator) for system in SYSTEMS},
+            floors={
+                "majority": {"predictions": np.full(TESTED, classes[0]), "probabilities": None},
+                "mean_rgb": mean,
+                "colour_histogram": histogram,
+                "file": None,
+            },
+            protocol="official" if config.group_by else "seed",
+        )
+    return json.dumps(results | {"overall": score_overall(estimates)})
+
+
+def draw_answers(config, n, generator):
+    """Give a table of `predict` for `n` patches, right more often than by chance."""
+    classes = np.array(list(config.class_names.values()))
+    labels = np.arange(n) % len(classes)
+    scores = generator.normal(size=(n, len(classes)))
+    scores[np.arange(n), labels] += 1
+    return pd.DataFrame(
+        {
+            "id": [f"{config.name}/{row}" for row in range(n)],
+            "group": [f"S{row // 7}" if config.group_by else None for row in range(n)],
+            "label": classes[labels],
+            "log_likelihoods": list(scores),
+            "generated": np.where(generator.random(n) < 0.1, "unparsed", classes[scores.argmax(axis=1)]),
+            "truncated": generator.random(n) < 0.1,
+        }
+    )

@@ -51,6 +51,26 @@ def test_an_evaluation_of_other_data_sets_is_refused(tmp_path):
         build_publish_folder(*arguments)
 
 
+def test_an_evaluation_with_other_classes_is_refused(tmp_path):
+    arguments, _ = write_run(tmp_path)
+    names = arguments[0].datasets[1].class_names
+    arguments[0].datasets[1].class_names = {"N": names["T"], "T": names["N"]}
+    with pytest.raises(PublishError, match="has the classes"):
+        build_publish_folder(*arguments)
+
+
+@pytest.mark.parametrize("record", ["run.json", "evaluation/results.json"])
+def test_a_recipe_that_changed_after_the_run_is_refused(tmp_path, record):
+    arguments, _ = write_run(tmp_path)
+    path = tmp_path / "out" / record
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {"recipe": {"lora_r": 16, "prompt_style": "generic"}}))
+    build_publish_folder(*arguments)
+    path.write_text(json.dumps(content | {"recipe": {"lora_r": 8, "prompt_style": "generic"}}))
+    with pytest.raises(PublishError, match="'lora_r': 16}, expected {'lora_r': 8} as in"):
+        build_publish_folder(*arguments)
+
+
 def test_half_an_evaluation_is_refused(tmp_path):
     arguments, _ = write_run(tmp_path)
     path = tmp_path / "out" / "evaluation" / "results.json"

@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
-from histolab_sft.models.load import load_adapter, load_base_model
+from histolab_sft.models.load import load_base_model
 from histolab_sft.publishing import merge
 from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.merge import check_merge_parity, compare_scores, load_merged, merge_adapter
@@ -81,7 +81,7 @@ def trained(tmp_path_factory):
     model, _ = load_tiny(folder / "base")
     model.save_pretrained(folder / "base")
     torch.manual_seed(0)
-    lora = LoraConfig(target_modules=LORA, r=4, lora_alpha=8, init_lora_weights=False)
+    lora = LoraConfig(target_modules=LORA, r=4, lora_alpha=8, init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(model, lora).save_pretrained(folder / "out")
     question = [{"role": "user", "content": "What type of tissue is shown?"}]
     images = paint_patches(24)
@@ -146,7 +146,7 @@ def merge_in_4bit(model_args, output_dir):
 
 
 def merge_with_half_the_scale(model_args, output_dir):
-    model = load_adapter(load_base_model(merge.in_bfloat16(model_args)), output_dir)
+    model = merge.load_trained(merge.in_bfloat16(model_args), output_dir)
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.scaling["default"] /= 2
@@ -154,7 +154,7 @@ def merge_with_half_the_scale(model_args, output_dir):
 
 
 def merge_without_one_module(model_args, output_dir):
-    model = load_adapter(load_base_model(merge.in_bfloat16(model_args)), output_dir)
+    model = merge.load_trained(merge.in_bfloat16(model_args), output_dir)
     last = [module for module in model.modules() if isinstance(module, LoraLayer)][-1]
     torch.nn.init.zeros_(last.lora_B["default"].weight)
     return model.merge_and_unload()

@@ -12,7 +12,14 @@ from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.publishing.carbon import estimate_carbon
 from histolab_sft.publishing.checks import walk
-from histolab_sft.publishing.tables import format_classes, format_floors, format_scores, format_table, is_score
+from histolab_sft.publishing.tables import (
+    SYSTEMS,
+    format_classes,
+    format_floors,
+    format_scores,
+    format_table,
+    is_score,
+)
 from histolab_sft.tasks import classification
 
 FLOOR_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
@@ -36,6 +43,13 @@ TERMS = {
 
 # Module names of Gemma 3 in transformers 5, which `models.load.build_quantization_config` finds for the tiny model.
 UNQUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+TESTS = {
+    "only_baseline": "Patches that the baseline alone has right",
+    "only_finetuned": "Patches that the fine-tuned model alone has right",
+    "mcnemar_p": "McNemar's exact p, patches taken for independent",
+    "group_p": "p with whole patients or slides swapped at random",
+}
+PROTOCOLS = {"official": "the one published with the data", "seed": "drawn at random by the recipe"}
 DTYPES = ("bfloat16", "float16", "float32")
 RUN_RECORDS = ("start", "end", "exit_reason", "hardware", "versions", "data_fingerprint", "git_commit")
 
@@ -107,26 +121,20 @@ def find_benchmark(config: DatasetConfig) -> Benchmark | None:
 
 def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], histo_args: HistoArguments) -> dict:
     finetuned, benchmark = entry["finetuned"], find_benchmark(config)
-    groups = entry.get("n_groups")
-    counted = f"{groups} {entry.get('group_unit') or 'group'}s" if groups else "unknown patients and slides"
-    notes = [f"Split: {entry['split_protocol']}."] if entry.get("split_protocol") else []
-    if not groups:
-        notes.append(
-            "No patient or slide is known for these patches: those of one patient may stand in training and test, and "
-            "intervals take patches for independent, so that they are too narrow."
-        )
-    others = {name: value for name, value in entry.get("difference", {}).items() if not is_score(value)}
-    for place, value in walk(others):
-        notes.append(f"{place.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")
-    notes += [
-        f"{name}: {score['warning']}" for name, score in finetuned.items() if is_score(score) and score.get("warning")
-    ]
-    floors = {name: floor for name, floor in entry.get("floors", {}).items() if floor}
+    groups = f"{entry['n_groups']} patients or slides" if entry["n_groups"] else "unknown patients and slides"
+    notes = [f"Split: {PROTOCOLS.get(entry['split_protocol'], entry['split_protocol'])}."]
+    notes += [text[0].upper() + text[1:] for text in [*entry["warnings"], entry["colour_floor"]] if text]
+    for name, value in entry["difference"].items():
+        if not is_score(value):
+            notes.append(f"{TESTS.get(name, name)}: {f'{value:.3g}' if isinstance(value, float) else value}")
+    written = {system: entry[system]["generation"] for system in SYSTEMS if "generation" in entry[system]}
+    floors = {name: floor for name, floor in entry["floors"].items() if floor}
     columns = [name for name in FLOOR_METRICS if is_score(finetuned.get(name))]
     return {
         "name": config.name,
-        "size": f"{entry['n']} test patches of {counted}.",
+        "size": f"{entry['n']} test patches of {groups}.",
         "scores": format_scores(entry),
+        "written": format_scores(written) if written else "",
         "floors": format_floors(floors, finetuned, columns) if floors else "",
         "per_class": format_classes(finetuned.get("per_class", {})),
         "figures": [figure for figure in figures if "confusion" in figure and config.name in figure],

@@ -11,11 +11,15 @@ from pathlib import Path
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 
+from histolab_sft.arguments import DatasetConfig
 from histolab_sft.models.load import EMBEDDED
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEXT_SUFFIXES = {".json", ".md"}
 SYSTEMS = ("baseline", "finetuned")
+
+# Keys that the card describes and that read the same in a YAML file and after parsing.
+DESCRIBED = ("model_name_or_path", "model_revision", "load_in_4bit", "lora_r", "lora_alpha", "prompt_style", "seed")
 
 # Names of accounts that say nothing about a person, and that would be found in any text.
 SHARED_ACCOUNTS = {"root", "user", "admin", "ubuntu", "debian", "guest", "test", "runner", "jovyan", "docker", "app"}
@@ -75,6 +79,32 @@ def check_evaluation(output_dir: Path, dataset_names: list[str]) -> dict:
         if isinstance(value, float) and not math.isfinite(value):
             raise PublishError(f"{place} in {path} is {value}, expected a finite number; {again}")
     return results
+
+
+def check_recipe(recorded: dict, values: dict, place: str) -> None:
+    """Raise `PublishError` if the card would describe another recipe than the one that ran.
+
+    Args:
+        recorded: The recipe's own keys as they ran, from `run.json` or `results.json`; empty if there is no record.
+        values: What each key has now, defaults included.
+        place: Name of the record, for the message.
+    """
+    changed = [key for key in DESCRIBED if key in recorded and recorded[key] != values[key]]
+    if changed:
+        found, expected = ({key: source[key] for key in changed} for source in (values, recorded))
+        raise PublishError(
+            f"the recipe has {found}, expected {expected} as in {place}; correct the recipe, or run again"
+        )
+
+
+def check_classes(config: DatasetConfig, entry: dict) -> None:
+    """Raise `PublishError` unless a data set was scored on the classes, in the order, that its prompt lists."""
+    found, expected = list(config.class_names.values()), entry["classes"]
+    if found != expected:
+        raise PublishError(
+            f"data set {config.name!r} has the classes {found}, expected {expected} as in results.json; correct the "
+            "recipe, or score the adapter again"
+        )
 
 
 def check_adapter(path: Path) -> None:

@@ -21,8 +21,10 @@ from histolab_sft.publishing.checks import (
     PublishError,
     check_adapter,
     check_base_model,
+    check_classes,
     check_evaluation,
     check_leaks,
+    check_recipe,
     compute_sha256,
     mask_secrets,
     read_json,
@@ -70,8 +72,12 @@ def build_publish_folder(histo_args: HistoArguments, training_args: SFTConfig, m
     shutil.rmtree(target, ignore_errors=True)
 
     results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])
-    results.pop("recipe", None)
     run, audit = (_read_optional(output_dir / name) for name in ("run.json", "audit.json"))
+    values = vars(histo_args) | vars(training_args) | vars(model_args)
+    check_recipe(run.get("recipe", {}), values, "run.json")
+    check_recipe(results.pop("recipe", {}), values, "results.json")
+    for config in histo_args.datasets:
+        check_classes(config, results["datasets"][config.name])
 
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".publish-") as temporary:
         folder = Path(temporary, "publish")

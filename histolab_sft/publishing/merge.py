@@ -6,6 +6,7 @@ Merging into 4-bit weights would round them to 4 bits once more, which cost a us
 import gc
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from trl import ModelConfig
 
@@ -42,8 +44,8 @@ def merge_adapter(model_args: ModelConfig, output_dir: str | Path) -> Path:
         ValueError: A merged weight isn't finite.
     """
     target = Path(output_dir, "merged")
-    model = load_adapter(load_base_model(in_bfloat16(model_args)), output_dir)
-    model.merge_and_unload(safe_merge=True).save_pretrained(target)
+    shutil.rmtree(target, ignore_errors=True)  # shards of an earlier merge
+    load_trained(in_bfloat16(model_args), output_dir).merge_and_unload(safe_merge=True).save_pretrained(target)
     base_model = locate_base_model(model_args.model_name_or_path)
     AutoProcessor.from_pretrained(base_model, revision=model_args.model_revision).save_pretrained(target)
     logger.info("merged model written to %s", target)
@@ -68,8 +70,8 @@ def check_merge_parity(
     output_dir = Path(output_dir)
     merged_dir = output_dir / "merged"
     systems = {
-        "training_precision": lambda: load_adapter(load_base_model(model_args), output_dir),
-        "bfloat16": lambda: load_adapter(load_base_model(in_bfloat16(model_args)), output_dir),
+        "training_precision": lambda: load_trained(model_args, output_dir),
+        "bfloat16": lambda: load_trained(in_bfloat16(model_args), output_dir),
         "merged": lambda: load_merged(merged_dir),
     }
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
@@ -113,6 +115,11 @@ def compare_scores(scores: dict[str, np.ndarray]) -> dict:
         "passed": bool(passed),
         "pairs": pairs,
     }
+
+
+def load_trained(model_args: ModelConfig, output_dir: str | Path) -> PeftModel:
+    """Load the base model of a recipe with the adapter of `output_dir` beside its weights."""
+    return load_adapter(load_base_model(model_args), output_dir, model_args.model_revision)
 
 
 def load_merged(folder: str | Path) -> PreTrainedModel:

@@ -1,13 +1,14 @@
 """Scores of `results.json` as Markdown tables; every number is the one in the file, rounded to three decimals."""
 
-SYSTEMS = ("baseline", "finetuned", "difference")
+SYSTEMS = ("baseline", "finetuned")
 
 
 def format_scores(entry: dict) -> str:
-    """Return a table with one line a metric: baseline, finetuned, difference."""
+    """Return a table with one line a metric: baseline, finetuned, and their difference where it is there."""
+    systems = [*SYSTEMS, *(["difference"] if "difference" in entry else [])]
     metrics = [name for name, score in entry["finetuned"].items() if is_score(score)]
-    rows = [[name, *(format_score(entry.get(system, {}).get(name)) for system in SYSTEMS)] for name in metrics]
-    return format_table(["metric", *SYSTEMS], rows)
+    rows = [[name, *(format_score(entry[system].get(name)) for system in systems)] for name in metrics]
+    return format_table(["metric", *systems], rows)
 
 
 def format_score(score: dict | None) -> str:
