@@ -19,6 +19,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["histolab_sft", "histolab_sft.*"]),
+    package_data={
+        "histolab_sft.demo": ["*.css"],
+        "histolab_sft.evaluation": ["*.jinja"],
+        "histolab_sft.publishing": ["*.jinja"],
+    },
     install_requires=[
         "torch>=2.13",
         "transformers>=5.23",

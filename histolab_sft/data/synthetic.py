@@ -11,6 +11,7 @@ rows have to be split and intervals clustered by slide: `group_by: "-(S\\d+)-"`.
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ VERSION = 1  # raise it when a change alters a painted byte
 PATCH_SIZE = 64  # pixels
 SLIDES = 48  # per data set
 MARKER = "synthetic.json"
+DEMO_PATCHES = {"crc": 100, "pcam": 200, "bach": 120}  # for each class
 GROUP_BY = r"-(S\d+)-"
 
 # Tissue parameters by class, over `painting.BLANK`; lengths in pixels of a 64-pixel patch.
@@ -56,7 +58,7 @@ TISSUES = {
         "MUC": {"ground": (0.1, 0.2), "mucin": (0.2, 0.4), "spacing": (16, 20), "kept": (0.2, 0.4)},
         "MUS": FIBROUS
         | {"fibre_pitch": (5.5, 7), "fibre_wave": (0, 0.8), "kept": (0.6, 0.9), "elongation": (2.6, 3.4)},
-        "NORM": GLANDULAR | {"glands": (1, 3), "gland_radius": (10, 13)},
+        "NORM": GLANDULAR | {"glands": (1.6, 3.4), "gland_radius": (10, 13)},
         "STR": FIBROUS | {"fibre_pitch": (4, 5.5), "fibre_wave": (4, 7), "kept": (0.2, 0.5), "elongation": (2.6, 3.4)},
         "TUM": CANCEROUS | {"elongation": (1.2, 1.7)},
     },
@@ -65,9 +67,9 @@ TISSUES = {
         "Tumor": CANCEROUS | {"hollow": (0, 0.9)},
     },
     "bach": {
-        "Normal": GLANDULAR | {"gland_radius": (11, 14)},
-        "Benign": GLANDULAR | {"glands": (4, 6), "gland_radius": (6.5, 8)},
-        "InSitu": GLANDULAR | {"gland_radius": (13, 17), "gland_layers": (9, 9)},
+        "Normal": GLANDULAR | {"gland_radius": (12, 15), "radius": (1.6, 2)},
+        "Benign": GLANDULAR | {"glands": (5, 8), "gland_radius": (6, 7.5), "radius": (1.4, 1.8)},
+        "InSitu": GLANDULAR | {"gland_radius": (15, 20), "gland_layers": (9, 9)},
         "Invasive": FIBROUS | {"spacing": (7, 8.5), "kept": (0.7, 0.9), "radius": (2.5, 3.1), "variation": (0.2, 0.3)},
     },
 }
@@ -165,3 +167,8 @@ def _paint_tints(patches_per_class: int, seed: int, size: int) -> Iterable[tuple
             rng = np.random.default_rng([seed, 10, class_number, number])
             maps = balance_stains(paint_tissue(draw_tissue(LYMPHOID, rng), size, rng), rng)
             yield Path(class_name, f"{class_name}-S{slide:02d}-{number:04d}.png"), stain_patch(maps, stain, rng)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    write_synthetic_patches(sys.argv[1], DEMO_PATCHES)

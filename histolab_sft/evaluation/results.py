@@ -87,10 +87,19 @@ def score_dataset(
         entry[system] |= _calibrate(classes, test[system], validation[system])
         if groups is not None:
             entry[system]["groups"] = _score_groups(classes, labels, groups, test[system], answers[system][0])
-    entry["difference"] = {
-        score: interval(difference(estimates["finetuned"][score], estimates["baseline"][score]))
+    # Likelihoods always name a class; whether an answer can be read is a matter of generation.
+    gains = {
+        score: difference(estimates["finetuned"][score], estimates["baseline"][score])
         for score in estimates["baseline"]
-    } | compute_mcnemar(labels, answers["baseline"][0], answers["finetuned"][0], groups)
+        if score != "unparsed_rate"
+    }
+    if "finetuned_generation" in estimates:
+        gains["unparsed_rate"] = difference(
+            estimates["finetuned_generation"]["unparsed_rate"], estimates["baseline_generation"]["unparsed_rate"]
+        )
+    entry["difference"] = {score: interval(gain) for score, gain in gains.items()} | compute_mcnemar(
+        labels, answers["baseline"][0], answers["finetuned"][0], groups
+    )
     entry["floors"] = {floor: scores.get(f"floor_{floor}") for floor in floors}
     entry["colour_floor"] = colour_floor_line(entry["finetuned"], entry["floors"]) if floors else None
     return entry, estimates
