@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from histolab_sft.loading import count_loader_workers
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
 
 SPLITS = ("train", "validation", "test")
@@ -30,6 +31,7 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     """
     kinds = (HistoArguments, SFTConfig, ModelConfig)
     parser = TrlParser(kinds)
+    parser.set_defaults(dataloader_num_workers=count_loader_workers())
     args = sys.argv[1:] if args is None else args
     known = {action.dest for action in parser._actions} - {"help"}
     flags = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
@@ -181,18 +183,6 @@ class HistoArguments:
         metadata={"help": "Score also what the systems write, beside the likelihood of each class."},
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer in tokens."})
-    sensitivity: str = field(
-        default="none",
-        metadata={
-            "help": "Score a part of the test split again under other wordings and orders of the classes (`prompt`), "
-            "and under changes of the pictures as well (`all`).",
-            "choices": ["none", "prompt", "all"],
-        },
-    )
-    sensitivity_samples: int = field(
-        default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
-    )
-
     augmentation: str = field(
         default="none",
         metadata={
@@ -208,7 +198,21 @@ class HistoArguments:
             "it pays and there is room; `off`; or a folder."
         },
     )
+    sensitivity: str = field(
+        default="none",
+        metadata={
+            "help": "Score a part of the test split again under other wordings and orders of the classes (`prompt`), "
+            "and under changes of the pictures as well (`all`).",
+            "choices": ["none", "prompt", "all"],
+        },
+    )
+    sensitivity_samples: int = field(
+        default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
+    )
+
     def __post_init__(self):
+        # YAML reads a bare off as false.
+        self.vision_cache = "off" if self.vision_cache is False else self.vision_cache
         entries = json.loads(self.datasets) if isinstance(self.datasets, str) and self.datasets else self.datasets
         if not entries or not isinstance(entries, list):
             raise ValueError(
@@ -221,8 +225,6 @@ class HistoArguments:
             if missing:
                 raise ValueError(f"data set {entry.get('name', '?')!r} lacks {sorted(missing)}; add it to the recipe")
         self.datasets = [DatasetConfig(**entry) for entry in entries]
-        # YAML reads a bare off as false.
-        self.vision_cache = "off" if self.vision_cache is False else self.vision_cache
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
