@@ -33,10 +33,10 @@ def locate_base_model(name: str) -> str:
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     """Load the processor, with the line break after the last turn taken out of its chat template.
 
-    Gemma's template writes `<end_of_turn>` and a line break. The model stops at the first, so the second would be a
     Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
     and demo see the same ones on every machine.
 
+    Gemma's template writes `<end_of_turn>` and a line break. The model stops at the first, so the second would be a
     label that no answer ever needs.
     """
     processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil")
