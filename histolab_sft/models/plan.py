@@ -1,0 +1,194 @@
+"""A recipe's memory plan in words: the parts, what fits this machine and every profile, and what to change."""
+
+import math
+import tempfile
+from dataclasses import replace
+
+import torch
+from peft import get_peft_model
+from transformers.training_args import OptimizerNames
+from trl import ModelConfig
+
+from histolab_sft.hardware import (
+    BFLOAT16_CAPABILITY,
+    CPU,
+    GIB,
+    PROFILES,
+    USABLE_GIB,
+    check_precision,
+    detect_available,
+    detect_capability,
+    detect_profile,
+)
+from histolab_sft.models.activations import Precision
+from histolab_sft.models.geometry import MEDGEMMA_4B, write_medgemma_4b_config
+from histolab_sft.models.load import build_lora_config, build_meta_model
+from histolab_sft.models.memory import (
+    MOMENTS,
+    SCORING,
+    TRAINING,
+    MemoryRow,
+    Setup,
+    compute_peak,
+    find_largest_micro_batch,
+    plan_memory,
+)
+from histolab_sft.models.vision_tower import find_vision_tower
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
+# Question and answer beside the picture, in tokens: nine class names and a sentence. Preflight knows better.
+TEXT_TOKENS = 54
+NOT_COUNTED = (
+    "Weights are counted and activations traced with the model's own code. The CUDA context is an assumption. What\n"
+    "the allocator holds unused and what loading the weights takes for a moment are not in the plan."
+)
+
+
+def plan_for_recipe(
+    histo_args, training_args, model_args, on_gpu: bool | None = None, tokens: int | None = None, labelled: int = 8
+) -> str:
+    """Return the plan of a recipe as text: its parts, and a table of all profiles. Loads no weights.
+
+    Args:
+        histo_args (`HistoArguments`), training_args (`SFTConfig`), model_args (`ModelConfig`): The recipe.
+        on_gpu (`bool`, *optional*): Where it will run, if not where `use_cpu` says.
+        tokens (`int`, *optional*): Longest sequence; the picture's tokens and 54 if omitted.
+        labelled (`int`): Longest answer in tokens.
+    """
+    model, note = build_planned_model(model_args, histo_args.lora_scope)
+    tokens = tokens or model.config.to_dict().get("mm_tokens_per_image", 256) + TEXT_TOKENS
+    recipe = vars(model_args) | vars(training_args) | vars(histo_args)
+    recipe |= {"tokens": tokens, "labelled": labelled}
+    on_gpu = not training_args.use_cpu if on_gpu is None else on_gpu
+    machine, capability = detect_profile(), detect_capability()
+    setup = build_setup(model, recipe, on_gpu, capability is None or capability >= BFLOAT16_CAPABILITY)
+    rows = plan_memory(model, setup)
+    lines = [note] if note else []
+    lines += check_precision(training_args, model_args, model.config.model_type, capability if on_gpu else None)
+    lines += [f"{model_args.model_name_or_path}, {tokens} tokens, micro-batch {setup.batch_size}", format_plan(rows)]
+    if on_gpu and machine == CPU:
+        lines.append("There is no GPU here to compare with.")
+    else:
+        available = detect_available()
+        verdict = suggest_changes(model, setup, available, training_args.gradient_accumulation_steps)
+        lines.append(
+            f"This machine ({machine}, {available / GIB:.1f} GiB free): {verdict}; "
+            f"largest batch {find_largest_batches(model, setup, available)}"
+        )
+    return "\n".join([*lines, "", format_profiles(model, recipe), "", NOT_COUNTED])
+
+
+def build_planned_model(model_args: ModelConfig, lora_scope: str) -> tuple[torch.nn.Module, str]:
+    """Return the model on the meta device with the recipe's adapter, and a note if its shape is the built-in one."""
+    note = ""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model, _ = build_meta_model(model_args)
+        except OSError as error:
+            if model_args.model_name_or_path != MEDGEMMA_4B:
+                raise
+            reason = str(error).splitlines()[0]
+            note = (
+                f"The configuration of {MEDGEMMA_4B} is out of reach ({reason}): planned with the built-in copy of it."
+            )
+            model_args = replace(model_args, model_name_or_path=str(write_medgemma_4b_config(folder)))
+            model, _ = build_meta_model(model_args)
+        lora = build_lora_config(model_args, lora_scope)
+    # Making the weights on the meta device one by one has untied the head from the embedding.
+    model.tie_weights()
+    return model if lora is None else get_peft_model(model, lora, low_cpu_mem_usage=True), note
+
+
+def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setup:
+    """Return what `plan_memory` needs from a recipe's keys."""
+    frozen_tower = not any(parameter.requires_grad for parameter in find_vision_tower(model).parameters())
+    autocast = torch.bfloat16 if keys["bf16"] else torch.float16 if keys["fp16"] else None
+    quantized = keys["load_in_4bit"] or keys["load_in_8bit"]
+    return Setup(
+        precision=Precision(
+            weights=DTYPES[keys["dtype"]],
+            tower=DTYPES[keys.get("vision_tower_dtype", keys["dtype"])],
+            autocast=autocast,
+            adapter_casts=not (on_gpu and quantized and autocast is not None),
+            fused_bfloat16=bfloat16_kernels or not on_gpu,
+        ),
+        load_in_4bit=keys["load_in_4bit"],
+        load_in_8bit=keys["load_in_8bit"],
+        double_quantized=keys["use_bnb_nested_quant"],
+        batch_size=keys["per_device_train_batch_size"],
+        tokens=keys["tokens"],
+        labelled=keys["labelled"],
+        checkpointing=keys["activation_checkpointing"],
+        cached=keys["vision_cache"] != "off" and frozen_tower,
+        optimiser=OptimizerNames(keys["optim"]).value,
+        scoring_batch=keys["per_device_eval_batch_size"],
+        candidates=keys.get("candidate_batch_size", 32),
+        on_gpu=on_gpu,
+    )
+
+
+def format_plan(rows: list[MemoryRow]) -> str:
+    """Return the plan as a table, with the peak of each moment."""
+    lines = [f"{'part':<20}{'dtype':<20}{'GiB':>8}  where the number comes from"]
+    lines += [f"{row.part:<20}{row.dtype:<20}{row.bytes / GIB:>8.3f}  {row.source}" for row in rows]
+    peaks = ", ".join(f"{moment} {compute_peak(rows, (moment,)) / GIB:.2f}" for moment in MOMENTS)
+    lines.append(f"{'peak':<40}{compute_peak(rows) / GIB:>8.3f}  the largest of: {peaks}")
+    return "\n".join(lines)
+
+
+def format_profiles(model, recipe: dict) -> str:
+    """Return one line a profile: what its values and the recipe's adapter take, and how far the batch can grow."""
+    lines = [f"{'profile':<17}{'GiB':>6}{'batch':>7}{'training':>10}{'scoring':>9}{'largest batch':>15}  verdict"]
+    for name, table in PROFILES.items():
+        keys = recipe | {key: value for key, (value, _) in table.items()}
+        setup = build_setup(model, keys, name != CPU, name not in ("gpu_4gb", "gpu_16gb_turing"))
+        rows = plan_memory(model, setup)
+        training, scoring = (compute_peak(rows, moments) / GIB for moments in (TRAINING, SCORING))
+        usable, largest, verdict = "", "", "as much main memory as these"
+        if name != CPU:
+            available = round(USABLE_GIB[name] * GIB)
+            usable = f"{USABLE_GIB[name]:.2f}"
+            largest = find_largest_batches(model, setup, available)
+            verdict = suggest_changes(model, setup, available, keys["gradient_accumulation_steps"])
+        lines.append(
+            f"{name:<17}{usable:>6}{setup.batch_size:>7}{training:>10.2f}{scoring:>9.2f}{largest:>15}  {verdict}"
+        )
+    lines.append(
+        "Largest batch: without checkpointing of activations, and with it in brackets; 64 is the most that is tried."
+    )
+    return "\n".join(lines)
+
+
+def find_largest_batches(model, setup: Setup, available: int) -> str:
+    """Return the largest micro-batch without checkpointing of activations, and in brackets the largest with it."""
+    sizes = (find_largest_micro_batch(model, replace(setup, checkpointing=on), available) for on in (False, True))
+    return "{} ({})".format(*sizes)
+
+
+def suggest_changes(model, setup: Setup, available: int, accumulation: int) -> str:
+    """Return `fits`, or the keys to change until it does, the least loss of speed first."""
+    changes = []
+    if compute_peak(plan_memory(model, setup), SCORING) > available:
+        setup = replace(setup, scoring_batch=1, candidates=1)
+        changes.append("per_device_eval_batch_size: 1, candidate_batch_size: 1")
+    tower_frozen = not any(parameter.requires_grad for parameter in find_vision_tower(model).parameters())
+    adapter = any(not parameter.requires_grad for parameter in model.parameters())
+    steps = [
+        ("", {}, True),
+        ("activation_checkpointing: true", {"checkpointing": True}, not setup.checkpointing),
+        ("vision_cache: auto", {"cached": True}, tower_frozen and not setup.cached),
+        ("load_in_4bit: true", {"load_in_4bit": True}, adapter and not (setup.load_in_4bit or setup.load_in_8bit)),
+        ("use_bnb_nested_quant: true", {"double_quantized": True}, adapter and not setup.double_quantized),
+    ]
+    for text, change, possible in steps:
+        if not possible:
+            continue
+        setup = replace(setup, **change)
+        changes += [text] if text else []
+        batch = min(find_largest_micro_batch(model, setup, available), setup.batch_size)
+        if batch and compute_peak(plan_memory(model, setup), SCORING) <= available:
+            if batch < setup.batch_size:
+                accumulation = math.ceil(setup.batch_size * accumulation / batch)
+                changes.append(f"per_device_train_batch_size: {batch}, gradient_accumulation_steps: {accumulation}")
+            return f"fits after {'; '.join(changes)}" if changes else "fits"
+    return "does not fit, whatever is changed: take a smaller base model or a larger card"
