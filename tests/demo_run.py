@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 
 import yaml
 from peft import LoraConfig, get_peft_model
@@ -115,8 +116,9 @@ def find_function(port, name):
     return next(entry["id"] for entry in config["dependencies"] if entry["api_name"] == name)
 
 
-def call(port, function, data, session="session"):
+def call(port, function, data):
     """Call a function through the queue, as the page does; return all that the server says about it."""
+    session = uuid.uuid4().hex
     message = json.dumps({"data": data, "fn_index": function, "session_hash": session})
     status, _, answer = request(port, "POST", "/gradio_api/queue/join", message, {"Content-Type": "application/json"})
     if status != 200:

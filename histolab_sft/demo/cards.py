@@ -29,6 +29,11 @@ def format_notes(notes: list[str]) -> str:
     return f'<div class="hs-notes" role="status"><h3>About this picture</h3><ul>{items}</ul></div>' if notes else ""
 
 
+def format_refusal(reason: str) -> str:
+    """Return why nothing could be done; it stays until the next try, unlike a message that fades."""
+    return f'<p class="hs-refused" role="alert">{_text(reason)}</p>'
+
+
 def format_placeholder() -> str:
     return '<p class="hs-empty">Choose a picture, then press Classify.</p>'
 

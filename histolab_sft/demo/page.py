@@ -22,6 +22,7 @@ from histolab_sft.demo.systems import (
 
 # Uploads and results are looked for every ten minutes and deleted once they are an hour old.
 DELETE_CACHE = (600, 3600)
+UNUSABLE = "This picture can't be used"
 # One model, one patch at a time; what waits, waits in the queue.
 ON_THE_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
 
@@ -97,7 +98,7 @@ def _build_patch_tab(demo: Demo) -> None:
         try:
             image, conversions = open_upload(path)
         except ImageRefused as error:
-            raise gr.Error(f"This picture can't be used: {error.reason}", print_exception=False) from error
+            return None, cards.format_refusal(f"{UNUSABLE}: {error.reason}."), *cleared()
         converted = [f"Converted: {done}." for done in conversions]
         return image, cards.format_notes([*converted, *check_patch(image)]), *cleared()
 
@@ -107,8 +108,9 @@ def _build_patch_tab(demo: Demo) -> None:
 
     def classify(path: str | None, name: str, reason: bool) -> Iterator[tuple[str, str]]:
         if path is None:
-            raise gr.Error("No picture yet: upload a patch or choose an example.", print_exception=False)
-        yield from _classify(demo, path, name, reason)
+            yield cards.format_refusal("No picture yet: upload a patch or choose an example."), ""
+        else:
+            yield from _classify(demo, path, name, reason)
 
     def cleared() -> tuple[str, str]:
         return cards.format_placeholder(), ""
@@ -129,7 +131,8 @@ def _classify(demo: Demo, path: str, name: str, reason: bool) -> Iterator[tuple[
     try:
         image, _ = open_upload(path)
     except ImageRefused as error:
-        raise gr.Error(f"This picture can't be used: {error.reason}", print_exception=False) from error
+        yield cards.format_refusal(f"{UNUSABLE}: {error.reason}."), ""
+        return
     answers = {system: answer_patches(systems, system, [image], data_set)[0] for system in systems.names}
     words, reasoned = {}, {system: None for system in systems.names if reason}
     yield cards.format_answers(data_set, answers, words), ""
@@ -146,13 +149,16 @@ def _build_batch_tab(demo: Demo) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             files = gr.File(
-                label="Pictures, or a zip of folders with pictures",
+                label="Pictures or zip",
                 file_count="multiple",
                 file_types=[".zip", *IMAGE_SUFFIXES],
                 height=180,
                 elem_id="batch-upload",
             )
-            gr.Markdown(f"At most {MAX_PATCHES} pictures and 10 MB a file. Nothing is kept longer than an hour.")
+            gr.Markdown(
+                f"Pictures, or zip archives with folders of pictures: at most {MAX_PATCHES} pictures, 10 MB a file. "
+                "They are deleted after an hour."
+            )
         with gr.Column(scale=4, min_width=300):
             asked = _choose_data_set(demo, "batch-asked")
             button = gr.Button("Classify all", variant="primary", elem_id="classify-all")
@@ -161,14 +167,14 @@ def _build_batch_tab(demo: Demo) -> None:
 
     def classify_all(paths: list[str] | None, name: str, progress=gr.Progress()):  # noqa: B008 (how Gradio finds it)
         if not paths:
-            raise gr.Error("No pictures yet: choose some, or a zip.", print_exception=False)
+            return cards.format_refusal("No pictures yet: choose some, or a zip."), None
         data_set = _find_data_set(demo, name)
         try:
             answers = classify_batch(
                 demo.systems, data_set, paths, lambda done, total: progress((done, total), unit="pictures")
             )
         except BatchRefused as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            return cards.format_refusal(str(error)), None
         refused = answers.loc[answers["refused"] != "", ["file", "refused"]].itertuples(index=False, name=None)
         withheld = {
             system: int((answers[f"{system}_withheld"] == "yes").sum())

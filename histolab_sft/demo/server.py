@@ -33,7 +33,7 @@ THEME = gr.themes.Base(
     font=["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
 ).set(
-    # Gradio's greys are too pale to read.
+    # Gradio's own greys and hues are too pale to read.
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
     block_info_text_color="*neutral_600",
@@ -42,6 +42,10 @@ THEME = gr.themes.Base(
     block_label_text_color_dark="*neutral_200",
     block_title_text_color="*neutral_700",
     block_title_text_color_dark="*neutral_200",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
 )
 
 
