@@ -40,7 +40,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TEXT_TOKENS = 54
 NOT_COUNTED = (
     "Weights are counted and activations traced with the model's own code. The CUDA context is an assumption. What\n"
-    "the allocator holds unused and what loading the weights takes for a moment are not in the plan."
+    "the allocator holds unused, what loading the weights takes for a moment, and the pass that fills the cache of\n"
+    "features are not in the plan. With vision_cache: auto, which may decline, the tower is planned to stay."
 )
 
 
@@ -119,7 +120,7 @@ def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setu
         tokens=keys["tokens"],
         labelled=keys["labelled"],
         checkpointing=keys["activation_checkpointing"],
-        cached=keys["vision_cache"] != "off" and frozen_tower,
+        cached=keys["vision_cache"] not in ("auto", "off") and frozen_tower,
         optimiser=OptimizerNames(keys["optim"]).value,
         scoring_batch=keys["per_device_eval_batch_size"],
         candidates=keys.get("candidate_batch_size", 32),
@@ -176,7 +177,7 @@ def suggest_changes(model, setup: Setup, available: int, accumulation: int) -> s
     steps = [
         ("", {}, True),
         ("activation_checkpointing: true", {"checkpointing": True}, not setup.checkpointing),
-        ("vision_cache: auto", {"cached": True}, tower_frozen and not setup.cached),
+        ("vision_cache: FOLDER", {"cached": True}, tower_frozen and not setup.cached),
         ("load_in_4bit: true", {"load_in_4bit": True}, adapter and not (setup.load_in_4bit or setup.load_in_8bit)),
         ("use_bnb_nested_quant: true", {"double_quantized": True}, adapter and not setup.double_quantized),
     ]
