@@ -32,6 +32,8 @@ def write_run(folder, base, adapter=True, **keys):
         "model_name_or_path": str(base),
         "datasets": DATASETS,
         "output_dir": str(output_dir),
+        "use_peft": True,
+        "lora_target_modules": ["q_proj", "v_proj"],
         "use_cpu": True,
         "bf16": False,
         "max_new_tokens": 8,

@@ -92,8 +92,8 @@ def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args
         painted = paint_examples(histo_args, folder / "examples")
         settings = describe_demo(histo_args, model_args, output_dir, painted)
         _write_json(settings, folder / "settings.json")
-        modules, distributions = find_imports(ENTRY)
-        copy_package(modules, [STYLE], folder)
+        files, distributions = find_imports(ENTRY)
+        copy_package([*files, STYLE], folder)
         pins = pin_requirements(distributions + ALWAYS + QUANTISED * bool(settings["quantization"]))
         lines = [f"{package}=={pin}\n" for package, pin in sorted(pins.items())]
         (folder / "requirements.txt").write_text("".join(lines), encoding="utf-8")
@@ -186,7 +186,10 @@ def paint_examples(histo_args: HistoArguments, folder: Path) -> list[str]:
 def format_readme(settings: dict, gradio: str) -> str:
     """Return the README with the front matter that a Space is configured by."""
     environment = Environment(
-        loader=PackageLoader(PACKAGE, "publishing"), undefined=StrictUndefined, keep_trailing_newline=True
+        loader=PackageLoader(PACKAGE, "publishing"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
     )
     return environment.get_template("space.md.jinja").render(
         settings=settings, gradio=gradio, embedded=settings["base_model"] == EMBEDDED

@@ -5,33 +5,37 @@ import shutil
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-PACKAGE = "histolab_sft"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT.name
 
 
 def find_imports(entry: str) -> tuple[list[str], list[str]]:
-    """Return the modules of this package that `entry` needs, and the installed distributions that they import."""
-    modules, packages, pending = [], set(), [entry]
+    """Return the files of this package that module `entry` needs, and the installed distributions that they import.
+
+    Files are relative to the package's folder. Imports inside functions count.
+    """
+    files, packages, pending = set(), set(), [entry]
     while pending:
         name = pending.pop()
-        if name in modules or (spec := find_spec(name)) is None:
-            continue  # a name inside a module, such as a function
-        modules.append(name)
-        for imported in _read_imports(Path(spec.origin)):
-            if imported.split(".")[0] == PACKAGE:
-                parts = imported.split(".")
-                pending += [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        path = _locate(name)
+        if path is None or path in files:
+            continue  # no module: a function of one, say
+        files.add(path)
+        for imported in _read_imports(ROOT / path):
+            top, *parts = imported.split(".")
+            if top == PACKAGE:
+                pending += [".".join([top, *parts[:depth]]) for depth in range(len(parts) + 1)]
             else:
-                packages.add(imported.split(".")[0])
+                packages.add(top)
     installed = packages_distributions()
     found = {installed[package][0] for package in packages - sys.stdlib_module_names if package in installed}
-    return sorted(modules), sorted(found)
+    return sorted(map(str, files)), sorted(found)
 
 
 def pin_requirements(distributions: Iterable[str]) -> dict[str, str]:
@@ -50,13 +54,17 @@ def pin_requirements(distributions: Iterable[str]) -> dict[str, str]:
     return pins
 
 
-def copy_package(modules: Iterable[str], others: Iterable[str], folder: Path) -> None:
-    """Copy modules of this package, and other files of it by their relative path, to `folder/histolab_sft`."""
-    root = Path(find_spec(PACKAGE).origin).parent
-    files = [Path(find_spec(module).origin).relative_to(root) for module in modules]
-    for file in [*files, *map(Path, others)]:
+def copy_package(files: Iterable[str], folder: Path) -> None:
+    """Copy files of this package, given relative to it, to a package of the same name in `folder`."""
+    for file in files:
         (folder / PACKAGE / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / file, folder / PACKAGE / file)
+        shutil.copyfile(ROOT / file, folder / PACKAGE / file)
+
+
+def _locate(module: str) -> Path | None:
+    place = module.split(".")[1:]
+    paths = [Path(*place, "__init__.py"), *([Path(*place[:-1], f"{place[-1]}.py")] if place else [])]
+    return next((path for path in paths if (ROOT / path).is_file()), None)
 
 
 def _read_imports(path: Path) -> set[str]:
