@@ -138,7 +138,7 @@ def _spread_nuclei(tissue: dict[str, float], angle: float, rng: np.random.Genera
 
 def _place_glands(tissue: dict[str, float], rng: np.random.Generator) -> list[tuple[float, float, float]]:
     glands = []
-    for _ in range(12):
+    for _ in range(24):
         if len(glands) == round(tissue["glands"]):
             break
         radius = tissue["gland_radius"] * rng.uniform(0.9, 1.1)

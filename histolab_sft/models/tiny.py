@@ -29,12 +29,12 @@ IMAGE_TOKENS = 16
 TEXT_SIZES = {
     "hidden_size": 128,
     "intermediate_size": 256,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-VISION_SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2}
+VISION_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
 def load_tiny_base_model(cache_dir: str | Path | None = None) -> Path:

@@ -82,13 +82,13 @@ def _draw_ranges(rng: np.random.Generator) -> tuple[str, dict[str, tuple[float, 
     elif ground == "empty":
         spacing = [(0, 0), (0, 0), (16, 22)][rng.integers(3)]
         ranges |= {"ground": (0.02, 0.1), "spacing": spacing, "grain_length": (3, 10)}
-    if ground in ("fibres", "smooth") and rng.random() < 0.55:
-        ranges |= {"radius": (1.6, 2.6), "spacing": (8, 14), "kept": (0.3, 0.8)}
+    if ground in ("fibres", "smooth") and rng.random() < 0.65:
+        ranges |= {"radius": (1.4, 2.6), "spacing": (8, 14), "kept": (0.3, 0.8)}
         if rng.random() < 0.4:
-            ranges |= {"glands": (3, 6), "gland_radius": (6, 9)}
+            ranges |= {"glands": (3, 8), "gland_radius": (6, 9)}
         else:
             layers = [(1, 1), (9, 9)][rng.integers(2)]
-            ranges |= {"glands": (1, 2.4), "gland_radius": (9, 17), "gland_layers": layers}
+            ranges |= {"glands": (1, 2.4), "gland_radius": (9, 20), "gland_layers": layers}
     if rng.random() < 0.2:
         ranges |= {"specks": (10, 160), "spacing": (10, 22)}
     return ground, ranges

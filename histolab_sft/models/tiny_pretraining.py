@@ -18,12 +18,12 @@ from histolab_sft.models.tiny_pretext import QUESTIONS, paint_pretext, write_tex
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 6000
+PICTURES = 5000
 VISION_STEPS = 900
 LANGUAGE_STEPS = 400
 VISION_BATCH = 64
 LANGUAGE_BATCH = 32
-VISION_RATE = 2e-3
+VISION_RATE = 3e-3
 LANGUAGE_RATE = 2e-3
 
 
