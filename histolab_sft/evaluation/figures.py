@@ -109,7 +109,7 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
 
 def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, float], system: str) -> Figure:
     """Draw accuracy over confidence in ten bins, as scored and after the temperature; larger marks: more patches."""
-    figure, axes = _start(0.8 * WIDTH)
+    figure, axes = _start(0.95 * WIDTH)
     axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, label="calibrated")
     total = sum(part["n"] for part in before)
     looks = {
@@ -122,19 +122,19 @@ def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, fl
         axes.plot(x, y, color=COLOURS[system], linestyle=line, linewidth=1.3)
         sizes = [16 + 200 * part["n"] / total for part in filled]
         label = f"{name} temperature, ECE {error:.3f}"
-        axes.scatter(x, y, sizes, face, MARKERS[system], edgecolors=COLOURS[system], zorder=3)
+        axes.scatter(x, y, sizes, face, MARKERS[system], edgecolors=COLOURS[system], zorder=3, clip_on=False)
         axes.plot([], [], MARKERS[system], ls=line, color=COLOURS[system], mfc=face, markersize=6, label=label)
     axes.set(xlabel="confidence, %", ylabel="accuracy, %", title=NAMES[system], xlim=(0, 1.02), ylim=(-0.02, 1.02))
     axes.grid()
     _set_percent(axes.xaxis)
     _set_percent(axes.yaxis)
-    axes.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 
 def draw_coverage(curves: dict[str, dict]) -> Figure:
     """Draw the accuracy of the answers that are kept when the least confident are withheld; system -> curve."""
-    figure, axes = _start(0.8 * WIDTH)
+    figure, axes = _start(0.95 * WIDTH)
     for system, curve in curves.items():
         coverage, accuracy = np.array(curve["coverage"]), np.array(curve["accuracy"])
         # A handful of patches at the left end jumps between 0 and 1, and 33,000 patches need no 33,000 points.
@@ -152,7 +152,7 @@ def draw_coverage(curves: dict[str, dict]) -> Figure:
     axes.grid()
     _set_percent(axes.xaxis)
     _set_percent(axes.yaxis)
-    axes.legend(loc="best", fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 

@@ -118,7 +118,7 @@ def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], pa
         "warnings": list_warnings(entry),
         "headline": describe_scores(entry)[0],
         "p": format_p(entry["difference"].get("group_p", entry["difference"]["mcnemar_p"])),
-        "colour_floor": format_score(entry["floors"]["colour_histogram"]["balanced_accuracy"], True),
+        "colour_floor": format_score((entry["floors"].get("colour_histogram") or {}).get("balanced_accuracy"), True),
         "scores": describe_scores(entry),
         "written": describe_written(entry),
         "ladder": add(
