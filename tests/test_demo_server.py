@@ -7,6 +7,8 @@ import json
 import os
 import stat
 import struct
+import sys
+import time
 import zipfile
 import zlib
 
@@ -316,3 +318,24 @@ def test_it_listens_on_this_machine_alone_and_cleans_up_when_it_ends(place, untr
         process.send_signal(2)
         process.wait(30)
     assert not list((tmp_path / "tmp").glob("histolab-demo-*"))
+
+
+def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model, tmp_path):
+    code = "from histolab_sft.demo import app, page; page.DELETE_CACHE = (1, 1); app.main()"
+    command = [sys.executable, "-c", code, "--config", str(write_run(tmp_path, untrained_model))]
+    with running(command, tmp_path) as (_, port):
+        [own] = (tmp_path / "tmp").glob("histolab-demo-*")
+        examples = list_files(own)
+        _, path = send_upload(port, "honest.png", png(noise()))
+        said = call(port, find_function(port, "classify_all"), [[file_data(path)], "pcam"])
+        assert ".csv" in said
+        call(port, find_function(port, "show_upload"), [file_data(path)])
+        deadline = time.monotonic() + 60
+        while list_files(own) != examples and time.monotonic() < deadline:
+            time.sleep(1)
+        assert list_files(own) == examples
+
+
+def list_files(folder):
+    """Return the files that hold anything: Gradio leaves an empty one for each file that it hands to a function."""
+    return {path for path in folder.rglob("*") if path.is_file() and path.stat().st_size}
