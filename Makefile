@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast quality data check train evaluate push-adapter clean
+.PHONY: help install demo test test-fast test-kill test-browser quality data check train evaluate push-adapter app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -30,6 +30,7 @@ demo: install ## train, score and report on the embedded model and patches (CPU,
 	$(BIN)/python -m histolab_sft.data.synthetic data/synthetic
 	$(BIN)/accelerate launch --config_file $(CPU) recipes/sft.py --config recipes/demo.yaml $(ARGS)
 	$(BIN)/python recipes/evaluate.py --config recipes/demo.yaml $(ARGS)
+	@echo "open outputs/demo/evaluation/report.html"
 
 test: export HF_HUB_OFFLINE = 1
 test: install ## every test that needs no GPU
@@ -38,6 +39,14 @@ test: install ## every test that needs no GPU
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: install ## the tests that need no model, in under a minute
 	$(BIN)/pytest -m "not model and not kill and not browser and not gpu" $(ARGS)
+
+test-kill: export HF_HUB_OFFLINE = 1
+test-kill: install ## kill real runs at random points and compare what they end up with
+	$(BIN)/pytest -m kill $(ARGS)
+
+test-browser: export HF_HUB_OFFLINE = 1
+test-browser: install ## open the report and the demo in Chromium (install it first: apt-get install chromium)
+	$(BIN)/pytest -m browser $(ARGS)
 
 quality: install ## lint and format check
 	$(BIN)/ruff check .
@@ -57,6 +66,18 @@ check: install ## look at RECIPE before anything is loaded: config, data, masks
 
 push-adapter: install ## publish the adapter of RECIPE (ARGS="--dry_run true" only writes the folder)
 	$(BIN)/python recipes/push_adapter.py --config $(RECIPE) $(ARGS)
+
+app: install ## ask base model and adapter of RECIPE in a browser, on this machine only
+	$(BIN)/python -m histolab_sft.demo.app --config $(RECIPE) $(ARGS)
+
+space: install ## write a folder ready for a Gradio Space of RECIPE
+	$(BIN)/python -m histolab_sft.publishing.space --config $(RECIPE) $(ARGS)
+
+bench: install ## ratios side by side on this processor, in minutes
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-gpu: ## the real geometry with random weights on a GPU, with the python at hand
+	$(PYTHON) -m benchmarks.bench_gpu $(ARGS)
 
 clean: ## remove results and painted patches
 	rm -rf outputs data/synthetic
