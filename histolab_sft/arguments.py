@@ -11,6 +11,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from histolab_sft.loading import count_loader_workers
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
+from histolab_sft.secrets import check_secrets
 
 SPLITS = ("train", "validation", "test")
 OFFICIAL_SPLITS = ("bach_official",)
@@ -26,8 +27,8 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
         `tuple`: The recipe's `HistoArguments`, `SFTConfig` and `ModelConfig`.
 
     Raises:
-        ValueError: An unknown key (named with the nearest that exists), a value of the wrong type or out of range, or
-            keys that contradict each other.
+        ValueError: An unknown key (named with the nearest that exists), a token or password, a value of the wrong type
+            or out of range, or keys that contradict each other.
     """
     kinds = (HistoArguments, SFTConfig, ModelConfig)
     parser = TrlParser(kinds)
@@ -36,9 +37,12 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     known = {action.dest for action in parser._actions} - {"help"}
     flags = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
     check_keys(flags, known, "the command line")
+    pairs = itertools.pairwise([*args, ""])
+    check_secrets({flag.split("=")[0]: f"{flag} {value}" for flag, value in pairs}, "the command line")
     if "--config" in args:
         recipe = read_recipe(args[args.index("--config") + 1])
         check_keys(recipe, known, "the recipe")
+        check_secrets(recipe, "the recipe")
         check_values(recipe, kinds)
     parsed = parser.parse_args_and_config(args)
     check_consistency(*parsed)
@@ -168,6 +172,14 @@ class HistoArguments:
     lora_scope: str = field(
         default="language",
         metadata={"help": "Where lora_target_modules are looked for.", "choices": ["language", "language_and_vision"]},
+    )
+    oom: str = field(
+        default="stop",
+        metadata={
+            "help": "When memory runs out in training: `stop` with advice, or `halve` the micro-batch and accumulate "
+            "twice as many, for the same rows a step and the same loss.",
+            "choices": ["stop", "halve"],
+        },
     )
     early_stopping: str = field(
         default="none",

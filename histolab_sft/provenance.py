@@ -1,0 +1,161 @@
+"""What a result was made from and how its run ended: `run.json`, the fingerprint of the data, hashes of files."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from histolab_sft.secrets import mask_secrets
+
+RUNNING = "running"
+PACKAGES = (
+    *("histolab_sft", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
+    *("safetensors", "tokenizers", "huggingface_hub", "deepspeed", "numpy", "scipy", "scikit-learn", "pillow"),
+)
+# What of a row decides what is learnt from it; where its file lies doesn't.
+ROW_COLUMNS = ("dataset", "id", "label", "prompt", "completion", "pixel_sha256")
+
+
+@contextmanager
+def record_run(
+    path: str | Path, recipe: Mapping, seed: int, write: bool = True, go_on: bool = False
+) -> Iterator[dict]:
+    """Keep `run.json` while the block runs: written at its start, rewritten at its end whatever ends it.
+
+    The record holds `recipe`, `seed`, `versions`, `git_commit`, `hardware`, `start`, `end` (ISO 8601, UTC) and
+    `exit_reason`, and whatever the block puts into the dict it is given (`data_fingerprint`, `steps`). `exit_reason`
+    is what the block says, else `finished`, or the exception that ended it. After a `kill -9` it is still `running`.
+
+    Args:
+        path: The file.
+        recipe: Keys and values as the run reads them.
+        write (`bool`): Whether this process is the one that writes.
+        go_on (`bool`): Whether the attempts of a record that is already there are kept under `earlier`.
+    """
+    path = Path(path)
+    record = {
+        "recipe": dict(recipe),
+        "seed": seed,
+        "data_fingerprint": None,
+        "versions": collect_versions(),
+        "git_commit": find_commit(),
+        "hardware": describe_hardware(),
+        "start": _now(),
+        "end": None,
+        "exit_reason": RUNNING,
+        "earlier": _read_attempts(path) if go_on and write else [],
+    }
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    try:
+        yield record
+    finally:
+        error = sys.exception()
+        if error is not None:
+            record["exit_reason"] = mask_secrets(f"{type(error).__name__}: {error}")
+        elif record["exit_reason"] == RUNNING:
+            record["exit_reason"] = "finished"
+        record["end"] = _now()
+        if write:
+            write_json(path, record)
+
+
+def fingerprint_data(splits: Mapping[str, Dataset]) -> str:
+    """Return one SHA-256 for the rows of all splits, in their order: what is asked, answered and seen.
+
+    The same patches under another folder have the same fingerprint; another order, wording, label or pixel changes it.
+
+    Args:
+        splits: Split -> rows, with any of the columns `dataset`, `id`, `label`, `prompt`, `completion`,
+            `pixel_sha256`.
+    """
+    digest = hashlib.sha256()
+    for split, rows in splits.items():
+        rows = rows.with_format(None)
+        columns = [name for name in ROW_COLUMNS if name in rows.column_names]
+        digest.update(json.dumps([split, len(rows), columns]).encode())
+        for row in rows.select_columns(columns):
+            digest.update(json.dumps([row[name] for name in columns], ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def compute_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file so that it is there whole or as it was before, a power cut included, and without secrets."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(mask_secrets(json.dumps(content, indent=2, ensure_ascii=False, default=str)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that a result depends on."""
+    installed = {
+        distribution.name.lower().replace("-", "_"): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    versions = {name: installed[key] for name in PACKAGES if (key := name.replace("-", "_")) in installed}
+    return {"python": platform.python_version()} | versions
+
+
+def find_commit() -> str | None:
+    """Return the commit of this package's checkout, with `-dirty` if its files were changed; None outside of one."""
+    # No tag is looked at: the hash alone. Files that git doesn't track don't count as a change.
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def describe_hardware() -> dict:
+    """Return `device` (the name that torch gives, else the processor), `count` (one a process) and the host's size."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} processor",
+        "count": int(os.environ.get("WORLD_SIZE", "1")),
+        "device_memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if cuda else None,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+    }
+
+
+def _read_attempts(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [*record["earlier"], {key: record[key] for key in ("start", "end", "exit_reason", "git_commit")}]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
