@@ -19,6 +19,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from histolab_sft.models import tiny
+from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,17 @@ def find_adapter(folder: str | Path) -> Path:
     return path
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Attach the adapter saved in `folder` to the base model."""
-    return PeftModel.from_pretrained(model, find_adapter(folder).parent).eval()
+def load_adapter(model: PreTrainedModel, folder: str | Path, revision: str = "main") -> PeftModel:
+    """Attach the adapter saved in `folder` to the base model, which was loaded at `revision`.
+
+    Raises:
+        AdapterError: It doesn't fit the base model, or isn't a plain adapter (see `adapter_checks`).
+    """
+    path = find_adapter(folder)
+    config = read_adapter_config(path.parent)
+    base_model = locate_base_model(config["base_model_name_or_path"])
+    checked = check_adapter(path, config, model, base_model, revision)
+    return PeftModel.from_pretrained(model, path.parent, config=checked).eval()
 
 
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:

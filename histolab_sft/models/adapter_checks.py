@@ -1,0 +1,148 @@
+"""An adapter is a file from somewhere: it is checked against the base model before any of it is loaded."""
+
+import json
+import logging
+from pathlib import Path
+
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.hub import resolve_revision
+
+logger = logging.getLogger(__name__)
+
+MAX_RANK = 512
+PREFIX = "base_model.model."
+# What is read from the configuration. The target modules are read from the tensors' names: in the configuration they
+# are a regular expression, which can be made to run for years.
+READ_KEYS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "task_type")
+# What may stand there and isn't read.
+IGNORED_KEYS = (
+    *("target_modules", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "peft_type"),
+    "auto_mapping",
+)
+
+
+class AdapterError(ValueError):
+    """The adapter doesn't fit the base model, or isn't one, and the message says how."""
+
+
+def read_adapter_config(folder: str | Path) -> dict:
+    """Return `adapter_config.json` of a plain LoRA adapter.
+
+    Raises:
+        AdapterError: It can't be read, is of another kind of adapter, names a rank out of bounds, or asks for
+            something that isn't understood here (some settings of PEFT import modules or change the base model).
+    """
+    path = Path(folder, "adapter_config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} can't be read ({error}), expected the configuration of an adapter") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"{path} is of {kind!r}, expected LORA; train an adapter with recipes/sft.py")
+    defaults = LoraConfig().to_dict()
+    odd = [
+        key
+        for key, value in config.items()
+        if value and key not in READ_KEYS + IGNORED_KEYS and value != defaults.get(key)
+    ]
+    if odd:
+        raise AdapterError(f"{path} sets {', '.join(sorted(odd))}, expected defaults; use an adapter without them")
+    rank = config.get("r")
+    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise AdapterError(f"{path} has rank {rank!r}, expected a whole number from 1 to {MAX_RANK}")
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        raise AdapterError(f"{path} names no base model, expected base_model_name_or_path; use a complete adapter")
+    return config
+
+
+def check_adapter(
+    path: str | Path, config: dict, model: PreTrainedModel, base_model: str, revision: str = "main"
+) -> LoraConfig:
+    """Return the configuration to load the adapter with, made from what was checked.
+
+    Args:
+        path: Weights of the adapter, safetensors.
+        config (`dict`): From `read_adapter_config`.
+        model: The base model.
+        base_model (`str`): Where the base model that `config` names is loaded from.
+        revision (`str`): Of the base model, as it was loaded.
+
+    Raises:
+        AdapterError: Another base model or revision; tensors that aren't LoRA's, of modules that the model hasn't, of
+            another shape, or not finite.
+    """
+    path = Path(path)
+    if base_model != model.name_or_path:
+        raise AdapterError(
+            f"{path.parent} is an adapter of {config['base_model_name_or_path']}, expected one of "
+            f"{model.name_or_path}; correct model_name_or_path or output_dir"
+        )
+    _check_revision(path.parent, config.get("revision"), base_model, revision)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"{path} can't be read as safetensors ({error}); train again") from error
+    expected = _list_expected(set(tensors), config, model, path)
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise AdapterError(
+                f"{name} in {path} has the shape {tuple(tensor.shape)}, expected {expected[name]} for this base model "
+                "and rank; use the base model that the adapter was trained on"
+            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise AdapterError(f"{name} in {path} isn't finite numbers throughout; train again")
+    return LoraConfig(
+        target_modules=sorted({name.removeprefix(PREFIX).split(".lora_")[0] for name in tensors if ".lora_" in name}),
+        base_model_name_or_path=config["base_model_name_or_path"],
+        revision=config.get("revision"),
+        inference_mode=True,
+        **{key: config[key] for key in READ_KEYS if key in config},
+    )
+
+
+def _check_revision(folder: Path, found: str | None, base_model: str, revision: str) -> None:
+    if found is None:
+        logger.warning("%s doesn't tell the revision of its base model: it may be of another one", folder)
+        return
+    # Both as commits, as far as the cache of the Hub knows them.
+    found, loaded = (resolve_revision(base_model, name, local_files_only=True) for name in (found, revision))
+    if found != loaded:
+        raise AdapterError(
+            f"{folder} is an adapter of {base_model} at {found}, and {loaded} is loaded; set model_revision: {found}"
+        )
+
+
+def _list_expected(names: set[str], config: dict, model: PreTrainedModel, path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape that each tensor must have. Raises `AdapterError` for a tensor that has no business in the adapter."""
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    whole = tuple(config.get("modules_to_save") or ())
+    expected = {}
+    for name in names:
+        place = name.removeprefix(PREFIX)
+        module, separator, kind = place.rpartition(".lora_")
+        layer = modules.get(module)
+        sizes = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else None
+        shapes = {} if sizes is None else {"A.weight": (config["r"], sizes[0]), "B.weight": (sizes[1], config["r"])}
+        if sizes and config.get("use_dora"):
+            shapes["magnitude_vector.weight"] = (sizes[1],)
+        if separator and kind in shapes:
+            expected[name] = shapes[kind]
+            # One of a pair alone would be filled up with random numbers.
+            missing = {f"{PREFIX}{module}.lora_{kind}" for kind in shapes} - names
+            if missing:
+                raise AdapterError(f"{path} lacks {sorted(missing)[0]}, expected it beside {name}; train again")
+        elif place in parameters and place.rpartition(".")[0].endswith(whole) and whole:
+            expected[name] = tuple(parameters[place].shape)
+        else:
+            raise AdapterError(
+                f"{path} holds {name}, expected tensors lora_A and lora_B of linear layers of {model.name_or_path}; "
+                "use the base model that the adapter was trained on"
+            )
+    if not expected:
+        raise AdapterError(f"{path} holds no tensor, expected an adapter; train again")
+    return expected
