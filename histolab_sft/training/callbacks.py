@@ -69,12 +69,10 @@ class EMAEarlyStoppingCallback(TrainerCallback):
         self.stopped = False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.last_step = state.global_step
         if state.global_step > 0 and args.resume_from_checkpoint:
             self._load(Path(args.resume_from_checkpoint))
-        self.last_step = state.global_step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        # Trainer clears the stop when training begins, so a stopped run would train on after a resume.
+        # Trainer clears the stop just before, so a stopped run would train on after a resume.
         if self.stopped:
             control.should_training_stop = True
 

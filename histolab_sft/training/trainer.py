@@ -1,7 +1,5 @@
 """`SFTTrainer` for patches: trainable weights in float32, a frozen tower at no cost, the answer's own loss."""
 
-from trl import SFTTrainer
-
 from histolab_sft.models.load import keep_quantized_layers_trainable
 from histolab_sft.models.vision_tower import freeze_vision_tower
 from histolab_sft.training.answer_tokens import (
@@ -10,18 +8,19 @@ from histolab_sft.training.answer_tokens import (
     find_branches,
     mask_deciding_tokens,
 )
+from histolab_sft.training.steady_trainer import SteadyTrainer
 
 
-class PatchTrainer(SFTTrainer):
-    """`SFTTrainer` that also logs `answer_loss` and `answer_accuracy`.
+class PatchTrainer(SteadyTrainer):
+    """`SteadyTrainer` that also logs `answer_loss` and `answer_accuracy`.
 
     Both are means over the tokens that tell the classes apart (see `answer_tokens`), in training and, with the prefix
     `eval_`, in evaluation. `guessing_level` holds what both would be for a model that only knows how frequent
     the classes are.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         keep_quantized_layers_trainable(self.model)
         freeze_vision_tower(self.model)
         # TRL casts what is trained on a quantised model to bfloat16, where small AdamW steps are lost, and resuming

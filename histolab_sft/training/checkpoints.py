@@ -1,0 +1,234 @@
+"""Checkpoints that are whole or don't count, and the one place that decides what a run goes on from.
+
+A checkpoint is whole when its `manifest.json` is there, names every file beside it and no other, and each has the
+size and the SHA-256 that the manifest says. The manifest is written last, after everything else has reached the disk,
+and in one rename: a run that is killed, or a disk that fills up, can leave a torn folder and never a torn checkpoint.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import nn
+
+from histolab_sft.provenance import compute_sha256, sync_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+# DeepSpeed's pointer to its shards, one a process: they can't be dealt out to another number of processes.
+DEEPSPEED_MARKER = "latest"
+MIB = 2**20
+# What torch.save says, in a RuntimeError, when the disk says no: in the middle, at the end, after an earlier failure.
+TORCH_WRITER = ("PytorchStreamWriter", "iostream error", "unexpected pos")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be used or written, and the message says why."""
+
+
+def choose_checkpoint(wish: str | None, output_dir: str | Path, run: dict) -> str | None:
+    """Return the checkpoint that a run goes on from, None for a fresh start. Nothing else decides this.
+
+    - `None` starts afresh, and refuses to do so among the checkpoints of an earlier run.
+    - `auto` takes the newest checkpoint in `output_dir` that is whole, tells which it skips and why, and starts afresh
+      where there is none.
+    - A path takes that checkpoint, if it is whole.
+
+    The run must be the one that wrote the checkpoint: same data, base model, seed and effective batch. Another number
+    of processes is allowed while the effective batch stays: the rows of a step are then the same, but are dealt out to
+    other processes, whose random numbers (dropout) aren't those of the undisturbed run. Shards of DeepSpeed can't be
+    dealt out anew, so there the number of processes must stay.
+
+    Args:
+        run (`dict`): `data_fingerprint`, `base_model`, `seed`, `effective_batch` (rows a step) and `processes`.
+
+    Raises:
+        CheckpointError: The wish can't be fulfilled.
+    """
+    if wish is None:
+        if found := list_checkpoints(output_dir):
+            raise CheckpointError(
+                f"{output_dir} holds {found[-1].name} of an earlier run, expected no checkpoint at a fresh start; go "
+                "on with it by resume_from_checkpoint: auto, or remove it, or choose another output_dir"
+            )
+        return None
+    folder = find_whole_checkpoint(output_dir) if wish == "auto" else Path(wish)
+    if folder is None:
+        logger.info("no whole checkpoint in %s: training starts afresh", output_dir)
+        return None
+    manifest = verify_checkpoint(folder)
+    _check_run(folder, manifest["run"], run)
+    logger.info("training goes on from %s", folder)
+    return str(folder)
+
+
+def find_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint that verifies, and log every newer one with the reason why it doesn't."""
+    for folder in reversed(list_checkpoints(output_dir)):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("skipped a checkpoint: %s", error)
+        else:
+            return folder
+    return None
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Return the folders `checkpoint-<step>`, whole or not, by step."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if _step(path) is not None and path.is_dir()]
+    return sorted(folders, key=_step)
+
+
+def verify_checkpoint(folder: str | Path) -> dict:
+    """Return the manifest of a checkpoint that is whole.
+
+    Raises:
+        CheckpointError: Named in it is the first thing that is wrong.
+    """
+    folder = Path(folder)
+    files = _list_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} is empty or isn't there; its save was cut off")
+    if MANIFEST not in files:
+        raise CheckpointError(f"{folder} has no {MANIFEST}; its save was cut off")
+    try:
+        manifest = json.loads(files.pop(MANIFEST).read_text(encoding="utf-8"))
+        expected, step, _ = manifest["files"], manifest["step"], manifest["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} can't be read ({error!r}); it is damaged") from error
+    if step != _step(folder):
+        raise CheckpointError(f"{folder} is of step {step} by its {MANIFEST}; it was renamed or copied")
+    if STATE not in expected:
+        raise CheckpointError(f"{folder / MANIFEST} names no {STATE}; it isn't of a training checkpoint")
+    for problem, names in (
+        ("lacks", sorted(set(expected) - set(files))),
+        ("holds beside what was saved", sorted(set(files) - set(expected))),
+    ):
+        if names:
+            raise CheckpointError(f"{folder} {problem}: {', '.join(names)}")
+    for name, path in files.items():
+        size = path.stat().st_size
+        if size != expected[name]["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, expected {expected[name]['bytes']}")
+    for name, path in files.items():
+        if compute_sha256(path) != expected[name]["sha256"]:
+            raise CheckpointError(f"{path} has another SHA-256 than when it was saved; its bytes were changed")
+    return manifest
+
+
+def write_manifest(folder: Path, run: dict) -> int:
+    """Make a checkpoint whole: bring its files to the disk, then write the manifest. Return its bytes.
+
+    Args:
+        run (`dict`): As in `choose_checkpoint`.
+    """
+    files = _list_files(folder)
+    entries = {}
+    for name, path in files.items():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        entries[name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
+    for inner in {path.parent for path in files.values()}:
+        sync_folder(inner)
+    write_json(folder / MANIFEST, {"step": _step(folder), "run": run, "files": entries})
+    sync_folder(folder.parent)
+    return sum(entry["bytes"] for entry in entries.values())
+
+
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, protected: set[str]) -> None:
+    """Remove the oldest whole checkpoints beyond `limit`, and every torn one.
+
+    Call it when a new checkpoint is whole. Never removed are the `protected` (the new one and the best one): they
+    count towards the limit.
+    """
+    whole = []
+    for folder in list_checkpoints(output_dir):
+        if folder.joinpath(MANIFEST).is_file():
+            whole.append(folder)
+        else:
+            remove_checkpoint(folder)
+    if limit:
+        names = {Path(path).name for path in protected}
+        loose = [folder for folder in whole if folder.name not in names]
+        for folder in loose[: max(0, len(whole) - max(limit, len(names)))]:
+            remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, its manifest first, so that a removal that is cut off leaves no more than a torn folder."""
+    if folder.is_dir():
+        folder.joinpath(MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def estimate_checkpoint(model: nn.Module) -> int:
+    """Return the bytes of a checkpoint: the trained weights, two float32 moments of each, a MiB for the rest."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sum(parameter.numel() * (parameter.element_size() + 8) for parameter in trained) + MIB
+
+
+def check_disk(output_dir: str | Path, needed: int) -> None:
+    """Raise a `CheckpointError` unless `needed` bytes are free where `output_dir` lies."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output_dir} has {free / MIB:.0f} MiB free, expected at least {needed / MIB:.0f} MiB; make room, or "
+            "choose another output_dir"
+        )
+
+
+@contextmanager
+def explain_failed_write(folder: Path) -> Iterator[None]:
+    """Turn a full, read-only or broken disk under the block into a `CheckpointError` with path and bytes.
+
+    The torn folder is removed as far as the disk lets it; older checkpoints aren't touched.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_WRITER):
+            raise
+        written = sum(path.stat().st_size for path in _list_files(folder).values())
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = [path.name for path in list_checkpoints(folder.parent) if path.joinpath(MANIFEST).is_file()]
+        free = shutil.disk_usage(folder.parent).free
+        raise CheckpointError(
+            f"{folder} could not be written after {written} bytes ({error}), {free} bytes are free on its disk, "
+            f"expected room for a whole checkpoint; {', '.join(whole) or 'no older checkpoint'} stays as it was: make "
+            "room and go on by resume_from_checkpoint: auto"
+        ) from error
+
+
+def _check_run(folder: Path, saved: dict, run: dict) -> None:
+    for key in ("data_fingerprint", "base_model", "seed", "effective_batch"):
+        if saved[key] != run[key]:
+            raise CheckpointError(
+                f"{folder} is of a run with {key} {saved[key]}, expected {run[key]} as in this run; undo the change, "
+                "or start afresh in another output_dir"
+            )
+    if saved["processes"] == run["processes"]:
+        return
+    change = f"{folder} was saved by {saved['processes']} processes, and this run has {run['processes']}"
+    if folder.joinpath(DEEPSPEED_MARKER).is_file():
+        raise CheckpointError(f"{change}; DeepSpeed can't deal its shards out anew, so use {saved['processes']}")
+    logger.warning("%s: the rows of every step stay the same, the random numbers of dropout don't", change)
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    """Every file below `folder` by its relative path. Links count: what they lead to wasn't saved here."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+
+
+def _step(folder: Path) -> int | None:
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else None

@@ -1,0 +1,196 @@
+"""`SFTTrainer` whose runs can be cut off anywhere and go on exactly."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from histolab_sft.provenance import fingerprint_data
+from histolab_sft.training.checkpoints import (
+    check_disk,
+    choose_checkpoint,
+    estimate_checkpoint,
+    explain_failed_write,
+    remove_checkpoint,
+    rotate_checkpoints,
+    write_manifest,
+)
+from histolab_sft.training.guarded_trainer import GuardedTrainer
+from histolab_sft.training.signals import StopSignals
+
+logger = logging.getLogger(__name__)
+
+WINDOW_FILE = "log_window_{rank}.json"
+
+
+class SteadyTrainer(GuardedTrainer):
+    """`SFTTrainer` with whole checkpoints, exact resume and stop signals; arguments as in `GuardedTrainer`.
+
+    `resume_from_checkpoint` of `train` is None, `auto` or a path (see `choose_checkpoint`). After `train`,
+    `interrupted` is the signal that ended the run before its time, None if it ran to its end.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.interrupted: signal.Signals | None = None
+        self._data_fingerprint = fingerprint_data({"train": self.train_dataset})
+        self._last_boundary = -1
+        self._save_due = False
+        self._open_checkpoint: Path | None = None
+
+    # What a run goes on from
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir, self.describe_run())
+        # Callbacks read from it what they kept.
+        self.args.resume_from_checkpoint = checkpoint
+        if self.args.save_strategy != "no":
+            # The last good checkpoint stays until the next one is whole.
+            check_disk(self.args.output_dir, 2 * estimate_checkpoint(self.model))
+        with StopSignals() as self.signals:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def describe_run(self) -> dict:
+        """Return what a checkpoint and the run that goes on from it must share (see `choose_checkpoint`)."""
+        args = self.args
+        peft = isinstance(self.model, PeftModel)
+        return {
+            "data_fingerprint": self._data_fingerprint,
+            "base_model": self.model.peft_config["default"].base_model_name_or_path if peft else None,
+            "seed": args.seed,
+            "effective_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "processes": args.world_size,
+        }
+
+    def _run_epoch(self, **kwargs):
+        # A run that had ended, by its steps or by early stopping, has nothing to add when it is resumed; the loop
+        # of Trainer would make one more step before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if self.control.should_training_stop:
+            return
+        checkpoint = kwargs["resume_from_checkpoint"]
+        if checkpoint is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._load_log_window(Path(checkpoint))
+        super()._run_epoch(**kwargs)
+
+    # The end of an optimiser step and of an epoch
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Trainer calls this after every optimiser step, and once more when an epoch ends or is broken off."""
+        if self.interrupted:
+            return
+        after_step, self._last_boundary = self.state.global_step != self._last_boundary, self.state.global_step
+        # What the end of an epoch brings (an evaluation, the random numbers that it draws) belongs into the checkpoint
+        # of its last step: a run that goes on from there starts with the next epoch.
+        more_to_come = after_step and (self.state.epoch.is_integer() or self.control.should_training_stop)
+        if more_to_come:
+            self._save_due, self.control.should_save = self.control.should_save, False
+        else:
+            self.control.should_save |= self._save_due
+            self._save_due = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if not more_to_come and not self.control.should_training_stop and self._is_told_to_stop():
+            self._stop(model=args[2], trial=args[3])
+        if self._open_checkpoint is not None:
+            self._complete_checkpoint()
+
+    def _is_told_to_stop(self) -> bool:
+        told = torch.tensor([self.signals.received is not None], device=self.args.device)
+        return bool(self.accelerator.gather(told).any())
+
+    def _stop(self, model, trial) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            return
+        self.interrupted = self.signals.received or signal.SIGTERM
+        logger.warning("%s: the run stops after step %d", self.interrupted.name, self.state.global_step)
+        if self._open_checkpoint is None:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control.should_training_stop = True
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        args = self.args
+        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if args.should_save:
+            remove_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        # Trainer would remove older checkpoints before this one is whole.
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with explain_failed_write(folder):
+                super()._save_checkpoint(model, trial)
+                self._save_log_window(folder)
+        finally:
+            args.save_total_limit = limit
+        # Callbacks add their files when Trainer calls on_save; then it is completed.
+        self._open_checkpoint = folder
+
+    def _complete_checkpoint(self) -> None:
+        folder, self._open_checkpoint = self._open_checkpoint, None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with explain_failed_write(folder):
+                size = write_manifest(folder, self.describe_run())
+            logger.info("%s is whole: %d bytes", folder, size)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(
+                self.args.output_dir, self.args.save_total_limit, {str(folder)} | ({best} if best else set())
+            )
+
+    def _save_log_window(self, folder: Path) -> None:
+        """Keep what was gathered since the last log, so that the next one has the value of the undisturbed run."""
+        content = {
+            "loss_sum": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "metrics": self._metrics["train"],
+            "tokens": self._total_train_tokens,
+            "micro_batch": self.micro_batch,
+        }
+        folder.joinpath(WINDOW_FILE.format(rank=self.args.process_index)).write_text(json.dumps(content))
+
+    def _load_log_window(self, folder: Path) -> None:
+        path = folder / WINDOW_FILE.format(rank=self.args.process_index)
+        if not path.is_file():
+            logger.warning("%s isn't there (another number of processes): the next log starts at this step", path)
+            return
+        content = json.loads(path.read_text())
+        self._tr_loss += content["loss_sum"]
+        self._globalstep_last_logged = content["last_logged_step"]
+        self._metrics["train"].update(content["metrics"])
+        self._total_train_tokens = content["tokens"]
+        self.micro_batch = content["micro_batch"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the weights, each file at once or not at all, and with the final ones the processor.
+
+        Left out of what Trainer writes: the pickled arguments, which hold a token if there is one, and the card.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        temporary = folder / ".saving"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model = self.accelerator.unwrap_model(self.model)
+        # PEFT would ask the Hub whether the vocabulary of the base model was changed.
+        options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(temporary, state_dict=state_dict, **options)
+        if folder == Path(self.args.output_dir):
+            self.processing_class.save_pretrained(temporary)
+        # A card that PEFT fills with placeholders.
+        temporary.joinpath("README.md").unlink(missing_ok=True)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+        temporary.rmdir()
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write nothing: the card is made from the scores, when the adapter is published."""
