@@ -71,6 +71,25 @@ def record_run(
             write_json(path, record)
 
 
+def describe_result(adapter_folder: str | Path, data: Mapping[str, Dataset], seed: int) -> dict:
+    """Return what a score must tell of its origin: `provenance` in `results.json`.
+
+    That is `base_model` and `revision` as the adapter names them, `adapter_sha256`, `data_fingerprint` of the rows
+    (training's among them), `versions`, `git_commit`, `hardware` and `seed`.
+    """
+    adapter = json.loads(Path(adapter_folder, "adapter_config.json").read_text(encoding="utf-8"))
+    return {
+        "base_model": adapter["base_model_name_or_path"],
+        "revision": adapter.get("revision"),
+        "adapter_sha256": compute_sha256(Path(adapter_folder, "adapter_model.safetensors")),
+        "data_fingerprint": fingerprint_data(data),
+        "versions": collect_versions(),
+        "git_commit": find_commit(),
+        "hardware": describe_hardware(),
+        "seed": seed,
+    }
+
+
 def fingerprint_data(splits: Mapping[str, Dataset]) -> str:
     """Return one SHA-256 for the rows of all splits, in their order: what is asked, answered and seen.
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest_socket
 import torch
 import yaml
 from conftest import PCAM_CLASSES, write_class_folders
@@ -158,19 +159,28 @@ def write_recipe(folder, output_dir, **keys):
     return path
 
 
-def start_recipe(recipe, log, *flags, group=False):
-    """Start `recipes/sft.py` with its output going to `log`, if asked in a process group of its own."""
+def start_recipe(recipe, log, *flags, script="recipes/sft.py", **options):
+    """Start a script with its output going to `log`; options as in `run_recipe`."""
     # The server finds this module by it.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    process = SERVER.Process(target=run_recipe, args=(recipe, log, group, *flags))
+    process = SERVER.Process(target=run_recipe, args=(script, recipe, log, flags), kwargs=options)
     process.start()
     return process
 
 
-def run_recipe(recipe, log, group, *flags):
-    """Be the process that runs `recipes/sft.py`."""
+def run_recipe(script, recipe, log, flags, group=False, sockets=True, environment=()):
+    """Be the process that runs a script.
+
+    Args:
+        group (`bool`): Whether it leads a process group of its own.
+        sockets (`bool`): Whether it may open any.
+        environment (`dict`): Variables that are added.
+    """
+    os.environ.update(environment)
     if group:
         os.setpgrp()
+    if not sockets:
+        pytest_socket.disable_socket()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -182,5 +192,5 @@ def run_recipe(recipe, log, group, *flags):
     multiprocessing.set_start_method("fork", force=True)
     logging.getLogger().handlers.clear()
     os.chdir(ROOT)
-    sys.argv = ["recipes/sft.py", "--config", str(recipe), *map(str, flags)]
-    runpy.run_path("recipes/sft.py", run_name="__main__")
+    sys.argv = [script, "--config", str(recipe), *map(str, flags)]
+    runpy.run_path(script, run_name="__main__")

@@ -118,31 +118,30 @@ def _check_revision(folder: Path, found: str | None, base_model: str, revision: 
 
 
 def _list_expected(names: set[str], config: dict, model: PreTrainedModel, path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape that each tensor must have. Raises `AdapterError` for a tensor that has no business in the adapter."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    whole = tuple(config.get("modules_to_save") or ())
-    expected = {}
-    for name in names:
-        place = name.removeprefix(PREFIX)
-        module, separator, kind = place.rpartition(".lora_")
+    """The shape that each tensor must have. Raises `AdapterError` for one that is missing or has no business there."""
+    modules = dict(model.named_modules())
+    # Whole modules that were trained beside the LoRA matrices, if the configuration names any.
+    expected = {
+        PREFIX + place: tuple(parameter.shape)
+        for place, parameter in model.named_parameters()
+        if any(f".{module}." in f".{place}" for module in config.get("modules_to_save") or ())
+    }
+    for name in sorted(names - set(expected)):
+        module, separator, _ = name.removeprefix(PREFIX).rpartition(".lora_")
         layer = modules.get(module)
-        sizes = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else None
-        shapes = {} if sizes is None else {"A.weight": (config["r"], sizes[0]), "B.weight": (sizes[1], config["r"])}
-        if sizes and config.get("use_dora"):
-            shapes["magnitude_vector.weight"] = (sizes[1],)
-        if separator and kind in shapes:
-            expected[name] = shapes[kind]
-            # One of a pair alone would be filled up with random numbers.
-            missing = {f"{PREFIX}{module}.lora_{kind}" for kind in shapes} - names
-            if missing:
-                raise AdapterError(f"{path} lacks {sorted(missing)[0]}, expected it beside {name}; train again")
-        elif place in parameters and place.rpartition(".")[0].endswith(whole) and whole:
-            expected[name] = tuple(parameters[place].shape)
-        else:
+        if separator and isinstance(layer, nn.Linear):
+            expected[f"{PREFIX}{module}.lora_A.weight"] = (config["r"], layer.in_features)
+            expected[f"{PREFIX}{module}.lora_B.weight"] = (layer.out_features, config["r"])
+            if config.get("use_dora"):
+                expected[f"{PREFIX}{module}.lora_magnitude_vector.weight"] = (layer.out_features,)
+        if name not in expected:
             raise AdapterError(
                 f"{path} holds {name}, expected tensors lora_A and lora_B of linear layers of {model.name_or_path}; "
                 "use the base model that the adapter was trained on"
             )
+    # What is missing would be filled up with random numbers.
+    if missing := sorted(set(expected) - names):
+        raise AdapterError(f"{path} lacks {missing[0]}, expected {len(expected)} tensors; train again")
     if not expected:
         raise AdapterError(f"{path} holds no tensor, expected an adapter; train again")
     return expected
