@@ -5,9 +5,10 @@ Score the base model and the fine-tuned one on the test split, in the same way:
 """
 
 import logging
+import sys
 from pathlib import Path
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
@@ -17,6 +18,7 @@ from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
 from histolab_sft.models.cache_choice import encoded_once
 from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.provenance import describe_result
 
 
 def main(histo_args, training_args, model_args):
@@ -32,7 +34,7 @@ def main(histo_args, training_args, model_args):
     test, validation, variants, probes = {}, {}, {}, {}
     for system in SYSTEMS:
         if system == "finetuned":
-            model = load_adapter(model, training_args.output_dir)
+            model = load_adapter(model, training_args.output_dir, model_args.model_revision)
         weights = hash_weights(model)
         looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]
         if system == "baseline":
@@ -56,7 +58,12 @@ def main(histo_args, training_args, model_args):
             variants[config.name, system] = predict_variants(rows, *ask)
     write_predictions(test, folder)
 
-    results, estimates = {"datasets": {}}, {}
+    results = {
+        "recipe": resolve_recipe(sys.argv[1:]),
+        "provenance": describe_result(training_args.output_dir, patches, training_args.seed),
+        "datasets": {},
+    }
+    estimates = {}
     for config in histo_args.datasets:
         results["datasets"][config.name], estimates[config.name] = score_dataset(
             config,

@@ -14,6 +14,7 @@ from histolab_sft.data.audit import format_audit
 from histolab_sft.data.masks import audit_masks, describe_row
 from histolab_sft.data.patches import audit_recipe, format_patches
 from histolab_sft.models.load import load_processor, locate_base_model
+from histolab_sft.models.plan import plan_for_recipe
 
 
 def main(histo_args, training_args, model_args):
@@ -34,6 +35,8 @@ def main(histo_args, training_args, model_args):
         print(describe_row(rows, config.name, processor, training_args.max_length))
     checked = audit_masks(rows, processor, training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
+
+    print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args)}")
 
     stopped = (len(refused) and histo_args.refused_images == "stop") or (
         audit["refusals"] and histo_args.leaks == "stop"

@@ -1,4 +1,4 @@
-"""Through TRL's own collator: the loss is on the answer and its end of turn, on nothing else, and the picture counts."""
+"""Through TRL's own collator: the loss is on the answer and its end of turn alone, and the picture counts."""
 
 from pathlib import Path
 

@@ -170,12 +170,17 @@ def _calibrate(classes: list[str], test: pd.DataFrame, validation: pd.DataFrame)
     """Fit the temperature on validation and say what it does on test; curves before it."""
     fitted = fit_temperature(np.stack(validation["log_likelihoods"]), _index(validation["label"], classes))
     scores, gold = np.stack(test["log_likelihoods"]), _index(test["label"], classes)
+    held_out, truth = np.stack(validation["log_likelihoods"]), _index(validation["label"], classes)
     raw, scaled = softmax(scores, axis=1), apply_temperature(scores, fitted["temperature"])
     return {
         "temperature": fitted,
         "ece_calibrated": {"value": compute_ece(scaled, gold)},
         "nll_calibrated": {"value": compute_nll(scaled, gold)},
         "reliability": compute_reliability_bins(raw, gold),
+        # For a threshold that the test split had no part in.
+        "abstention_validation": compute_abstention_curve(
+            softmax(held_out, axis=1).max(axis=1), held_out.argmax(axis=1) == truth
+        ),
         "abstention": compute_abstention_curve(raw.max(axis=1), raw.argmax(axis=1) == gold),
     }
 
