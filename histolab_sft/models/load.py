@@ -40,7 +40,7 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     Gemma's template writes `<end_of_turn>` and a line break. The model stops at the first, so the second would be a
     label that no answer ever needs.
     """
-    processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil")
+    processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
     processor.chat_template = (
         "{%- set conversation -%}" + processor.chat_template + "{%- endset -%}"
         "{%- if add_generation_prompt -%}{{ conversation }}{%- else -%}{{ conversation.rstrip('\\n') }}{%- endif -%}"
@@ -85,8 +85,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, revision: str = "ma
 
 
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:
-    """Return the arguments of `from_pretrained` that training and scoring share."""
+    """Return the arguments of `from_pretrained` that training and scoring share.
+
+    Without a word on remote code, weights that bring code of their own would ask at the prompt, and run it on a `y`.
+    """
     return {
+        "trust_remote_code": False,
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation or "sdpa",
@@ -133,7 +137,7 @@ def build_lora_config(model_args: ModelConfig, scope: str) -> LoraConfig | None:
 def build_meta_model(model_args: ModelConfig) -> tuple[PreTrainedModel, str]:
     """Return the model without weights, and the full name of its language model."""
     config = AutoConfig.from_pretrained(
-        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision
+        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
     )
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)

@@ -131,6 +131,7 @@ def write_manifest(folder: Path, run: dict) -> int:
         run (`dict`): As in `choose_checkpoint`.
     """
     files = _list_files(folder)
+    files.pop(MANIFEST, None)
     entries = {}
     for name, path in files.items():
         with open(path, "rb") as file:
