@@ -1,5 +1,6 @@
 """Training changes the adapter and nothing else, and logs the loss of the tokens that tell the classes apart."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import PCAM_CLASSES, write_class_folders
@@ -8,6 +9,7 @@ from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
+from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (
     build_lora_config,
     build_model_init_kwargs,
@@ -115,3 +117,24 @@ def test_answer_loss_is_the_mean_over_the_deciding_tokens(tmp_path, untrained_mo
         expected.append(-log_probs[row, place - 1, labels[place]].item())
     assert len(trainer.branches) == 1
     assert trainer._metrics["eval"]["answer_loss"][-1] == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_each_evaluation_measures_balanced_accuracy_by_likelihood(tmp_path, untrained_model):
+    keys = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 2}
+    keys |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_balanced_accuracy"}
+    trainer = make_trainer(tmp_path, untrained_model, load_in_4bit=False, **keys)
+    trainer.train()
+    logged = [entry["eval_balanced_accuracy"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(logged) == 2 and trainer.state.best_metric == max(logged)
+
+    rows = trainer.eval_dataset
+    questions = [row["prompt"][0]["content"] for row in rows]
+    answers = ["The answer is: Normal", "The answer is: Tumor"]
+    scores, _ = label_log_likelihoods(
+        trainer.model, trainer.data_collator.processor, rows["image"], questions, answers
+    )
+    said = ["Normal" if normal > tumor else "Tumor" for normal, tumor in scores.tolist()]
+    recalls = [
+        np.mean([s == g for s, g in zip(said, rows["label"], strict=True) if g == name]) for name in PCAM_CLASSES
+    ]
+    assert trainer.evaluate()["eval_balanced_accuracy"] == pytest.approx(np.mean(recalls))

@@ -9,6 +9,7 @@ from histolab_sft.training.answer_tokens import (
     mask_deciding_tokens,
 )
 from histolab_sft.training.steady_trainer import SteadyTrainer
+from histolab_sft.training.task_metric import collect_options, measure_balanced_accuracy
 
 
 class PatchTrainer(SteadyTrainer):
@@ -16,7 +17,8 @@ class PatchTrainer(SteadyTrainer):
 
     Both are means over the tokens that tell the classes apart (see `answer_tokens`), in training and, with the prefix
     `eval_`, in evaluation. `guessing_level` holds what both would be for a model that only knows how frequent
-    the classes are.
+    the classes are. Each evaluation of a data set with fixed answers also gives `eval_balanced_accuracy`, by label
+    likelihood: use it as `metric_for_best_model` or `early_stopping_metric`.
     """
 
     def __init__(self, **kwargs):
@@ -31,6 +33,21 @@ class PatchTrainer(SteadyTrainer):
         answers = collect_answers(self.train_dataset, self.data_collator)
         self.branches = find_branches(answers)
         self.guessing_level = compute_guessing_level(answers)
+        self.options = collect_options(self.train_dataset) if self.branches else {}
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.options:
+            with self.compute_loss_context_manager():
+                output.metrics[f"{metric_key_prefix}_balanced_accuracy"] = measure_balanced_accuracy(
+                    self.model,
+                    self.data_collator.processor,
+                    self.eval_dataset,
+                    self.options,
+                    self.args.per_device_eval_batch_size,
+                    self.accelerator,
+                )
+        return output
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = []
