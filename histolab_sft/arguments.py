@@ -36,13 +36,14 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     args = sys.argv[1:] if args is None else args
     known = {action.dest for action in parser._actions} - {"help"}
     flags = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
+    check_secrets(
+        {flag.split("=")[0]: [flag, value] for flag, value in itertools.pairwise([*args, ""])}, "the command line"
+    )
     check_keys(flags, known, "the command line")
-    pairs = itertools.pairwise([*args, ""])
-    check_secrets({flag.split("=")[0]: f"{flag} {value}" for flag, value in pairs}, "the command line")
     if "--config" in args:
         recipe = read_recipe(args[args.index("--config") + 1])
-        check_keys(recipe, known, "the recipe")
         check_secrets(recipe, "the recipe")
+        check_keys(recipe, known, "the recipe")
         check_values(recipe, kinds)
     parsed = parser.parse_args_and_config(args)
     check_consistency(*parsed)

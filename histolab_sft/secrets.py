@@ -22,7 +22,7 @@ def check_secrets(values: Mapping, place: str) -> None:
         values: Keys and values of a recipe or a command line.
         place (`str`): What `values` is called in the message.
     """
-    keys = [str(key) for key, value in values.items() if SECRET.search(str(value))]
+    keys = [str(key) for key, value in values.items() if SECRET.search(f"{key} {value}")]
     if keys:
         raise ValueError(
             f"{place} holds a token or password under {', '.join(map(mask_secrets, keys))}, expected none: recipes, "
