@@ -50,7 +50,7 @@ def assert_scored_like_one_by_one(model, processor, patches, candidates, batch_s
     )
     assert scores.dtype == torch.float64 and torch.equal(counts, expected_counts)
     # Worth testing only if patch and answer matter.
-    assert expected.std(0).min() > 0.1 and expected.flatten().std() > 0.1
+    assert expected.std(0).min() > 0.01 and expected.flatten().std() > 0.1
     assert (scores - expected).abs().max() < 1e-5
     return scores
 

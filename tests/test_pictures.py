@@ -81,7 +81,8 @@ def test_losses_and_every_gradient_of_a_run_are_those_of_pixels_to_the_last_bit(
         assert (cache is None) == (vision_cache == "off")
         trainer.add_callback(kept := KeepGradients())
         trainer.train()
-        steps, evaluations = trainer.state.max_steps, 2 * len(trainer.get_eval_dataloader())
+        # Each of two evaluations takes the loss of every batch, and its likelihoods.
+        steps, evaluations = trainer.state.max_steps, 2 * 2 * len(trainer.get_eval_dataloader())
         assert calls == ({} if cache else {"forward": steps + evaluations})
         losses = [entry.get("loss", entry.get("eval_loss")) for entry in trainer.state.log_history]
         runs.append((losses, kept.steps))

@@ -34,6 +34,7 @@ TEXT_SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
+UNTRAINED_SIZES = {"num_hidden_layers": 4}  # both kinds of attention layers twice
 VISION_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
@@ -74,7 +75,8 @@ def build_untrained_tiny_model(folder: str | Path, seed: int = 0, **text_sizes: 
         The folder, holding float32 safetensors.
     """
     processor = build_processor(IMAGE_SIZE, IMAGE_TOKENS)
-    return _save(create_tiny_model(processor.tokenizer, seed, **text_sizes), processor, Path(folder))
+    model = create_tiny_model(processor.tokenizer, seed, **(UNTRAINED_SIZES | text_sizes))
+    return _save(model, processor, Path(folder))
 
 
 def create_tiny_model(tokenizer: GemmaTokenizer, seed: int, **text_sizes: int) -> Gemma3ForConditionalGeneration:
