@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill test-browser quality data check train evaluate push-adapter app space bench bench-gpu clean
+.PHONY: help install demo test test-fast test-kill test-browser quality data check train evaluate push-adapter app space bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -73,11 +73,8 @@ app: install ## ask base model and adapter of RECIPE in a browser, on this machi
 space: install ## write a folder ready for a Gradio Space of RECIPE
 	$(BIN)/python -m histolab_sft.publishing.space --config $(RECIPE) $(ARGS)
 
-bench: install ## ratios side by side on this processor, in minutes
-	$(BIN)/python -m benchmarks.bench $(ARGS)
-
-bench-gpu: ## the real geometry with random weights on a GPU, with the python at hand
-	$(PYTHON) -m benchmarks.bench_gpu $(ARGS)
+bench: install ## seconds and memory to list 1,000 to 100,000 patches
+	$(BIN)/python -m benchmarks.rows
 
 clean: ## remove results and painted patches
 	rm -rf outputs data/synthetic
