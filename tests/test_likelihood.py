@@ -138,7 +138,9 @@ def test_the_adapter_counts_unless_it_is_switched_off(tmp_path):
     finetuned, _ = label_log_likelihoods(model, *arguments)
     assert (finetuned - baseline).abs().max() > 0.1
     with model.disable_adapter():
-        assert torch.equal(label_log_likelihoods(model, *arguments)[0], baseline)
+        switched_off, _ = label_log_likelihoods(model, *arguments)
+    # Not to the last bit: threads may add up in another order.
+    assert (switched_off - baseline).abs().max() < 1e-4
 
 
 def test_dropout_is_off_while_scoring_and_on_again_afterwards(tmp_path):
