@@ -16,7 +16,7 @@ from transformers.utils.hub import resolve_revision
 
 from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.models.hub_access import explain_hub_errors
+from histolab_sft.models.hub_access import fetch_base_model
 from histolab_sft.models.load import (
     build_lora_config,
     build_model_init_kwargs,
@@ -46,8 +46,7 @@ def main(histo_args, training_args, model_args):
             patches = load_audited_patches(histo_args, training_args.output_dir)
         run["data_fingerprint"] = fingerprint_data(patches)
 
-        with explain_hub_errors(model_args.model_name_or_path):
-            trainer = build_trainer(patches, histo_args, training_args, model_args)
+        trainer = build_trainer(patches, histo_args, training_args, model_args)
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         run["resumed_from"] = training_args.resume_from_checkpoint
         run["steps"] = trainer.state.global_step
@@ -64,6 +63,7 @@ def main(histo_args, training_args, model_args):
 
 def build_trainer(patches, histo_args, training_args, model_args):
     base_model = locate_base_model(model_args.model_name_or_path)
+    fetch_base_model(base_model, model_args.model_revision)
     training_args.model_init_kwargs = build_model_init_kwargs(model_args)
     trainer = PatchTrainer(
         model=base_model,

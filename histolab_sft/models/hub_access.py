@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
 
 
@@ -21,16 +23,30 @@ class HubAccessError(RuntimeError):
     """The base model can't be had, and the message says what to do about it."""
 
 
-@contextmanager
-def explain_hub_errors(name: str) -> Iterator[None]:
-    """Turn whatever the Hub or the network answers while `name` is loaded into one `HubAccessError`.
+def fetch_base_model(name: str, revision: str = "main") -> None:
+    """Bring weights and processor of a base model on the Hub into its cache, so that loading needs no network.
 
     Trying again is left to huggingface_hub: at 429, 5xx and time-outs, up to five times with growing pauses, each told
-    in its log. What gets here has outlasted that.
+    in its log. A model that is there already needs no answer from the Hub.
 
     Args:
-        name (`str`): The base model, as in the recipe.
+        name (`str`): Id on the Hub, or a folder, with which nothing is done.
+        revision (`str`): Branch, tag or commit.
+
+    Raises:
+        HubAccessError: It can't be had.
     """
+    if Path(name).is_dir():
+        return
+    with explain_hub_errors(name):
+        # One small file first: who may not read the model, or finds the Hub busy, is told at once.
+        hf_hub_download(name, "config.json", revision=revision)
+        snapshot_download(name, revision=revision, allow_patterns=FILES)
+
+
+@contextmanager
+def explain_hub_errors(name: str) -> Iterator[None]:
+    """Turn whatever the Hub or the network answers while `name` is loaded into one `HubAccessError`."""
     try:
         yield
     except (OSError, httpx2.TransportError) as error:
@@ -67,10 +83,10 @@ def _explain(causes: list[BaseException], name: str) -> str:
                 "`hf auth login`"
             )
         if isinstance(cause, HfHubHTTPError):
-            return (
-                f"the Hub answered {cause.response.status_code} for {name}, again and again: wait some minutes, and "
-                "run the same command again"
-            )
+            status = cause.response.status_code
+            if status in (408, 429) or status >= 500:
+                return f"the Hub answered {status} for {name}, again and again: wait some minutes, and start again"
+            return f"the Hub answered {status} for {name}: look at {page}, and log in with `hf auth login`"
         if isinstance(cause, OfflineModeIsEnabled):
             return (
                 f"{name} isn't in the cache whole, and HF_HUB_OFFLINE is set: fetch it once with `hf download {name}` "
