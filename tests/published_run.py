@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from histolab_sft.arguments import DatasetConfig, parse_recipe
+from histolab_sft.arguments import parse_recipe
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.results import SYSTEMS, score_dataset, score_overall
 
 TESTED = 211  # patches of each test split

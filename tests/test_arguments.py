@@ -8,7 +8,8 @@ import pytest
 import yaml
 from trl import ModelConfig, SFTConfig
 
-from histolab_sft.arguments import DatasetConfig, HistoArguments, parse_recipe, read_recipe
+from histolab_sft.arguments import HistoArguments, parse_recipe, read_recipe
+from histolab_sft.dataset_config import DatasetConfig
 
 PCAM = {"name": "pcam", "source": "data/pcam", "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
 BASE = {"output_dir": "outputs/x", "use_cpu": True, "bf16": False, "datasets": [PCAM]}

@@ -12,8 +12,9 @@ from conftest import PCAM_CLASSES, write_class_folders
 from PIL import Image
 from trl import ModelConfig, SFTConfig
 
-from histolab_sft.arguments import DatasetConfig, HistoArguments, read_recipe
+from histolab_sft.arguments import HistoArguments, read_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.dataset_config import DatasetConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import PCAM_CLASSES
 
-from histolab_sft.arguments import DatasetConfig
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.results import format_table, score_dataset, score_overall, write_results
 
 CONFIG = DatasetConfig(name="pcam", source="x", class_names=PCAM_CLASSES)

@@ -13,9 +13,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from histolab_sft.arguments import DatasetConfig
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.sources import load_source
+from histolab_sft.dataset_config import DatasetConfig
 
 
 def config(source, **keys):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.arguments import SPLITS
 from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
+from histolab_sft.dataset_config import SPLITS
 
 ROW_COLUMNS = ("path", "row", "label", "dataset", "split", "group")
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from histolab_sft.arguments import SPLITS, DatasetConfig, HistoArguments
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
+from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.tasks import TASKS
 

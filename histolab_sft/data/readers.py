@@ -12,8 +12,8 @@ import h5py
 import pandas as pd
 import pyarrow.parquet as pq
 
-from histolab_sft.arguments import DatasetConfig
 from histolab_sft.data.containers import IMAGE_SUFFIXES, index_tar
+from histolab_sft.dataset_config import DatasetConfig
 
 MANIFEST_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
 # Taken for the patient or slide where the recipe has no group_by.

@@ -10,7 +10,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from histolab_sft.arguments import DatasetConfig
 from histolab_sft.data.benchmarks import bach_official_splits
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.readers import (
@@ -21,6 +20,7 @@ from histolab_sft.data.readers import (
     read_shards,
     split_of,
 )
+from histolab_sft.dataset_config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 

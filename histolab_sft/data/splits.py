@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from histolab_sft.arguments import SPLITS
+from histolab_sft.dataset_config import SPLITS
 
 
 def split_patches(

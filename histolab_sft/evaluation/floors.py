@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from histolab_sft.arguments import DatasetConfig
 from histolab_sft.data.patches import select_dataset
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.metrics.classification import compute_classification
 
 COLOUR_FLOORS = ("colour_histogram", "mean_rgb")

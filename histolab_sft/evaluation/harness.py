@@ -12,7 +12,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from histolab_sft.arguments import DatasetConfig, HistoArguments
+from histolab_sft.arguments import HistoArguments
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods

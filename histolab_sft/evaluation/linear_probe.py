@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 
-from histolab_sft.arguments import DatasetConfig
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.data.splits import cap_patches
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import evaluating

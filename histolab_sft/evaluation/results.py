@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from histolab_sft.arguments import DatasetConfig
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import colour_floor_line
 from histolab_sft.evaluation.groups import aggregate_groups
 from histolab_sft.evaluation.uncertainty import (

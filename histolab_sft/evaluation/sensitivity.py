@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from histolab_sft.arguments import DatasetConfig, HistoArguments
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.splits import cap_patches
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.harness import predict
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval

@@ -6,9 +6,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from trl import ModelConfig, SFTConfig
 
-from histolab_sft.arguments import DatasetConfig, HistoArguments
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import synthetic
 from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.publishing.carbon import estimate_carbon
 from histolab_sft.publishing.checks import walk

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 
-from histolab_sft.arguments import DatasetConfig
+from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.models.load import EMBEDDED
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

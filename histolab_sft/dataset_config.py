@@ -1,0 +1,76 @@
+"""One entry of a recipe's `datasets` list."""
+
+import re
+from dataclasses import dataclass
+
+from histolab_sft.recipe_checks import check_keys
+
+SPLITS = ("train", "validation", "test")
+OFFICIAL_SPLITS = ("bach_official",)
+
+
+@dataclass
+class DatasetConfig:
+    """One entry of the recipe's `datasets` list.
+
+    Args:
+        name (`str`): Shown in every table; also selects the data set's own question where the task has one.
+        source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
+            manifests, or a folder with PCam's HDF5 pairs. Relative paths start at the recipe's `data_dir`.
+        task (`str`, *optional*, defaults to `"classification"`): What kind of answer is asked for.
+        class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
+            options in the prompt.
+        question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
+        group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
+            match) is the patient or slide. Rows of one group never cross splits.
+        splits (`dict[str, str]` or `str`, *optional*): Split -> name of it in the data (folder, file stem or column
+            value), or the name of a published split (`bach_official`).
+        max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
+        image_column, label_column, split_column (`str`): Columns of a manifest.
+    """
+
+    name: str
+    source: str
+    class_names: dict[str, str]
+    task: str = "classification"
+    question: str | None = None
+    group_by: str | None = None
+    splits: dict[str, str] | str | None = None
+    max_samples: int | None = None
+    image_column: str | None = None
+    label_column: str = "label"
+    split_column: str = "split"
+
+    def __post_init__(self):
+        if not isinstance(self.class_names, dict) or len(self.class_names) < 2:
+            raise ValueError(
+                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
+                "labels to words; list every label of the data"
+            )
+        self.class_names = {str(label): str(words) for label, words in self.class_names.items()}
+        words = [name.casefold() for name in self.class_names.values()]
+        if len(set(words)) != len(words):
+            raise ValueError(
+                f"data set {self.name!r}: two labels share one name in {list(self.class_names.values())}; the answers "
+                "could not be told apart, so give each label its own words"
+            )
+        if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
+                f"or one of {', '.join(OFFICIAL_SPLITS)}"
+            )
+        if isinstance(self.splits, dict):
+            check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        if self.max_samples is not None and self.max_samples < len(self.class_names):
+            raise ValueError(
+                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
+                f"its {len(self.class_names)} classes"
+            )
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise ValueError(
+                    f"data set {self.name!r}: group_by {self.group_by!r} is neither a column nor a regular expression "
+                    f"({error}); correct it"
+                ) from error
