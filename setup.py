@@ -55,6 +55,15 @@ setup(
         "demo": ["gradio>=6.31,<7"],
         "dicom": ["pydicom>=3.0"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],
-        "test": ["pytest>=8", "pytest-socket>=0.7", "hypothesis>=6", "playwright>=1.50", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-socket>=0.7",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "playwright>=1.50",
+            "ruff>=0.9",
+            "tensorboard>=2.19",
+            "trackio>=0.5",
+        ],
     },
 )

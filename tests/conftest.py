@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: patches in the real layouts, the tiny base model, no network."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,6 +9,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 from PIL import Image
+
+# A shell that runs the tests in the background has them ignore SIGINT, and what they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CRC_CLASSES = {
     "ADI": "Adipose",
