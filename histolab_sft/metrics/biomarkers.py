@@ -43,7 +43,7 @@ def compute_biomarkers(
     table = {}
     for field in fields:
         name = field["name"]
-        known = [row for row, record in enumerate(gold) if _is_known(record.get(name))]
+        known = find_known(gold, name)
         truth, answers = [gold[row][name] for row in known], [read[row].get(name) for row in known]
         seen = [record[name] for record in train if _is_known(record.get(name))]
         if not truth or not seen:
@@ -103,6 +103,11 @@ def compute_number(gold: list[float], predicted: list, train: list[float]) -> di
     median = float(np.median(train))
     results = compute_quantity(gold, numbers, median)
     return {"n": len(gold), "unknown_rate": float(np.mean([value == UNKNOWN for value in predicted])), **results}
+
+
+def find_known(records: Sequence[Mapping], name: str) -> list[int]:
+    """Return the positions of the records in which the field `name` has a truth."""
+    return [row for row, record in enumerate(records) if _is_known(record.get(name))]
 
 
 def _is_known(value: object) -> bool:
