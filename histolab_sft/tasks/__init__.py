@@ -1,5 +1,17 @@
-"""Each kind of answer is one file that owns its wording: question, target, parser."""
+"""Each kind of answer is one file that owns its wording: question, target, parser, scores.
 
-from histolab_sft.tasks import classification
+For records (a data set with a `format`), every module has `HEADLINE`, the score to look at first, `MAX_NEW_TOKENS`,
+and the functions `format_question(ask, config)`, `format_answer(ask, answer, config)`, `read_answer(text, ask,
+config)`, `guess_answers(train, asks, config)` and `measure_answers(gold, predicted, asks, guesses, config)`.
+"""
 
-TASKS = {"classification": classification}
+from histolab_sft.tasks import biomarkers, boxes, classification, multilabel, quantity, report
+
+TASKS = {
+    "classification": classification,
+    "multilabel": multilabel,
+    "quantity": quantity,
+    "boxes": boxes,
+    "report": report,
+    "biomarkers": biomarkers,
+}

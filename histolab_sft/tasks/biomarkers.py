@@ -9,9 +9,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
-from histolab_sft.metrics.biomarkers import UNKNOWN
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.biomarkers import UNKNOWN, compute_biomarkers, find_known
+from histolab_sft.metrics.measures import biomarkers_measure
+from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks.json_text import read_json
 
 Field = Mapping[str, object]
@@ -59,6 +63,8 @@ Rules:
 
 Provide your analysis as a JSON object.""",
 }
+HEADLINE = "mean_balanced_accuracy"
+MAX_NEW_TOKENS = 256
 _DECIMAL = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
@@ -170,6 +176,47 @@ def read_value(given: object, field: Field) -> str | float | None:
         number = given if isinstance(given, int | float) and not isinstance(given, bool) else None
     low, high = field["range"]
     return float(number) if number is not None and low <= number <= high else None
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record."""
+    return format_prompt(_fields(config), ask["style"], config.instruction, **ask["values"])
+
+
+def format_answer(ask: Mapping, answer: Mapping, config: DatasetConfig) -> str:
+    """Return the target of a record."""
+    return format_target(answer, _fields(config))
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[dict | None, bool]:
+    """Return the fields in the model's `text`, None for unparsed, and whether their JSON had to be mended."""
+    found = parse(text, _fields(config))
+    return (None, False) if found is None else (found.values, found.repaired)
+
+
+def guess_answers(train: Sequence[tuple[Mapping, Mapping]], asks: Sequence[Mapping], config: DatasetConfig) -> list:
+    """Return the constant answer of the floor: the majority or the median of each field in train."""
+    records = [answer for _, answer in train]
+    guess = {}
+    for field in _fields(config):
+        seen = [records[row][field["name"]] for row in find_known(records, field["name"])]
+        if seen and "values" in field:
+            guess[field["name"]] = max(field["values"], key=seen.count)
+        elif seen:
+            guess[field["name"]] = float(median(seen))
+    return [guess] * len(asks)
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, and what `compute_biomarkers` says of the same answers, field by field."""
+    fields = _fields(config)
+    return biomarkers_measure(gold, predicted, guesses, fields), compute_biomarkers(gold, predicted, guesses, fields)
+
+
+def _fields(config: DatasetConfig) -> Sequence[Field]:
+    return FIELDS if config.fields is None else config.fields
 
 
 def _describe(field: Field) -> str:

@@ -5,7 +5,12 @@ the text. A picture reaches the model resized to its input square, so pixels mea
 MedGemma 1.5's `box_2d`, on a scale of its own.
 """
 
-from histolab_sft.metrics.boxes import Box
+from collections.abc import Mapping, Sequence
+
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.boxes import Box, compute_boxes
+from histolab_sft.metrics.measures import boxes_measure
+from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks import box_codecs
 from histolab_sft.tasks.box_codecs import DecodedBoxes
 from histolab_sft.tasks.box_geometry import Size
@@ -17,6 +22,9 @@ CODECS = {
     "pixels": (box_codecs.encode_pixels, box_codecs.decode_pixels),
     "coco": (box_codecs.encode_coco, box_codecs.decode_coco),
 }
+HEADLINE = "box_f1"
+MAX_NEW_TOKENS = 512
+DEFAULT_CODEC = "box_2d"
 # A data set's own question may name another convention (FLARE's ask for pixels), hence the last word on it here.
 INSTRUCTIONS = {
     "box_2d": (
@@ -97,3 +105,42 @@ def parse(text: str, size: Size, codec: str = "box_2d") -> DecodedBoxes | None:
     off before its first whole box.
     """
     return CODECS[codec][1](text, size)
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record, in the data set's codec."""
+    return format_prompt(ask["question"], _codec(config), tuple(ask["size"]), config.instruction)
+
+
+def format_answer(ask: Mapping, answer: list, config: DatasetConfig) -> str:
+    """Return the target of a record: boxes `[x1, y1, x2, y2, label or None]` in the data set's codec."""
+    return format_target([Box(*box) for box in answer], tuple(ask["size"]), _codec(config))
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[list | None, bool]:
+    """Return the boxes in the model's `text`, None for unparsed, and whether their list had to be mended."""
+    found = parse(text, tuple(ask["size"]), _codec(config))
+    return (None, False) if found is None else ([list(box) for box in found.boxes], found.repaired)
+
+
+def guess_answers(train: Sequence[tuple[Mapping, list]], asks: Sequence[Mapping], config: DatasetConfig) -> list:
+    """Return the constant answer of the floor: no box."""
+    return [[]] * len(asks)
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, and what `compute_boxes` says of the same answers.
+
+    Labels count unless the records say that there are none to be told.
+    """
+    label_aware = all(ask["label_aware"] for ask in asks)
+    truth, answers = (
+        [None if boxes is None else [Box(*box) for box in boxes] for boxes in side] for side in (gold, predicted)
+    )
+    return boxes_measure(truth, answers, label_aware), compute_boxes(truth, answers, label_aware)
+
+
+def _codec(config: DatasetConfig) -> str:
+    return config.codec or DEFAULT_CODEC

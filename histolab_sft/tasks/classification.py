@@ -1,6 +1,17 @@
 """Name the class of a patch: the question, the target, the parser of answers. No English about it stands elsewhere."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.classification import UNPARSED, compute_classification
+from histolab_sft.metrics.weighted import Measure, classification_measure
 from histolab_sft.tasks.answers import parse_answer
+
+HEADLINE = "balanced_accuracy"
+MAX_NEW_TOKENS = 64
 
 # HistoLab's wording, so that its published table can be reproduced like for like.
 GENERIC_QUESTION = (
@@ -22,6 +33,8 @@ QUESTIONS = {
     ),
 }
 TARGET = "The answer is: {name}"
+# Of records, whose question is the data set's own.
+RECORD_INSTRUCTION = "Answer the question about this medical image with only the words of the right option."
 
 # The same question in other words, to measure how much hangs on the wording; nothing is trained on them.
 PARAPHRASES = (
@@ -59,3 +72,38 @@ def format_target(option: str) -> str:
 def parse(text: str, options: list[str]) -> str:
     """Return the class name in the model's `text`, or `"unparsed"`."""
     return parse_answer(text, options)
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record; the options are listed where its question doesn't name them all."""
+    named = all(option.casefold() in ask["question"].casefold() for option in ask["options"])
+    options = "" if named else f"\nOptions: {'; '.join(ask['options'])}"
+    instruction = RECORD_INSTRUCTION if config.instruction is None else config.instruction
+    return f"{instruction}\n\n{ask['question']}{options}".strip()
+
+
+def format_answer(ask: Mapping, answer: str, config: DatasetConfig) -> str:
+    """Return the target of a record: an option's words, not its letter."""
+    return format_target(answer)
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[str | None, bool]:
+    """Return the option in the model's `text`, None for unparsed, and False: nothing here is ever mended."""
+    option = parse(text, ask["options"])
+    return (None if option == UNPARSED else option), False
+
+
+def guess_answers(train: Sequence[tuple[Mapping, str]], asks: Sequence[Mapping], config: DatasetConfig) -> list[str]:
+    """Return the floor's answers: of each question's options the most frequent answer in train."""
+    counts = Counter(answer for _, answer in train)
+    return [max(ask["options"], key=lambda option: counts[option]) for ask in asks]
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, and what `compute_classification` says of the same answers."""
+    classes = sorted({option for ask in asks for option in ask["options"]} | set(gold))
+    labels = np.array(gold, dtype=object)
+    answers = np.array([UNPARSED if answer is None else answer for answer in predicted], dtype=object)
+    return classification_measure(labels, answers, classes), compute_classification(labels, answers, classes)

@@ -2,7 +2,13 @@
 
 import re
 import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.measures import multilabel_measure
+from histolab_sft.metrics.multilabel import compute_multilabel
+from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks.final_text import read_final
 
 # The FLARE 2026 baseline's wording (stage 2), less the empty answer that it asks for: a model that says nothing must
@@ -11,6 +17,8 @@ INSTRUCTION = (
     "You are given a medical image. Identify all applicable findings or labels. "
     'Return labels separated by semicolons. Return "None" if none apply.'
 )
+HEADLINE = "example_f1"
+MAX_NEW_TOKENS = 128
 SEPARATOR = "; "
 NONE = "None"
 _SEPARATORS = re.compile(r"[;,\n]")
@@ -68,6 +76,35 @@ def read_labels(answer: str, vocabulary: list[str]) -> list[str]:
             "correct the row"
         )
     return labels
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record; the labels are listed where its question doesn't name them all."""
+    named = all(label.casefold() in ask["question"].casefold() for label in ask["vocabulary"])
+    return format_prompt(ask["question"], None if named else ask["vocabulary"], config.instruction)
+
+
+def format_answer(ask: Mapping, answer: list[str], config: DatasetConfig) -> str:
+    """Return the target of a record."""
+    return format_target(answer)
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[list[str] | None, bool]:
+    """Return the labels in the model's `text`, None for unparsed, and False: nothing here is ever mended."""
+    return parse(text, ask["vocabulary"]), False
+
+
+def guess_answers(train: Sequence[tuple[Mapping, list[str]]], asks: Sequence[Mapping], config: DatasetConfig) -> list:
+    """Return the constant answer of the floor: the most frequent set of labels in train."""
+    counts = Counter(tuple(sorted(answer)) for _, answer in train)
+    return [list(counts.most_common(1)[0][0])] * len(asks)
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, and what `compute_multilabel` says of the same answers."""
+    return multilabel_measure(gold, predicted), compute_multilabel(gold, predicted)
 
 
 def _split(text: str, vocabulary: list[str]) -> list[str]:

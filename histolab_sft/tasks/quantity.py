@@ -2,7 +2,12 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
+from statistics import median
 
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.measures import quantity_measure
+from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks.final_text import read_final
 
 # The FLARE 2026 baseline's wording (stage 2), asked in training and in scoring alike.
@@ -10,6 +15,8 @@ INSTRUCTIONS = {
     "counting": "You are given a medical image. Return only the integer count requested.",
     "regression": "You are given a medical image. Return only the requested numeric measurement.",
 }
+HEADLINE = "mae"
+MAX_NEW_TOKENS = 32
 # No question of these tasks has an answer beyond it; a base model that babbles digits reached 1e253.
 LIMIT = 1e9
 _NAME_WITH_DIGITS = re.compile(r"(?<![\w.-])[^\W\d_][\w-]*[0-9][\w-]*")
@@ -58,6 +65,37 @@ def parse(text: str, kind: str) -> float | None:
         return None
     value = values.pop()
     return value if _is_legal(kind, value) else None
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record."""
+    return format_prompt(ask["kind"], ask["question"], config.instruction)
+
+
+def format_answer(ask: Mapping, answer: float, config: DatasetConfig) -> str:
+    """Return the target of a record."""
+    return format_target(ask["kind"], answer)
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[float | None, bool]:
+    """Return the number in the model's `text`, None for unparsed, and False: nothing here is ever mended."""
+    return parse(text, ask["kind"]), False
+
+
+def guess_answers(train: Sequence[tuple[Mapping, float]], asks: Sequence[Mapping], config: DatasetConfig) -> list:
+    """Return the constant answer of the floor: the median of train, of each kind by itself where it has any."""
+    seen = {ask["kind"]: [] for ask in asks}
+    for ask, answer in train:
+        seen.setdefault(ask["kind"], []).append(answer)
+    everything = [answer for _, answer in train]
+    return [float(median(seen[ask["kind"]] or everything)) for ask in asks]
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, in which the floor's guess stands for an answer without a number."""
+    return quantity_measure(gold, predicted, guesses), {"imputed_with": sorted(set(guesses))}
 
 
 def _is_legal(kind: str, value: float) -> bool:

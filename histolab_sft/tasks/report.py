@@ -2,8 +2,14 @@
 
 import re
 import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.metrics.measures import multilabel_measure, text_measure
+from histolab_sft.metrics.text import compute_text
+from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks.final_text import strip_thinking
 
 # The wording of published systems, so that their tables can be reproduced like for like: a clinical captioning
@@ -31,6 +37,8 @@ Be systematic: check lung fields, mediastinum, cardiac silhouette, diaphragm, pl
 
 Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS, and IMPRESSION.""",
 }
+HEADLINE = "rouge_l"
+MAX_NEW_TOKENS = 512
 NORMAL = "normal"
 NORMAL_LINE = "No significant abnormalities detected"
 # A change against an earlier picture says nothing about this one; `exclude` marks a report that can't be used.
@@ -175,3 +183,57 @@ def image_findings(labels: list[str]) -> list[str] | None:
         return None
     abnormal = [label for label in labels if label not in NO_FINDING and label != NORMAL]
     return abnormal or ([NORMAL] if labels == [NORMAL] else None)
+
+
+def format_question(ask: Mapping, config: DatasetConfig) -> str:
+    """Return the prompt of a record; a data set's own instruction takes the values that it has places for."""
+    values = {key: value for key, value in ask.items() if key != "style"}
+    if config.instruction is not None:
+        values = {key: value for key, value in values.items() if f"{{{key}}}" in config.instruction}
+    return format_prompt(ask["style"], config.instruction, **values)
+
+
+def format_answer(ask: Mapping, answer: str, config: DatasetConfig) -> str:
+    """Return the target of a record."""
+    return format_target(answer)
+
+
+def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[str | None, bool]:
+    """Return the model's words, None for unparsed, and False: nothing here is ever mended."""
+    return parse(text), False
+
+
+def guess_answers(train: Sequence[tuple[Mapping, str]], asks: Sequence[Mapping], config: DatasetConfig) -> list[str]:
+    """Return the constant answer of the floor: the most frequent text of train, of several the first."""
+    return [Counter(answer for _, answer in train).most_common(1)[0][0]] * len(asks)
+
+
+def measure_answers(
+    gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
+) -> tuple[Measure, dict]:
+    """Return the measure for the bootstrap, and what `compute_text` says of the same answers.
+
+    Where the truth has sections, also `findings_f1` (mean over the rows), `findings_micro_f1` and
+    `sections_unparsed_rate`, of answers without a list of findings, which have missed every one.
+    """
+    words = text_measure(gold, predicted)
+    truth = [
+        parse_sections(text) if ask["style"] == "sectioned" else None for text, ask in zip(gold, asks, strict=True)
+    ]
+    rows = [row for row, report in enumerate(truth) if report is not None]
+    if not rows:
+        return words, compute_text(gold, predicted)
+    read = [parse_sections(predicted[row] or "") for row in rows]
+    findings = multilabel_measure(
+        [truth[row].findings for row in rows], [report and report.findings for report in read]
+    )
+
+    def measure(weights):
+        scores = findings(weights[rows])
+        return words(weights) | {
+            "findings_f1": scores["example_f1"],
+            "findings_micro_f1": scores["micro_f1"],
+            "sections_unparsed_rate": scores["unparsed_rate"],
+        }
+
+    return measure, compute_text(gold, predicted)
