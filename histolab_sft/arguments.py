@@ -164,7 +164,7 @@ class HistoArguments:
         known = {entry.name for entry in fields(DatasetConfig)}
         for entry in entries:
             check_keys(entry, known, f"data set {entry.get('name', entries.index(entry))!r}")
-            missing = {"name", "source", "class_names"} - set(entry)
+            missing = {"name", "source", *([] if "format" in entry else ["class_names"])} - set(entry)
             if missing:
                 raise ValueError(f"data set {entry.get('name', '?')!r} lacks {sorted(missing)}; add it to the recipe")
         self.datasets = [DatasetConfig(**entry) for entry in entries]

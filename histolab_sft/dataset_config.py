@@ -17,9 +17,12 @@ class DatasetConfig:
         name (`str`): Shown in every table; also selects the data set's own question where the task has one.
         source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
             manifests, or a folder with PCam's HDF5 pairs. Relative paths start at the recipe's `data_dir`.
-        task (`str`, *optional*, defaults to `"classification"`): What kind of answer is asked for.
+        format (`str`, *optional*): Name of a record reader (`histolab_sft.data.records.RECORDS`), for data whose rows
+            bring their own questions and answers.
+        task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
+            Without one it is `"classification"`.
         class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
-            options in the prompt.
+            options in the prompt. Needed without a `format`.
         question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
         group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
             match) is the patient or slide. Rows of one group never cross splits.
@@ -27,12 +30,18 @@ class DatasetConfig:
             value), or the name of a published split (`bach_official`).
         max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
         image_column, label_column, split_column (`str`): Columns of a manifest.
+        instruction (`str`, *optional*): With a `format`: replaces the task's wording about the answer's form, in
+            another language for instance.
+        codec (`str`, *optional*): With a `format`: how boxes stand in the text, a key of `tasks.boxes.CODECS`.
+        fields (`list[dict]`, *optional*): With a `format`: the fields of a JSON answer, as in `tasks.biomarkers`.
+        max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
     """
 
     name: str
     source: str
-    class_names: dict[str, str]
-    task: str = "classification"
+    class_names: dict[str, str] | None = None
+    format: str | None = None
+    task: str | None = None
     question: str | None = None
     group_by: str | None = None
     splits: dict[str, str] | str | None = None
@@ -40,8 +49,68 @@ class DatasetConfig:
     image_column: str | None = None
     label_column: str = "label"
     split_column: str = "split"
+    instruction: str | None = None
+    codec: str | None = None
+    fields: list[dict] | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self):
+        if self.format is None:
+            self._check_classes()
+        else:
+            self._check_records()
+        if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
+                f"or one of {', '.join(OFFICIAL_SPLITS)}"
+            )
+        if isinstance(self.splits, dict):
+            check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        least = len(self.class_names) if self.class_names else 2
+        if self.max_samples is not None and self.max_samples < least:
+            raise ValueError(
+                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
+                f"its {least} classes"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"data set {self.name!r}: max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it"
+            )
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise ValueError(
+                    f"data set {self.name!r}: group_by {self.group_by!r} is neither a column nor a regular expression "
+                    f"({error}); correct it"
+                ) from error
+
+    def _check_records(self):
+        """Raise ValueError for keys that say nothing to a record reader."""
+        given = {"class_names": self.class_names, "question": self.question}
+        useless = [key for key, value in given.items() if value is not None]
+        if useless:
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and {useless}, expected the data's own questions "
+                "and answers alone; remove one or the other"
+            )
+        if isinstance(self.splits, str):
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and splits: {self.splits}, expected a mapping of "
+                "splits to the data's names; a published split is one of class folders"
+            )
+
+    def _check_classes(self):
+        """Raise ValueError for class names that can't be asked and told apart."""
+        given = {"instruction": self.instruction, "codec": self.codec, "fields": self.fields}
+        useless = [key for key, value in given.items() if value is not None]
+        if useless or self.task not in (None, "classification"):
+            found = [*useless, *([f"task: {self.task}"] if self.task not in (None, "classification") else [])]
+            raise ValueError(
+                f"data set {self.name!r} has {found} and no format, expected one of classification from class folders "
+                "or manifests, or a format; add `format` or remove them"
+            )
+        self.task = "classification"
         if not isinstance(self.class_names, dict) or len(self.class_names) < 2:
             raise ValueError(
                 f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
@@ -54,23 +123,3 @@ class DatasetConfig:
                 f"data set {self.name!r}: two labels share one name in {list(self.class_names.values())}; the answers "
                 "could not be told apart, so give each label its own words"
             )
-        if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
-            raise ValueError(
-                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
-                f"or one of {', '.join(OFFICIAL_SPLITS)}"
-            )
-        if isinstance(self.splits, dict):
-            check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
-        if self.max_samples is not None and self.max_samples < len(self.class_names):
-            raise ValueError(
-                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
-                f"its {len(self.class_names)} classes"
-            )
-        if self.group_by is not None:
-            try:
-                re.compile(self.group_by)
-            except re.error as error:
-                raise ValueError(
-                    f"data set {self.name!r}: group_by {self.group_by!r} is neither a column nor a regular expression "
-                    f"({error}); correct it"
-                ) from error
