@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill test-browser quality data check train evaluate push-adapter app space bench clean
+.PHONY: help install demo test test-fast test-kill test-browser quality data check train evaluate push-adapter push-merged app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -69,14 +69,20 @@ check: install ## look at RECIPE before anything is loaded: config, data, masks
 push-adapter: install ## publish the adapter of RECIPE (ARGS="--dry_run true" only writes the folder)
 	$(BIN)/python recipes/push_adapter.py --config $(RECIPE) $(ARGS)
 
+push-merged: install ## publish base model and adapter of RECIPE as one, if it answers as the adapter does
+	$(BIN)/python recipes/push_merged.py --config $(RECIPE) $(ARGS)
+
 app: install ## ask base model and adapter of RECIPE in a browser, on this machine only
 	$(BIN)/python -m histolab_sft.demo.app --config $(RECIPE) $(ARGS)
 
 space: install ## write a folder ready for a Gradio Space of RECIPE
 	$(BIN)/python -m histolab_sft.publishing.space --config $(RECIPE) $(ARGS)
 
-bench: install ## seconds and memory to list 1,000 to 100,000 patches
-	$(BIN)/python -m benchmarks.rows
+bench: install ## compare with plain TRL side by side: training, scoring, reading, memory (CPU, minutes)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-gpu: install ## the same on a GPU, at MedGemma-4B's sizes with random weights
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 clean: ## remove results and painted patches
 	rm -rf outputs data/synthetic

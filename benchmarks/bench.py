@@ -9,9 +9,7 @@ import argparse
 import json
 import logging
 import os
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +22,7 @@ import transformers
 from benchmarks.growth import measure_apart, measure_loader, measure_rows
 from benchmarks.miniature import EIGHTH, QUARTER, TINY, Miniature, measure_proportions, paint_rows, write_miniature
 from benchmarks.scoring_arms import count_answer_tokens, load_systems, score_systems
+from benchmarks.tables import describe_machine, format_results
 from benchmarks.training_arms import ARMS, WITH_CHECKPOINTING, build_trainer, run_arm, train_apart
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,7 +54,7 @@ def main() -> None:
     results["ratios"] = compute_ratios(results)
     options.output.mkdir(parents=True, exist_ok=True)
     options.output.joinpath("cpu.json").write_text(json.dumps(results, indent=2) + "\n")
-    table = format_results(results)
+    table = format_results(results, BARS)
     options.output.joinpath("cpu.md").write_text(table)
     print(table)
 
@@ -151,102 +150,6 @@ def compute_ratios(results: dict) -> dict[str, float]:
         "scoring, warm cache": list(scores["likelihood, warm cache"].values())[0] / scores["generation"][limit],
         "scoring, cold cache": list(scores["likelihood, cold cache"].values())[0] / scores["generation"][limit],
     }
-
-
-def describe_machine(load_before: float, load_after: float) -> dict:
-    """Return what the numbers hang on; load averages of a minute, at the start and the end."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    return {
-        "processor": ", ".join(sorted(models)) or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": [round(load_before, 2), round(load_after, 2)],
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-    }
-
-
-def format_results(results: dict) -> str:
-    """Return the results as tables in Markdown."""
-    machine = results["machine"]
-    parts = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread, load {machine['load'][0]} "
-        f"before and {machine['load'][1]} after; torch {machine['torch']}, transformers {machine['transformers']}, "
-        f"trl {machine['trl']}. Medians of arms that take turns.",
-        format_table(
-            ("times as fast", "found", "wanted", ""),
-            [
-                (name, f"{found:.1f}", f"{BARS[name]:.1f}", "" if found >= BARS[name] else "missed")
-                for name, found in results["ratios"].items()
-            ],
-        ),
-    ]
-    for part in ("training", "training at another size"):
-        training = results[part]
-        plain = training["arms"]["TRL"]
-        proportions = training["proportions"]
-        epochs = len(plain["epochs_s"])
-        parts += [
-            f"Training, MedGemma-4B at {training['size']} of its width, {proportions['tokens']} tokens; tower over "
-            f"language model {proportions['tower_over_language']:.2f}; {training['rows']} patches, batch "
-            f"{training['batch_size']}:",
-            format_table(
-                ("arm", "s a step", "TRL / arm", "encoding s", *(f"s to epoch {n + 1}" for n in range(epochs))),
-                [
-                    (
-                        name,
-                        f"{arm['step_s']:.3f}",
-                        f"{plain['step_s'] / arm['step_s']:.2f}",
-                        f"{arm['encoding_s']:.2f}",
-                        *(f"{seconds:.2f}" for seconds in arm["epochs_s"]),
-                        *[""] * (epochs - len(arm["epochs_s"])),
-                    )
-                    for name, arm in training["arms"].items()
-                ],
-            ),
-        ]
-    scoring = results["scoring"]
-    parts += [
-        f"Scoring both systems on {scoring['patches']} patches of 9 classes, patches a second and system:",
-        format_table(
-            ("arm", *(f"{limit} tokens an answer" for limit in (scoring["answer_tokens"], scoring["limit_tokens"]))),
-            [
-                (arm, *(f"{rate:.2f}" for rate in rates.values()), *[""] * (2 - len(rates)))
-                for arm, rates in scoring["patches_per_s"].items()
-            ],
-        ),
-        "Growth with the batch, in a process of its own (MiB above its start):",
-        format_table(
-            ("arm", "batch", "s a patch", "peak MiB"),
-            [
-                (name, size, f"{case['step_s'] / int(size):.3f}", f"{case['peak_mib']:.0f}")
-                for name, cases in results["batch"].items()
-                for size, case in cases.items()
-            ],
-        ),
-        "Growth with the rows of a data set that is listed and split:",
-        format_table(
-            ("layout", "rows", "s", "peak MiB"),
-            [
-                (layout, count, f"{case['seconds']:.2f}", f"{case['peak_mib']:.0f}")
-                for layout, cases in results["rows"].items()
-                for count, case in cases.items()
-            ],
-        ),
-        "Reading, patches of 224 pixels a second, at MedGemma-4B's sizes:",
-        format_table(
-            ("workers", "decoded", "and scaled to 896 pixels", "features in their place"),
-            [(workers, *(f"{rate:.0f}" for rate in rates.values())) for workers, rates in results["loader"].items()],
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def format_table(header: tuple, rows: list[tuple]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

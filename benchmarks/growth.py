@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import queue
 import resource
 import tempfile
 import time
@@ -14,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from benchmarks.rows import measure, write_folders, write_hdf5
+from benchmarks.rows import list_rows, write_folders, write_hdf5
 from histolab_sft.models.feature_store import FeatureStore
 from histolab_sft.models.geometry import IMAGE_TOKENS, TEXT_SIZES, VISION_SIZES
 from histolab_sft.models.tiny_tokenizer import build_processor
@@ -39,11 +38,11 @@ def measure_apart(function, *args) -> dict:
 
 
 def measure_rows(layout: str, count: int) -> dict:
-    """List and split a data set of `count` patches, as `rows.py` does."""
+    """List and split a data set of `count` patches."""
     write = {"folders": write_folders, "hdf5": write_hdf5}[layout]
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), count)
-        return measure_apart(_list, Path(folder))
+        return measure_apart(list_rows, Path(folder))
 
 
 def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[str, float]:
@@ -73,12 +72,6 @@ def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[st
                         break
             rates[name] = count / (time.perf_counter() - start)
     return rates
-
-
-def _list(folder: Path) -> dict:
-    results = queue.Queue()
-    measure(folder, results)
-    return results.get()
 
 
 def _send(sender, threads: int, function, args) -> None:

@@ -1,16 +1,6 @@
-"""
-Seconds and memory that it takes to list and split N patches, from class folders and from PCam's HDF5 pairs:
+"""Data sets of N patches that take no room, and how they are listed and split: what `growth.py` measures."""
 
-    python -m benchmarks.rows
-"""
-
-import json
-import multiprocessing
 import os
-import platform
-import resource
-import tempfile
-import time
 from pathlib import Path
 
 import h5py
@@ -21,7 +11,6 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
 
 CLASSES = {"Normal": "Normal", "Tumor": "Tumor"}
-RESULTS = Path("benchmarks/results/rows.json")
 
 
 def write_folders(folder: Path, count: int) -> None:
@@ -45,37 +34,14 @@ def write_hdf5(folder: Path, count: int) -> None:
         file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
 
 
-def measure(folder: Path, queue) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+def list_rows(folder: Path) -> dict:
+    """List and split the data set in `folder`, open one picture, and say what was written for it."""
+    before = _weigh(folder)
     dataset = {"name": "pcam", "source": "data", "class_names": CLASSES}
     patches = load_patches(HistoArguments(datasets=[dataset], data_dir=str(folder)))
-    seconds = time.perf_counter() - start
     patches["train"][len(patches["train"]) // 2]["image"].load()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    queue.put({"rows": sum(map(len, patches.values())), "seconds": round(seconds, 2), "memory_mib": round(grown, 1)})
+    return {"rows": sum(map(len, patches.values())), "bytes_written": _weigh(folder) - before}
 
 
-def main():
-    context = multiprocessing.get_context("fork")
-    results = []
-    for layout, write in (("class folders", write_folders), ("HDF5", write_hdf5)):
-        for count in (1_000, 10_000, 100_000):
-            with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder), count)
-                size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-                queue = context.Queue()
-                process = context.Process(target=measure, args=(Path(folder), queue))
-                process.start()
-                result = {"layout": layout} | queue.get()
-                process.join()
-                after = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-                results.append(result | {"bytes_written": after - size})
-                print(results[-1])
-    RESULTS.write_text(
-        json.dumps({"machine": f"{os.cpu_count()} cores, {platform.machine()}", "runs": results}, indent=2)
-    )
-
-
-if __name__ == "__main__":
-    main()
+def _weigh(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
