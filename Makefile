@@ -39,8 +39,9 @@ test: install ## every test that needs no GPU
 	$(BIN)/pytest -n 2 --dist loadfile -m "not kill and not browser and not gpu" $(ARGS)
 
 test-fast: export HF_HUB_OFFLINE = 1
+test-fast: export OMP_NUM_THREADS = 1
 test-fast: install ## the tests that need no model, in under a minute
-	$(BIN)/pytest -m "not model and not kill and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not kill and not browser and not gpu" $(ARGS)
 
 test-kill: export HF_HUB_OFFLINE = 1
 test-kill: install ## kill real runs at random points and compare what they end up with

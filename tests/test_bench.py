@@ -28,7 +28,7 @@ def test_the_benchmark_compares_every_arm_side_by_side(tmp_path):
     assert set(results["training"]["arms"]) >= {"TRL", "uncached", "cached"}
     assert min(results["ratios"].values()) > 0
     assert results["rows"]["folders"]["200"]["bytes_written"] == results["rows"]["hdf5"]["200"]["bytes_written"] == 0
-    assert (tmp_path / "cpu.md").read_text().strip() == said.strip()
+    assert (tmp_path / "cpu.md").read_text() in said
 
 
 @pytest.mark.model
