@@ -1,14 +1,23 @@
 """A merged model is only as good as the proof that it answers as the adapter does."""
 
 import json
+import os
+import re
+import runpy
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_class_folders
 from datasets import Dataset
+from hub_server import TOKEN, start_hub
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from published_run import DATASETS, REPO, write_evaluation, write_run
 from safetensors import safe_open
 from tiny_models import load_tiny, paint_patches
 from trl import ModelConfig
@@ -16,8 +25,9 @@ from trl import ModelConfig
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
 from histolab_sft.models.load import load_base_model
-from histolab_sft.publishing import merge
+from histolab_sft.publishing import merge, merged
 from histolab_sft.publishing.checks import PublishError
+from histolab_sft.publishing.hub import PublishArguments, list_files
 from histolab_sft.publishing.merge import check_merge_parity, compare_scores, load_merged, merge_adapter
 
 LORA = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -170,3 +180,101 @@ def test_a_broken_merge_is_refused(trained, output_dir, break_it):
     parity = json.loads((output_dir / "merge_parity.json").read_text())
     assert not parity["passed"]
     assert parity["pairs"]["bfloat16/merged"]["largest_gap"] > merge.MAX_GAP
+
+
+MERGED_FILES = {
+    *("README.md", "results.json", "merge_parity.json", "figures/confusion_crc.png", "figures/reliability.png"),
+    *("config.json", "generation_config.json", "model.safetensors"),
+    *("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A scored run of the embedded model on patches of two data sets: its folder, arguments and recipe."""
+    folder = tmp_path_factory.mktemp("scored")
+    for dataset in DATASETS:
+        write_class_folders(folder / dataset["source"], dataset["class_names"], slides=8)
+    arguments, recipe = write_run(folder, model_name_or_path="embedded", data_dir=str(folder))
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=LORA, r=4, lora_alpha=8, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(load_base_model(merge.in_bfloat16(arguments[2])), lora)
+    model.peft_config["default"].base_model_name_or_path = "embedded"
+    model.save_pretrained(folder / "out")
+    write_evaluation(folder / "out")
+    return folder, arguments, recipe
+
+
+@pytest.mark.model
+def test_the_command_publishes_exactly_the_proven_merge(scored):
+    folder, _, recipe = scored
+    (folder / "out" / "merged").mkdir(exist_ok=True)
+    (folder / "out" / "merged" / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier merge")
+    server = start_hub()
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_OFFLINE"] = "0"
+    command = [sys.executable, "recipes/push_merged.py", "--config", str(recipe)]
+    root = Path(__file__).parents[1]
+    pushed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    server.close()
+    assert pushed.returncode == 0, pushed.stderr
+    repo = server.repos[f"{REPO}-merged"]
+    assert repo["private"] and len(repo["commits"]) == 1
+    assert set(repo["files"]) == MERGED_FILES
+    for name, content in repo["files"].items():
+        assert content == (folder / "out" / "merged" / name).read_bytes()
+    assert "bfloat16/merged: " in pushed.stdout and f"/{REPO}-merged/commit/" in pushed.stdout
+    assert TOKEN not in pushed.stdout + pushed.stderr
+
+
+@pytest.mark.model
+def test_a_dry_run_writes_the_folder_whose_card_tells_the_proof_and_whose_code_runs(scored, tmp_path, capsys):
+    folder, arguments, _ = scored
+    push = runpy.run_path("recipes/push_merged.py")["main"]
+    push(PublishArguments(dry_run=True), *arguments)  # a push would fail here, as offline is set
+    written = folder / "out" / "merged"
+    assert set(list_files(written)) == MERGED_FILES
+    assert "dry run: nothing was sent" in capsys.readouterr().out
+    parity, card = json.loads((written / "merge_parity.json").read_text()), (written / "README.md").read_text()
+    pairs = parity["pairs"]
+    assert f"On\n{parity['n_patches']} patches of the validation split" in card
+    assert f"{100 * pairs['training_precision/merged']['agreement']:.1f} %" in card
+    assert f"more than {pairs['bfloat16/merged']['largest_gap']:.3f} nats" in card
+    assert "library_name: transformers" in card and "PeftModel" not in card
+
+    (tmp_path / REPO).parent.mkdir()
+    (tmp_path / f"{REPO}-merged").symlink_to(written)
+    paint_patches(1)[0].save(tmp_path / "patch.png")
+    (tmp_path / "use.py").write_text(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
+    run = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.model
+def test_a_broken_merge_gets_no_card_and_does_not_go_up(scored, monkeypatch):
+    folder, arguments, _ = scored
+
+    def merge_wrongly(model_args, output_dir):
+        shutil.rmtree(output_dir / "merged", ignore_errors=True)
+        merge_with_half_the_scale(model_args, output_dir).save_pretrained(output_dir / "merged")
+        return output_dir / "merged"
+
+    monkeypatch.setattr(merged, "merge_adapter", merge_wrongly)
+    push = runpy.run_path("recipes/push_merged.py")["main"]
+    with pytest.raises(PublishError, match="the merged model differs from the adapter"):
+        push(PublishArguments(), *arguments)
+    assert not (folder / "out" / "merged" / "README.md").exists()
+
+
+@pytest.mark.model
+def test_a_stale_evaluation_is_refused_before_anything_is_merged(scored, monkeypatch):
+    folder, arguments, _ = scored
+    monkeypatch.setattr(merged, "merge_adapter", None)
+    results = folder / "out" / "evaluation" / "results.json"
+    os.utime(results, (0, 0))
+    try:
+        with pytest.raises(PublishError, match="is older than"):
+            merged.build_merged_folder(None, *arguments)
+    finally:
+        os.utime(results)

@@ -31,14 +31,14 @@ TERMS = {
         "health-ai-developer-foundations",
         "https://developers.google.com/health-ai-developer-foundations/terms",
         "HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use found at "
-        "https://developers.google.com/health-ai-developer-foundations/terms. This adapter is a modification of it: "
+        "https://developers.google.com/health-ai-developer-foundations/terms. What is here is a modification of it: "
         "the same terms and use restrictions pass on to whoever uses it.",
     ),
     "google/gemma": (
         "gemma",
         "https://ai.google.dev/gemma/terms",
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms, which pass "
-        "on to whoever uses this adapter.",
+        "on to whoever uses what is here.",
     ),
 }
 
@@ -64,6 +64,7 @@ def format_card(
     histo_args: HistoArguments,
     training_args: SFTConfig,
     model_args: ModelConfig,
+    parity: dict | None = None,
 ) -> str:
     """Return README.md: metadata that the Hub accepts, `model-index` among them, and the text.
 
@@ -72,7 +73,8 @@ def format_card(
             unrounded in `model-index`.
         run, audit (`dict`): `run.json` and `audit.json`, empty where there is none.
         figures (`list[str]`): File names in `figures/`.
-        repo_id (`str`): Where the adapter goes, for the loading code.
+        repo_id (`str`): Where the weights go, for the loading code.
+        parity (`dict`, *optional*): Of a merged model: the proof of `merge.check_merge_parity`, which is then told.
 
     Raises:
         ValueError: The metadata aren't valid.
@@ -104,11 +106,12 @@ def format_card(
             for finding in audit.get("findings", [])
         ],
         sha256=results["provenance"]["adapter_sha256"],
+        parity=parity,
         training=format_table(["setting", "value"], _list_settings(histo_args, training_args, model_args)),
         carbon=estimate_carbon(run),
         origin=format_table(["", ""], _list_origin(results["provenance"], run)),
     )
-    card = f"---\n{_build_metadata(results, repo_id, model_args).to_yaml()}\n---\n\n{text}"
+    card = f"---\n{_build_metadata(results, repo_id, model_args, parity is not None).to_yaml()}\n---\n\n{text}"
     ModelCard(card)  # raises where the Hub would
     return card
 
@@ -163,7 +166,7 @@ def _describe_base(model_args: ModelConfig) -> dict:
         description = "The base model is the tiny one built into histolab_sft. It has seen no tissue."
     else:
         description = f"[{name}](https://huggingface.co/{name}), revision `{revision}`."
-    unknown = "Its terms apply to this adapter as well; read them on its page." if name != EMBEDDED else ""
+    unknown = "Its terms apply here as well; read them on its page." if name != EMBEDDED else ""
     return {
         "embedded": name == EMBEDDED,
         "name": repr(name),
@@ -179,14 +182,15 @@ def find_terms(name: str) -> tuple[str, str, str] | None:
     return next((terms for prefix, terms in TERMS.items() if name.startswith(prefix)), None)
 
 
-def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig) -> ModelCardData:
+def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig, merged: bool) -> ModelCardData:
     name = model_args.model_name_or_path
     terms = find_terms(name)
     licence = {"license": "other", "license_name": terms[0], "license_link": terms[1]} if terms else {}
-    base = {"base_model": name, "base_model_relation": "adapter"} if name != EMBEDDED else {}
+    relation = "finetune" if merged else "adapter"
+    base = {"base_model": name, "base_model_relation": relation} if name != EMBEDDED else {}
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
-        library_name="peft",
+        library_name="transformers" if merged else "peft",
         pipeline_tag="image-text-to-text",
         tags=["histopathology", "medical", "lora", "sft", "trl"],
         eval_results=[

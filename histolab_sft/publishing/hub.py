@@ -50,7 +50,7 @@ REMEDIES = {
 
 @dataclass
 class PublishArguments:
-    """Keys of `push_adapter.py` beside those of a recipe."""
+    """Keys of `push_adapter.py` and `push_merged.py` beside those of a recipe."""
 
     dry_run: bool = field(default=False, metadata={"help": "Write the folder that would go up, and stop."})
 
@@ -65,12 +65,34 @@ def build_publish_folder(histo_args: HistoArguments, training_args: SFTConfig, m
         PublishError: The evaluation isn't of this adapter, a number isn't finite, or something leaks.
     """
     output_dir = Path(training_args.output_dir)
-    repo_id = training_args.hub_model_id or output_dir.resolve().name
     target = output_dir / "publish"
     if target.is_symlink():
         raise PublishError(f"{target} is a link, expected a folder to write to; remove it")
     shutil.rmtree(target, ignore_errors=True)
+    evidence = collect_evidence(histo_args, training_args, model_args)
 
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".publish-") as temporary:
+        folder = Path(temporary, "publish")
+        folder.mkdir()
+        for name in (ADAPTER, ADAPTER_CONFIG):
+            shutil.copyfile(output_dir / name, folder / name)
+        check_unchanged(folder / ADAPTER, evidence)
+        check_adapter(folder / ADAPTER)
+        check_base_model(folder / ADAPTER_CONFIG, model_args.model_name_or_path)
+        repo_id = training_args.hub_model_id or output_dir.resolve().name
+        write_evidence(folder, evidence, repo_id, histo_args, training_args, model_args)
+        check_leaks(folder, list_files(folder), repo_id)
+        folder.rename(target)
+    return target
+
+
+def collect_evidence(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, dict]:
+    """Return `results`, `run` and `audit` of `output_dir`, checked to be of its adapter and of this recipe.
+
+    Raises:
+        PublishError: They are of another adapter or recipe, or a number isn't finite.
+    """
+    output_dir = Path(training_args.output_dir)
     results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])
     run, audit = (_read_optional(output_dir / name) for name in ("run.json", "audit.json"))
     values = vars(histo_args) | vars(training_args) | vars(model_args)
@@ -78,23 +100,31 @@ def build_publish_folder(histo_args: HistoArguments, training_args: SFTConfig, m
     check_recipe(results.pop("recipe", {}), values, "results.json")
     for config in histo_args.datasets:
         check_classes(config, results["datasets"][config.name])
+    return {"results": results, "run": run, "audit": audit}
 
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".publish-") as temporary:
-        folder = Path(temporary, "publish")
-        folder.mkdir()
-        for name in (ADAPTER, ADAPTER_CONFIG):
-            shutil.copyfile(output_dir / name, folder / name)
-        if compute_sha256(folder / ADAPTER) != results["provenance"]["adapter_sha256"]:
-            raise PublishError(f"{output_dir / ADAPTER} changed while it was copied; wait until training has ended")
-        check_adapter(folder / ADAPTER)
-        check_base_model(folder / ADAPTER_CONFIG, model_args.model_name_or_path)
-        figures = _copy_figures(output_dir / "evaluation" / "figures", folder / "figures")
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        card = format_card(results, run, audit, figures, repo_id, histo_args, training_args, model_args)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        check_leaks(folder, list_files(folder), repo_id)
-        folder.rename(target)
-    return target
+
+def check_unchanged(adapter: Path, evidence: dict) -> None:
+    """Raise `PublishError` if an adapter isn't the one that was scored any more."""
+    if compute_sha256(adapter) != evidence["results"]["provenance"]["adapter_sha256"]:
+        raise PublishError(f"{adapter} changed while it was read; wait until training has ended")
+
+
+def write_evidence(
+    folder: Path,
+    evidence: dict[str, dict],
+    repo_id: str,
+    histo_args: HistoArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    parity: dict | None = None,
+) -> None:
+    """Write scores, figures and the card to `folder`; `parity` as in `format_card`."""
+    results = evidence["results"]
+    figures = _copy_figures(Path(training_args.output_dir, "evaluation", "figures"), folder / "figures")
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    arguments = (repo_id, histo_args, training_args, model_args, parity)
+    card = format_card(results, evidence["run"], evidence["audit"], figures, *arguments)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def list_files(folder: Path) -> list[str]:
@@ -141,7 +171,7 @@ def push_folder(folder: Path, repo_id: str | None, private: bool = True, api: Hf
         commit = api.create_commit(
             repo_id,
             operations=[CommitOperationAdd(name, folder / name) for name in list_files(folder)],
-            commit_message="Publish adapter, evaluation and card",
+            commit_message="Publish weights, evaluation and card",
             parent_commit=before.sha,
         )
     except PublishError:
