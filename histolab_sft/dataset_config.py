@@ -22,7 +22,7 @@ class DatasetConfig:
         task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
             Without one it is `"classification"`.
         class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
-            options in the prompt. Needed without a `format`.
+            options in the prompt. Needed without a `format`; with one it renames labels that are ids in the data.
         question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
         group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
             match) is the patient or slide. Rows of one group never cross splits.
@@ -34,6 +34,9 @@ class DatasetConfig:
             another language for instance.
         codec (`str`, *optional*): With a `format`: how boxes stand in the text, a key of `tasks.boxes.CODECS`.
         fields (`list[dict]`, *optional*): With a `format`: the fields of a JSON answer, as in `tasks.biomarkers`.
+        subset (`str`, *optional*): With `format: flare`: the one data set of the source to read.
+        style (`str`, *optional*): With `format: biomarkers`: the question, a key of `tasks.biomarkers.QUESTIONS`.
+        image_folder (`str`, *optional*): With `format: llava`: where the pictures lie, seen from the source.
         max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
     """
 
@@ -52,7 +55,16 @@ class DatasetConfig:
     instruction: str | None = None
     codec: str | None = None
     fields: list[dict] | None = None
+    subset: str | None = None
+    style: str | None = None
+    image_folder: str | None = None
     max_new_tokens: int | None = None
+
+    @property
+    def reader_keys(self) -> dict[str, str]:
+        """The keys of the recipe that only the reader of one format knows."""
+        keys = {"subset": self.subset, "style": self.style, "image_folder": self.image_folder}
+        return {key: value for key, value in keys.items() if value is not None}
 
     def __post_init__(self):
         if self.format is None:
@@ -87,13 +99,17 @@ class DatasetConfig:
 
     def _check_records(self):
         """Raise ValueError for keys that say nothing to a record reader."""
-        given = {"class_names": self.class_names, "question": self.question}
-        useless = [key for key, value in given.items() if value is not None]
-        if useless:
+        if self.question is not None:
             raise ValueError(
-                f"data set {self.name!r} has format: {self.format} and {useless}, expected the data's own questions "
-                "and answers alone; remove one or the other"
+                f"data set {self.name!r} has format: {self.format} and question, expected the data's own questions; "
+                "remove it, or change the wording about the answer's form by instruction"
             )
+        if self.class_names is not None and not isinstance(self.class_names, dict):
+            raise ValueError(
+                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "
+                "correct or remove it"
+            )
+        self.class_names = self.class_names and {str(label): str(words) for label, words in self.class_names.items()}
         if isinstance(self.splits, str):
             raise ValueError(
                 f"data set {self.name!r} has format: {self.format} and splits: {self.splits}, expected a mapping of "
@@ -103,7 +119,7 @@ class DatasetConfig:
     def _check_classes(self):
         """Raise ValueError for class names that can't be asked and told apart."""
         given = {"instruction": self.instruction, "codec": self.codec, "fields": self.fields}
-        useless = [key for key, value in given.items() if value is not None]
+        useless = [*(key for key, value in given.items() if value is not None), *self.reader_keys]
         if useless or self.task not in (None, "classification"):
             found = [*useless, *([f"task: {self.task}"] if self.task not in (None, "classification") else [])]
             raise ValueError(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,27 +67,69 @@ def predict(
         "batch_size": batch_size,
         "max_new_tokens": histo_args.max_new_tokens if generate else 0,
     }
-    folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for start in range(0, len(patches), CHUNK):
-        path = folder / f"part-{start:08d}.parquet"
-        if not path.exists():
-            rows = range(start, min(start + CHUNK, len(patches)))
-            part = _ask(model, processor, patches.select(rows), questions[start : rows.stop], targets, batch_size)
-            if generate:
-                limit = histo_args.max_new_tokens
-                part |= _generate(
-                    model, processor, patches.select(rows), questions[start : rows.stop], limit, batch_size
-                )
-            temporary = folder / f".{path.name}.{os.getpid()}"
-            pd.DataFrame(part).to_parquet(temporary, index=False)
-            os.replace(temporary, path)
-            logger.info("%s: %d of %d patches scored", config.name, rows.stop, len(patches))
-        parts.append(pd.read_parquet(path))
-    table = pd.concat([table, pd.concat(parts, ignore_index=True)], axis=1)
+
+    def ask(rows: range) -> dict:
+        part, asked = patches.select(rows), questions[rows.start : rows.stop]
+        found = _ask(model, processor, part, asked, targets, batch_size)
+        if generate:
+            found |= _generate(model, processor, part, asked, histo_args.max_new_tokens, batch_size)
+        return found
+
+    table = pd.concat([table, _ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
     if generate:
         table["generated"] = [task.parse(answer, options) for answer in table["answer"]]
+    return table
+
+
+def predict_answers(
+    questions: Dataset,
+    model,
+    processor,
+    weights: str,
+    config: DatasetConfig,
+    histo_args: HistoArguments,
+    batch_size: int,
+) -> pd.DataFrame:
+    """Return what a system writes to the questions of one data set with a format; kept in the cache as by `predict`.
+
+    The longest answer is the data set's `max_new_tokens`, else the recipe's, else the task's.
+
+    Returns:
+        `pandas.DataFrame`: `id, dataset, group, task, ask`; `truth` (JSON text, `null` where it is hidden); `answer`
+        (what the model wrote, greedy), `truncated` (cut off before its end of turn); `predicted` (the answer read, as
+        JSON text, `null` for unparsed) and `repaired` (whether JSON in it had to be mended).
+    """
+    plain = questions.with_format(None)
+    table = plain.select_columns(["id", "dataset", "group", "task", "ask", "answer"]).to_pandas()
+    table = table.rename(columns={"answer": "truth"})
+    task = TASKS[table["task"].iloc[0]]
+    prompts = [prompt[0]["content"] for prompt in plain["prompt"]]
+    limit = config.max_new_tokens or histo_args.max_new_tokens or task.MAX_NEW_TOKENS
+    settings = {
+        "weights": weights,
+        "processor": processor.image_processor.to_json_string(),
+        "template": processor.chat_template,
+        "transformers": transformers.__version__,
+        "questions": prompts,
+        "pixels": list(plain["pixel_sha256"]),
+        "batch_size": batch_size,
+        "max_new_tokens": limit,
+    }
+
+    def ask(rows: range) -> dict:
+        part = questions.select(rows)
+        answers = generate_answers(
+            model, processor, part["images"], prompts[rows.start : rows.stop], limit, batch_size
+        )
+        return {"answer": [text for text, _ in answers], "truncated": [truncated for _, truncated in answers]}
+
+    table = pd.concat([table, _ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
+    read = [
+        task.read_answer(text, json.loads(asked), config)
+        for text, asked in zip(table["answer"], table["ask"], strict=True)
+    ]
+    table["predicted"] = [json.dumps(answer, ensure_ascii=False) for answer, _ in read]
+    table["repaired"] = [repaired for _, repaired in read]
     return table
 
 
@@ -111,6 +154,24 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     for column in ("id", "group"):
         table[column] = [value and hashlib.sha256(value.encode()).hexdigest()[:16] for value in table[column]]
     table.to_parquet(folder / "predictions.parquet", index=False)
+
+
+def _ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], dict]) -> pd.DataFrame:
+    """Return what `ask` says of `count` rows, in parts of `CHUNK`, each kept under the settings and asked once."""
+    folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, count, CHUNK):
+        path = folder / f"part-{start:08d}.parquet"
+        if not path.exists():
+            rows = range(start, min(start + CHUNK, count))
+            part = ask(rows)
+            temporary = folder / f".{path.name}.{os.getpid()}"
+            pd.DataFrame(part).to_parquet(temporary, index=False)
+            os.replace(temporary, path)
+            logger.info("%s: %d of %d patches scored", name, rows.stop, count)
+        parts.append(pd.read_parquet(path))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _ask(model, processor, patches: Dataset, questions: list[str], targets: list[str], batch_size: int) -> dict:

@@ -90,14 +90,16 @@ def list_pictures(looks: Sequence[tuple[Dataset, int]]) -> tuple[Pictures, float
     """Return the distinct pictures of audited rows, unopened, and how often each is looked at on average.
 
     Args:
-        looks (`list` of `(rows, times)`): Rows have `image` and `pixel_sha256`.
+        looks (`list` of `(rows, times)`): Rows have `image` and `pixel_sha256`, or `images` and a list of hashes.
     """
     pictures, total = {}, 0
     for rows, times in looks:
-        total += times * len(rows)
-        images = rows.select_columns(["image"])
-        for row, key in enumerate(rows.with_format(None)["pixel_sha256"]):
-            pictures.setdefault(key, partial(_open, images, row))
+        column = "images" if "images" in rows.column_names else "image"
+        images = rows.select_columns([column])
+        for row, keys in enumerate(rows.with_format(None)["pixel_sha256"]):
+            for place, key in enumerate(keys if column == "images" else [keys]):
+                pictures.setdefault(key, partial(_open, images, row, place))
+                total += times
     return pictures, total / max(1, len(pictures))
 
 
@@ -135,5 +137,6 @@ def cache_worthwhile(
     )
 
 
-def _open(images: Dataset, row: int) -> Image.Image:
-    return images[row]["image"]
+def _open(images: Dataset, row: int, place: int) -> Image.Image:
+    opened = images[row]
+    return opened["images"][place] if "images" in opened else opened["image"]

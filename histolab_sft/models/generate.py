@@ -12,12 +12,12 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedModel, Proces
 END_OF_TURN = "<end_of_turn>"
 
 
-def render_prompt(processor: ProcessorMixin, question: str) -> str:
-    """Return the user's turn, a picture and the question, and the beginning of the model's turn.
+def render_prompt(processor: ProcessorMixin, question: str, n_images: int = 1) -> str:
+    """Return the user's turn, its pictures and the question, and the beginning of the model's turn.
 
     The text is the one that `SFTTrainer` trains on, written without TRL, so that answering needs no training stack.
     """
-    return processor.apply_chat_template(_ask(question), tokenize=False, add_generation_prompt=True)
+    return processor.apply_chat_template(_ask(question, n_images), tokenize=False, add_generation_prompt=True)
 
 
 def render_completion(processor: ProcessorMixin, question: str, answer: str) -> str:
@@ -37,10 +37,12 @@ def render_completion(processor: ProcessorMixin, question: str, answer: str) -> 
     return text[len(prompt) :]
 
 
-def encode_prompts(processor: ProcessorMixin, images: Sequence[Image.Image], prompts: list[str]) -> BatchFeature:
-    """Return the model's inputs for rendered prompts with one picture each, padded on the left, on the CPU."""
+def encode_prompts(
+    processor: ProcessorMixin, images: Sequence[Image.Image | list[Image.Image]], prompts: list[str]
+) -> BatchFeature:
+    """Return the model's inputs for rendered prompts and their pictures, padded on the left, on the CPU."""
     return processor(
-        images=[[image] for image in images],
+        images=[image if isinstance(image, list) else [image] for image in images],
         text=prompts,
         padding=True,
         padding_side="left",
@@ -52,15 +54,16 @@ def encode_prompts(processor: ProcessorMixin, images: Sequence[Image.Image], pro
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | list[Image.Image]],
     questions: list[str],
     max_new_tokens: int = 64,
     batch_size: int = 16,
 ) -> list[tuple[str, bool]]:
-    """Answer each question about its patch by greedy decoding.
+    """Answer each question about its patch, or its several pictures, by greedy decoding.
 
     Args:
-        images (`Sequence` of N pictures): Read one batch at a time, so that a data set's column need not be in memory.
+        images (`Sequence` of N pictures or lists of pictures): Read one batch at a time, so that a data set's column
+            need not be in memory.
         questions (`list` of N strings): The user's words, without turn markers.
 
     Returns:
@@ -86,8 +89,12 @@ def generate_answers(
         hidden = len(questions) <= batch_size or None
         for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=hidden):
             rows = range(start, min(start + batch_size, len(questions)))
-            prompts = [render_prompt(processor, questions[row]) for row in rows]
-            inputs = encode_prompts(processor, [images[row] for row in rows], prompts).to(model.device)
+            pictures = [images[row] for row in rows]
+            counts = [len(picture) if isinstance(picture, list) else 1 for picture in pictures]
+            prompts = [
+                render_prompt(processor, questions[row], count) for row, count in zip(rows, counts, strict=True)
+            ]
+            inputs = encode_prompts(processor, pictures, prompts).to(model.device)
             written = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].cpu()
             texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             stopped = torch.isin(written, stop).any(dim=1).tolist()
@@ -129,6 +136,6 @@ def evaluating(model: PreTrainedModel):
         model.train(training)
 
 
-def _ask(question: str) -> list[dict]:
+def _ask(question: str, n_images: int = 1) -> list[dict]:
     # Only the number of pictures counts here: the processor gets the pictures themselves.
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return [{"role": "user", "content": [{"type": "image"}] * n_images + [{"type": "text", "text": question}]}]

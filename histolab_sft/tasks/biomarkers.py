@@ -179,8 +179,19 @@ def read_value(given: object, field: Field) -> str | float | None:
 
 
 def format_question(ask: Mapping, config: DatasetConfig) -> str:
-    """Return the prompt of a record."""
-    return format_prompt(_fields(config), ask["style"], config.instruction, **ask["values"])
+    """Return the prompt of a record.
+
+    Raises:
+        ValueError: The question names other fields than the recipe's own.
+    """
+    text = QUESTIONS[ask["style"]] if config.instruction is None else config.instruction
+    if config.fields is not None and "{fields}" not in text:
+        raise ValueError(
+            f"fields of its own and the question {text[:40]!r}..., expected one with {{fields}} in it; set style: "
+            "generic, or an instruction"
+        )
+    values = {key: value for key, value in ask["values"].items() if f"{{{key}}}" in text}
+    return format_prompt(_fields(config), ask["style"], config.instruction, **values)
 
 
 def format_answer(ask: Mapping, answer: Mapping, config: DatasetConfig) -> str:

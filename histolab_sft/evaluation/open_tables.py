@@ -1,0 +1,37 @@
+"""Scores of open answers as a table for the screen."""
+
+from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
+
+# Lower is better; the reader has to know.
+LOWER = ("mae", "rmse")
+
+
+def format_answers_table(results: dict) -> str:
+    """Return the score to look at first of each data set, with its interval, of the floor and both systems."""
+    titles = "".join(f"{title:>22}" for title in ("constant answer", *SYSTEMS))
+    lines = [f"{'data set':<18}{'score':<26}{'rows':>6}{titles}{'unparsed':>10}{'cut off':>9}"]
+    for name, entry in results["datasets"].items():
+        score = entry["headline"]
+        cells = [entry["floors"][FLOOR].get(score), *(entry[system].get(score) for system in SYSTEMS)]
+        rates = [entry["finetuned"][rate]["value"] for rate in ("unparsed_rate", "truncated_rate")]
+        lines.append(
+            f"{name:<18}{name_score(score):<26}{entry['n']:>6}"
+            + "".join(f"{format_cell(cell):>22}" for cell in cells)
+            + f"{rates[0]:>10.3f}{rates[1]:>9.3f}"
+        )
+    lines += [f"mean of the data sets: {results['overall']['reason']}"] if "reason" in results["overall"] else []
+    lines += [f"{name}: {warning}" for name, entry in results["datasets"].items() for warning in entry["warnings"]]
+    return "\n".join(lines)
+
+
+def name_score(score: str) -> str:
+    """Return the name of a score in words, with an arrow where lower is better."""
+    return score.replace("_", " ") + (" ↓" if score.split("_")[-1] in LOWER else "")
+
+
+def format_cell(score: dict | None) -> str:
+    """Return a value with its interval, a dash where there is none."""
+    if not score or score["value"] is None:
+        return "–"
+    interval = score.get("ci95")
+    return f"{score['value']:.3f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
