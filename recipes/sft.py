@@ -26,6 +26,7 @@ from histolab_sft.models.load import (
 )
 from histolab_sft.provenance import fingerprint_data, record_run
 from histolab_sft.training.callbacks import build_early_stopping
+from histolab_sft.training.curves import draw_curves
 from histolab_sft.training.pictures import prepare_pictures
 from histolab_sft.training.signals import EXIT_CODE
 from histolab_sft.training.trainer import PatchTrainer
@@ -48,6 +49,8 @@ def main(histo_args, training_args, model_args):
 
         trainer = build_trainer(patches, histo_args, training_args, model_args)
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if training_args.should_save:
+            draw_curves(trainer.state.log_history, Path(training_args.output_dir, "loss.png"))
         run["resumed_from"] = training_args.resume_from_checkpoint
         run["steps"] = trainer.state.global_step
         if trainer.interrupted:

@@ -12,6 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_patches
 from histolab_sft.models.load import load_processor, locate_base_model
+from histolab_sft.publishing import merge
 from histolab_sft.training.answer_tokens import collect_answers, compute_guessing_level
 from histolab_sft.training.callbacks import EMAEarlyStoppingCallback
 
@@ -83,3 +84,19 @@ def test_a_plateau_of_the_answer_loss_is_not_seen_while_the_class_is_guessed(dem
 
     assert stop(None) > 0.9 * level  # an impatient plateau fires on the shelf
     assert stop(0.9 * level) < 0.9 * level  # the same one waits when it knows where guessing ends
+
+
+def test_adapter_and_merged_model_agree_on_every_label_of_the_validation_split(demo, monkeypatch):
+    folder, flags, _ = demo
+    histo_args, _, model_args = parse_recipe(flags)
+    patches = load_patches(histo_args)["validation"]
+    monkeypatch.setattr(merge, "PARITY_PATCHES", len(patches))
+    merge.merge_adapter(model_args, folder)
+    parity = merge.check_merge_parity(patches, histo_args, model_args, folder)
+    assert parity["n_patches"] == len(patches) >= 200
+    # Merging leaves every label as it is. The 4-bit weights of training are other weights: of 259 patches one, whose
+    # two likeliest labels are as good as equally likely, may fall to the other side.
+    pairs = parity["pairs"]
+    assert pairs["bfloat16/merged"]["agreement"] == 1.0
+    assert pairs["bfloat16/merged"]["largest_gap"] <= merge.MAX_GAP
+    assert min(pair["agreement"] for pair in pairs.values()) >= 0.98
