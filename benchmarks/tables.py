@@ -32,7 +32,7 @@ def format_results(results: dict, bars: dict[str, float]) -> str:
         format_table(
             ("times as fast", "found", "wanted", ""),
             [
-                (name, f"{found:.1f}", f"{bars[name]:.1f}", "" if found >= bars[name] else "missed")
+                (name, f"{found:.2f}", f"{bars[name]:.1f}", "" if found >= bars[name] else "missed")
                 for name, found in results["ratios"].items()
             ],
         ),
