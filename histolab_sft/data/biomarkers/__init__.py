@@ -1,0 +1,1 @@
+"""From slides, gene expression and clinical tables to the biomarker records of ImmunoPath."""

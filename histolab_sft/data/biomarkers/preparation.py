@@ -1,0 +1,141 @@
+"""The way from tables and patches to a manifest of biomarker records; everything fitted is fitted on `train`."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN
+from histolab_sft.data.biomarkers.labels import assemble_cohort, label_patients, split_patients
+from histolab_sft.data.biomarkers.looks import choose_patches, measure_patches, measure_slides, write_images
+from histolab_sft.data.biomarkers.manifest import describe_labels, find_rare_values, hash_file, write_manifest
+from histolab_sft.data.biomarkers.patch_folders import cut_slides, list_patches
+from histolab_sft.data.biomarkers.reinhard import fit_target
+from histolab_sft.data.biomarkers.slides import Cutting
+from histolab_sft.data.biomarkers.tables import read_clinical, read_expression
+from histolab_sft.data.fetch import write_json
+from histolab_sft.dataset_config import SPLITS
+from histolab_sft.tasks.label_rules import refuse_leak
+
+MANIFEST, FITTED, SUMMARY, PATCHES = "manifest.jsonl", "fitted.json", "summary.json", "patches.csv"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to prepare, and how.
+
+    Args:
+        expression: Table of gene expression, in `expression_unit` (`log2_tpm` or `tpm`).
+        clinical: Tables with project or cancer type, TME subtype, microsatellite calls or scores.
+        output_dir: Gets the manifest and all that belongs to it.
+        slides, patches: Folder of whole slides, which are cut, or of patches; one of the two.
+        patient_pattern: Regular expression that finds the patient in the names of samples, slides and rows.
+        cutting: Resolution, size and number of the patches, limits of their quality, the seed of all that is drawn.
+        patches_mpp: µm per pixel of patches whose metadata don't say it.
+        n_images: Most images of a patient.
+        stain_target: `train` (fitted on the training patients), `none`, or a JSON file with `mean` and `std`.
+        fitted: `fitted.json` of an earlier preparation, to apply in place of all fitting.
+        validation_fraction, test_fraction: Of the patients.
+        workers: Processes.
+    """
+
+    expression: Path
+    clinical: Sequence[Path]
+    output_dir: Path
+    slides: Path | None = None
+    patches: Path | None = None
+    expression_unit: str = "log2_tpm"
+    patient_pattern: str = PATIENT_PATTERN
+    cutting: Cutting = Cutting()
+    patches_mpp: float | None = None
+    n_images: int = 8
+    stain_target: str = "train"
+    fitted: Path | None = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    workers: int = 1
+
+    def __post_init__(self):
+        if (self.slides is None) == (self.patches is None):
+            raise ValueError(f"slides are {self.slides} and patches {self.patches}, expected one of the two; give one")
+        if (self.output_dir / MANIFEST).exists():
+            raise FileExistsError(f"{self.output_dir} holds a manifest already, expected none; choose another folder")
+
+
+def prepare_biomarkers(preparation: Preparation) -> dict:
+    """Write images, fitted statistics, summary and, at last, the manifest to `output_dir`, and return the summary.
+
+    Raises:
+        ValueError: Tables that contradict themselves, statistics fitted on held-out patients, too few patients, as the
+            functions called here say.
+    """
+    given, cutting, pattern = preparation, preparation.cutting, preparation.patient_pattern
+    expression, samples = read_expression(given.expression, given.expression_unit, pattern)
+    clinical = read_clinical(given.clinical, pattern)
+    given.output_dir.mkdir(parents=True, exist_ok=True)
+
+    slides, source = [], given.patches
+    if given.slides is not None:
+        source = given.output_dir / "patches"
+        slides = cut_slides(given.slides, source, cutting, given.workers)
+    patches = list_patches(source, cutting.mpp, given.patches_mpp, pattern)
+    patches = measure_patches(patches, cutting.limits, given.workers).assign(image="")
+
+    cohort, left_out = assemble_cohort(expression, clinical, patches)
+    expression = expression.loc[cohort.index]
+    split = split_patients(
+        cohort, expression["CD274"], given.validation_fraction, given.test_fraction, seed=cutting.seed
+    )
+    earlier = None if given.fitted is None else json.loads(given.fitted.read_text(encoding="utf-8"))
+    labels, fitted = label_patients(expression, cohort, split, earlier)
+
+    members = patches[patches["patient"].isin(cohort.index)]
+    colours = measure_slides(members)
+    if earlier is None:
+        fit_on = members[(members["reason"] == "") & (members["patient"].map(split) == "train")]["slide"].unique()
+        trained = fit_target([colours[slide] for slide in fit_on]) | {"patients": fitted["label_rules"]["patients"]}
+    else:
+        trained = earlier["stain_target"]
+    fitted["stain_target"] = find_stain_target(given.stain_target, trained, split.index[split != "train"])
+    chosen = choose_patches(members, given.n_images, cutting.seed)
+    images = write_images(chosen, given.output_dir / "images", colours, fitted["stain_target"], given.workers)
+    patches.loc[chosen.index, "image"] = [path.relative_to(given.output_dir).as_posix() for path in images]
+
+    summary = {
+        "patients": {name: int((split == name).sum()) for name in SPLITS},
+        "patients_left_out": left_out,
+        "samples_left_out": samples,
+        "slides": slides,
+        "patches": patches["reason"].replace("", "usable").value_counts().sort_index().to_dict(),
+        "labels": {name: describe_labels(labels[split == name]) for name in SPLITS},
+        "warnings": find_rare_values(labels, split),
+        "inputs": {path.name: hash_file(path) for path in [given.expression, *given.clinical]},
+        "seed": cutting.seed,
+    }
+    columns = ["name", "slide", "patient", "reason", "tissue", "ink", "sharpness", "image"]
+    patches[columns].round(4).to_csv(given.output_dir / PATCHES, index=False)
+    write_json(given.output_dir / FITTED, fitted)
+    write_json(given.output_dir / SUMMARY, summary)
+    write_manifest(given.output_dir / MANIFEST, cohort, split, labels, patches.loc[chosen.index])
+    return summary
+
+
+def find_stain_target(choice: str, trained: dict | None, held_out: Iterable[str]) -> dict | None:
+    """Return `trained` for `train`, None for `none`, or else what the JSON file `choice` says.
+
+    Raises:
+        ValueError: The target was fitted on one of `held_out`, or the file doesn't have three numbers each as `mean`
+            and `std`.
+    """
+    if choice == "none":
+        return None
+    target = trained if choice == "train" else json.loads(Path(choice).read_text(encoding="utf-8"))
+    if target is None:
+        return None
+    if "patients" in target:
+        refuse_leak(target, held_out)
+    if [len(target.get(name, [])) for name in ("mean", "std")] != [3, 3] or min(target["std"]) <= 0:
+        raise ValueError(
+            f"{choice}: {target}, expected `mean` and `std` of L*, a*, b* (0 to 255), three numbers each; correct it"
+        )
+    return target
