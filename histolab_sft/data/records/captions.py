@@ -1,0 +1,122 @@
+"""Read captions: manifests of `{image, caption}` rows, one file, or a folder with one a split (`train.json`)."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pandas as pd
+
+from histolab_sft.data.readers import split_of
+from histolab_sft.data.records.rows import build_table, check_columns
+from histolab_sft.data.records.table import find_group, load_json
+from histolab_sft.dataset_config import DatasetConfig
+
+SUFFIXES = (".csv", ".json", ".jsonl")
+CAPTION_COLUMN = "caption"
+
+
+def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
+    """Return one `report` record a row, asked for in the style `caption`.
+
+    Columns: `image` (or `image_column`), `caption` (or `label_column`), and where they are there `split_column` and a
+    group. Paths are relative to the manifest's folder or the one above it, as captions are published as
+    `dataset/train.json` beside `data/images`. A row without words is left out and counted.
+
+    Raises:
+        FileNotFoundError: There is no manifest, or a picture isn't there.
+        ValueError: A manifest can't be read or lacks a column, or `group_by` doesn't match.
+    """
+    rows, left_out, repeats = [], defaultdict(list), Counter()
+    for path in _list_manifests(source, config):
+        table = read_manifest(path)
+        image = config.image_column or "image"
+        caption = config.label_column if config.label_column in table else CAPTION_COLUMN
+        if len(table):
+            check_columns(table.columns, (image, caption), path, config)
+        for row in table.to_dict("records"):
+            name = f"{path.stem}/{row[image]}"
+            flaw = _find_flaw(row[image], row[caption])
+            if flaw:
+                left_out[flaw].append(name)
+                continue
+            repeats[name] += 1
+            rows.append(
+                {
+                    "images": [_find_picture(path.parent, row[image])],
+                    "split": _find_split(row, path, config),
+                    "group": find_group(row[image], config, _drop_empty(row)),
+                    "id": f"{config.name}/{name}" + (f"#{repeats[name]}" if repeats[name] > 1 else ""),
+                    "task": "report",
+                    "ask": {"style": "caption"},
+                    "answer": row[caption].strip(),
+                }
+            )
+    return build_table(rows, left_out, config)
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """Return a manifest (`.csv`, `.json` with a list of objects, `.jsonl`) as a table; an empty cell is None or "".
+
+    Raises:
+        ValueError: It can't be read; the message names the file and, in `.jsonl`, the line.
+    """
+    if path.suffix == ".json":
+        rows = load_json(path)
+    else:
+        rows = _read_rows(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} holds {type(rows).__name__}, expected a list of objects; write one object a picture")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _read_rows(path: Path) -> list:
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").to_dict("records")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        return [_read_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected a whole {path.suffix} file in UTF-8; export it again") from error
+
+
+def _read_line(line: str, number: int) -> dict:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error}") from error
+
+
+def _list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
+    if source.is_file():
+        return [source]
+    paths = sorted(p for p in source.glob("*") if p.suffix in SUFFIXES and split_of(p.stem, config))
+    if not paths:
+        raise FileNotFoundError(
+            f"data set {config.name!r}: no manifest named after a split, such as train.json, in {source}; name one "
+            "file as `source`, or the files by `splits`"
+        )
+    return paths
+
+
+def _find_picture(folder: Path, place: str) -> str:
+    below = folder / place
+    return str(below if below.is_file() else folder.parent / place)
+
+
+def _find_flaw(image, caption) -> str | None:
+    if not isinstance(image, str) or not image.strip():
+        return "no picture"
+    return None if isinstance(caption, str) and re.search(r"\w", caption) else "no caption"
+
+
+def _drop_empty(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not pd.isna(value) and value != ""}
+
+
+def _find_split(row: dict, path: Path, config: DatasetConfig) -> str:
+    """Return the row's own word for its split, else the manifest's name where that is a split's."""
+    own = row.get(config.split_column)
+    if isinstance(own, str) and own.strip():
+        return own
+    return path.stem if split_of(path.stem, config) else ""
