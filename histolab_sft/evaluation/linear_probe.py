@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.dataset_config import DatasetConfig
@@ -41,6 +42,20 @@ def measure_linear_probe(
     labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
     classes = list(config.class_names.values())
     return compute_linear_probe(features["train"], labels["train"], features["test"], labels["test"], classes)
+
+
+def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) -> list[tuple[Dataset, int]]:
+    """Return which rows a system looks at when it is scored, and how often, both systems counted for those they share.
+
+    Patches are scored by likelihood and in words, validation by likelihood alone; the base model's features of the
+    probe's rows are taken as well. Questions of records are answered in words, on test alone.
+    """
+    if any(config.format is not None for config in histo_args.datasets):
+        return [(patches["test"], 2)]
+    looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]
+    if system == "baseline":
+        looks += [(rows, 1) for config in histo_args.datasets for rows in select_probe_rows(patches, config).values()]
+    return looks
 
 
 def select_probe_rows(patches: DatasetDict, config: DatasetConfig) -> dict[str, Dataset]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.evaluation import figures
@@ -62,16 +62,27 @@ def write_report(
         )
         for name, entry in results["datasets"].items()
     ]
-    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(
+    render_page(
+        "report.html.jinja",
+        folder,
         datasets=described,
         overall=describe_scores(results["overall"]) if len(described) > 1 else [],
         recipe=flatten(results.get("recipe")),
         provenance=flatten(results.get("provenance")),
         generated=any(dataset["written"] for dataset in described),
-        colours=figures.COLOURS,
     )
+
+
+def render_page(name: str, folder: Path, **values) -> None:
+    """Write `report.html` from the template `name` in one step."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(name).render(colours=figures.COLOURS, **values)
     temporary = folder / "report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, folder / "report.html")

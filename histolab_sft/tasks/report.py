@@ -128,10 +128,15 @@ def format_sections(findings: list[tuple[str, list[str]]]) -> str:
     return f"FINDINGS:\n{listed}\n\nLOCATIONS:\n{', '.join(places) or 'Not specified'}\n\nIMPRESSION:\n{impression}"
 
 
+def read_sections(text: str) -> dict[str, str]:
+    """Return the body of each section that `text` has a heading of, empty where it has none."""
+    parts = _SECTION.split(strip_thinking(text))
+    return {name.upper(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
 def parse_sections(text: str, synonyms: dict[str, tuple[str, ...]] = SYNONYMS) -> Report | None:
     """Return the sections of the model's `text`, None for unparsed: a text without a list of findings isn't normal."""
-    parts = _SECTION.split(strip_thinking(text))
-    sections = {name.upper(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    sections = read_sections(text)
     lines = [line.partition("(")[0] for line in _BULLET.findall(sections.get("FINDINGS", ""))]
     findings = list(dict.fromkeys(name for line in lines if (name := match_finding(line, synonyms))))
     if not findings:

@@ -1,0 +1,76 @@
+"""Each task's answer in the form in which a person reads it: fields, sections, labels, boxes on the picture."""
+
+import base64
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from histolab_sft.evaluation.figures import COLOURS
+from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks.box_geometry import resize_boxes
+from histolab_sft.tasks.report import read_sections
+
+SIDE = 320  # pixels of a shown picture
+TRUTH_COLOUR = "#00795C"
+BOX_COLOURS = {"truth": TRUTH_COLOUR, "baseline": COLOURS["baseline"], "finetuned": COLOURS["finetuned"]}
+
+
+def describe_answer(task: str, answer: object) -> dict:
+    """Return `kind` (`text`, `rows` or `sections`) and what a template shows of an answer in its task's form.
+
+    `rows` is a list of (name, value), `sections` one of (heading, text), `text` a string.
+    """
+    if task == "biomarkers":
+        return {"kind": "rows", "rows": [(name, _write(value)) for name, value in answer.items()]}
+    if task == "boxes":
+        rows = [(label or "box", ", ".join(f"{n:.0f}" for n in numbers)) for *numbers, label in answer]
+        return {"kind": "rows", "rows": rows} if rows else {"kind": "text", "text": "no box"}
+    if task == "multilabel":
+        return {"kind": "text", "text": "; ".join(answer) or "none"}
+    if task == "report" and (sections := read_sections(answer)):
+        return {"kind": "sections", "sections": [(name.capitalize(), body) for name, body in sections.items()]}
+    return {"kind": "text", "text": _write(answer)}
+
+
+def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, list]) -> Image.Image:
+    """Return a copy of at most `SIDE` pixels a side with boxes on it.
+
+    Args:
+        size: (width, height) of the picture that the boxes are of; `image` may be another size of it.
+        boxes: `truth`, `baseline` or `finetuned` -> boxes `[x1, y1, x2, y2, label or None]`, the first drawn lowest.
+    """
+    shown = Image.fromarray(np.asarray(image.convert("RGB")))
+    shown.thumbnail((SIDE, SIDE))
+    canvas = ImageDraw.Draw(shown)
+    for name, drawn in boxes.items():
+        for box in resize_boxes([Box(*box) for box in drawn], size, shown.size):
+            # A pixel of air at the edge, where half a line would be cut off.
+            corners = [max(box.x1, 1), max(box.y1, 1), min(box.x2, shown.width - 2), min(box.y2, shown.height - 2)]
+            canvas.rectangle(_order(corners), width=2, outline=BOX_COLOURS[name])
+            if box.label:
+                canvas.text((corners[0] + 3, corners[1] + 2), box.label, fill=BOX_COLOURS[name])
+    return shown
+
+
+def encode_picture(image: Image.Image) -> str:
+    """Return the picture as a data address: at most `SIDE` pixels, written anew from its pixels and nothing else."""
+    bare = Image.fromarray(np.asarray(image.convert("RGB")))
+    bare.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    bare.save(buffer, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _order(corners: list[float]) -> list[float]:
+    """Corners of a box thinner than the line, in the order that Pillow wants."""
+    left, right = sorted(corners[::2])
+    top, bottom = sorted(corners[1::2])
+    return [left, top, right, bottom]
+
+
+def _write(value: object) -> str:
+    if value is None:
+        return "not a legal value"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
