@@ -16,7 +16,10 @@ class DatasetConfig:
     Args:
         name (`str`): Shown in every table; also selects the data set's own question where the task has one.
         source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
-            manifests, or a folder with PCam's HDF5 pairs. Relative paths start at the recipe's `data_dir`.
+            manifests, a folder with PCam's HDF5 pairs, or the id of a data set on the Hub with parquet files. Relative
+            paths start at the recipe's `data_dir`.
+        streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
+            picture is needed, a row group at a time, and keep none of its files on disk.
         format (`str`, *optional*): Name of a record reader (`histolab_sft.data.records.RECORDS`), for data whose rows
             bring their own questions and answers.
         task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
@@ -58,6 +61,7 @@ class DatasetConfig:
     subset: str | None = None
     style: str | None = None
     image_folder: str | None = None
+    streaming: bool = False
     max_new_tokens: int | None = None
 
     @property
@@ -67,6 +71,11 @@ class DatasetConfig:
         return {key: value for key, value in keys.items() if value is not None}
 
     def __post_init__(self):
+        if not isinstance(self.streaming, bool) or (self.streaming and self.format is not None):
+            raise ValueError(
+                f"data set {self.name!r}: streaming is {self.streaming!r}, expected true or false, and false with a "
+                "format; correct or remove it"
+            )
         if self.format is None:
             self._check_classes()
         else:

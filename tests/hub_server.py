@@ -1,7 +1,8 @@
-"""The Hub's HTTP calls on 127.0.0.1: create, validate, preupload, LFS, commit; with faults to order.
+"""The Hub's HTTP calls on 127.0.0.1: create, validate, preupload, LFS, commit, and reading data sets; with faults.
 
-Only the calls that publishing makes are there, with the Hub's own rules: a commit is taken whole or not at all, names
-LFS files that have arrived whole, and must stand on the head of the repository.
+Only the calls that publishing and data sets make are there, with the Hub's own rules: a commit is taken whole or not
+at all, names LFS files that have arrived whole, and must stand on the head of the repository. Files of data sets are
+read whole or by range, and the bytes that went out are counted.
 """
 
 import base64
@@ -12,6 +13,7 @@ import socket
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from urllib.parse import unquote
 
 import yaml
 
@@ -25,6 +27,9 @@ ROUTES = (
     ("upload", "PUT", r"/storage/(?P<oid>[0-9a-f]{64})"),
     ("verify", "POST", r"/storage/verify"),
     ("commit", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main"),
+    ("dataset", "GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)(/revision/[^/]+)?"),
+    ("tree", "GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/[^/]+(/(?P<folder>.+))?"),
+    ("resolve", "(GET|HEAD)", r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<file>.+)"),
 )
 
 
@@ -39,6 +44,8 @@ def start_hub() -> "Hub":
 class Hub(ThreadingHTTPServer):
     """Holds repositories, stored files, calls, what was cut (`(call, bytes taken)`) and the faults still to come.
 
+    `datasets` holds the files of data sets (repository -> path -> bytes), `served` the bytes sent of each file.
+
     A fault is a status with an error text and headers, or `cut`: half of the body is read, then the line is dropped.
     """
 
@@ -47,6 +54,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, *args):
         super().__init__(*args)
         self.repos, self.storage, self.calls, self.cut = {}, {}, [], []
+        self.datasets, self.served = {}, defaultdict(int)
         self.faults = defaultdict(list)
         self.lock = Lock()
 
@@ -74,6 +82,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._serve("GET")
 
+    def do_HEAD(self):
+        self._serve("HEAD")
+
     def do_PUT(self):
         self._serve("PUT")
 
@@ -81,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self, method: str) -> None:
-        path = self.path.split("?")[0]
-        found = [(call, re.fullmatch(pattern, path)) for call, verb, pattern in ROUTES if verb == method]
+        path = unquote(self.path.split("?")[0])
+        found = [(call, re.fullmatch(pattern, path)) for call, verb, pattern in ROUTES if re.fullmatch(verb, method)]
         found = [(call, match) for call, match in found if match]
         if not found:
             return self._answer(404, {"error": f"no such call: {method} {self.path}"})
@@ -103,7 +114,28 @@ class Handler(BaseHTTPRequestHandler):
         if call != "upload" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid credentials in Authorization header"})
         with self.server.lock:
+            if call == "resolve":
+                return self._send_file(**match.groupdict())
             return self._answer(*HANDLERS[call](self.server, body, **match.groupdict()))
+
+    def _send_file(self, repo: str, file: str) -> None:
+        content = self.server.datasets.get(repo, {}).get(file)
+        if content is None:
+            return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+        headers = {"ETag": f'"{_git_oid(content)}"', "X-Repo-Commit": _oid(repo), "Accept-Ranges": "bytes"}
+        status, size = 200, len(content)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
+            status, content = 206, content[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": len(content)}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.server.served[file] += len(content)
+            self.wfile.write(content)
+        return None
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -210,6 +242,23 @@ def commit(hub: Hub, body: bytes, repo: str) -> tuple[int, dict]:
     return 200, {"commitUrl": f"{hub.url}/{repo}/commit/{entry['head']}", "commitOid": entry["head"]}
 
 
+def dataset(hub: Hub, body: bytes, repo: str) -> tuple[int, dict, dict]:
+    if repo not in hub.datasets:
+        return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+    siblings = [{"rfilename": name} for name in hub.datasets[repo]]
+    return 200, {"id": repo, "sha": _oid(repo), "siblings": siblings, "tags": []}, {}
+
+
+def tree(hub: Hub, body: bytes, repo: str, folder: str | None) -> tuple[int, list]:
+    prefix = f"{folder}/" if folder else ""
+    below = {name: content for name, content in hub.datasets[repo].items() if name.startswith(prefix)}
+    folders = {name.removeprefix(prefix).split("/")[0] for name in below if "/" in name.removeprefix(prefix)}
+    entries = [{"type": "directory", "path": prefix + name, "oid": _oid(name), "size": 0} for name in sorted(folders)]
+    for name, content in below.items():
+        entries.append({"type": "file", "path": name, "oid": _git_oid(content), "size": len(content)})
+    return 200, entries
+
+
 HANDLERS = {
     "create": create,
     "validate": validate,
@@ -219,6 +268,8 @@ HANDLERS = {
     "upload": upload,
     "verify": verify,
     "commit": commit,
+    "dataset": dataset,
+    "tree": tree,
 }
 
 

@@ -2,6 +2,7 @@
 
 Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an HDF5 file with PCam's layout, or the
 n-th picture of an uncompressed tar shard. Everything is opened once per process and read only; nothing is written.
+A parquet file may also be one on the Hub (see `hub_files`), of which a row group at a time is fetched.
 """
 
 import os
@@ -15,6 +16,8 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from histolab_sft.data.hub_files import is_remote, open_remote, reading
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 # 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
@@ -35,8 +38,9 @@ def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes |
 
     Raises:
         ImageRefused: There is no such file or row, or it is no regular file, or too large to be a patch.
+        HubAccessError: A file on the Hub can't be had.
     """
-    size = check_file(path).st_size
+    size = 0 if is_remote(path) else check_file(path).st_size
     if row < 0:
         if size > MAX_FILE_BYTES:
             raise ImageRefused(path, f"{size} bytes, expected at most {MAX_FILE_BYTES}; cut the slide into patches")
@@ -49,7 +53,8 @@ def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes |
             path, f"row {row} of a {suffix or 'nameless'} file, expected {', '.join(readers)}; use row -1"
         )
     try:
-        return readers[suffix](path, row, image_column)
+        with reading(path):
+            return readers[suffix](path, row, image_column)
     except ImageRefused:
         raise
     except (OSError, ValueError, LookupError, pa.ArrowException, tarfile.TarError) as error:
@@ -126,7 +131,7 @@ def index_tar(path: str) -> list[tuple[str, int, int]]:
 # An open file must not be shared with a forked process (both would move its one position), hence the process id.
 @lru_cache(maxsize=64)
 def _open_parquet(path: str, process: int) -> tuple[pq.ParquetFile, np.ndarray]:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(open_remote(path) if is_remote(path) else path)
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     return file, np.cumsum([0, *sizes])
 

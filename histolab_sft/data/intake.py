@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from histolab_sft.data.containers import ImageRefused, check_file, name_patch, read_patch
 from histolab_sft.data.duplicates import THUMBNAIL_SIDE
+from histolab_sft.data.hub_files import is_remote
 from histolab_sft.data.images import decode_image, hash_pixels
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ def _describe_patches(keys: list[tuple[str, int, str]]) -> list[dict]:
 
 def _stamp(path: str) -> str:
     """Return what changes when a file changes."""
+    if is_remote(path):
+        return "remote"  # the commit stands in the address
     try:
         status = check_file(path)
     except ImageRefused:

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from histolab_sft.data.containers import IMAGE_SUFFIXES, index_tar
+from histolab_sft.data.hub_files import is_remote, open_remote, reading
 from histolab_sft.dataset_config import DatasetConfig
 
 MANIFEST_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
@@ -54,8 +55,10 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def read_manifest(path: Path, config: DatasetConfig) -> pd.DataFrame:
-    table = _read_columns(path)
+def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
+    """A manifest on disk, or the address of a parquet file on the Hub, which has its pictures inside."""
+    with reading(path):
+        table = _read_columns(path)
     image_column = config.image_column or next((name for name in ("path", "image") if name in table.columns), None)
     missing = {image_column or "path", config.label_column} - set(table.columns)
     if missing:
@@ -63,8 +66,13 @@ def read_manifest(path: Path, config: DatasetConfig) -> pd.DataFrame:
             f"data set {config.name!r}: {path} has columns {sorted(table.columns)}, expected {sorted(missing)} too; "
             "name yours with image_column and label_column"
         )
-    if path.suffix == ".parquet" and not pd.api.types.is_string_dtype(table[image_column]):
+    if PurePath(path).suffix == ".parquet" and not pd.api.types.is_string_dtype(table[image_column]):
         places, rows = [str(path)] * len(table), range(len(table))
+    elif is_remote(path):
+        raise ValueError(
+            f"data set {config.name!r}: {path} names its pictures by path, expected them inside the file to stream; "
+            "set streaming: false"
+        )
     else:
         places, rows = [str(path.parent / place) for place in table[image_column]], [-1] * len(table)
         gone = [place for place in places if not Path(place).is_file()]
@@ -77,12 +85,13 @@ def read_manifest(path: Path, config: DatasetConfig) -> pd.DataFrame:
     return _name_columns(table, config)
 
 
-def _read_columns(path: Path) -> pd.DataFrame:
+def _read_columns(path: Path | str) -> pd.DataFrame:
     """Read a manifest, but of a parquet file with pictures inside only the columns beside them."""
-    if path.suffix == ".parquet":
-        schema = pq.read_schema(path)
+    if PurePath(path).suffix == ".parquet":
+        file = open_remote(path) if is_remote(path) else path
+        schema = pq.read_schema(file)
         light = [name for name, kind in zip(schema.names, schema.types, strict=True) if not _holds_bytes(kind)]
-        table = pq.read_table(path, columns=light).to_pandas()
+        table = pq.read_table(file, columns=light).to_pandas()
         for name, words in _class_labels(schema).items():
             table[name] = [words[value] for value in table[name]]
         for name in set(schema.names) - set(light):

@@ -1,26 +1,14 @@
-"""What stands between a run and its base model on the Hub, in one sentence."""
+"""Bring the base model from the Hub before anything else is done."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from histolab_sft.hub_access import HubAccessError, explain_hub_errors
+
+__all__ = ["HubAccessError", "explain_hub_errors", "fetch_base_model"]
 
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
-KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
-
-
-class HubAccessError(RuntimeError):
-    """The base model can't be had, and the message says what to do about it."""
 
 
 def fetch_base_model(name: str, revision: str = "main") -> None:
@@ -42,59 +30,3 @@ def fetch_base_model(name: str, revision: str = "main") -> None:
         # One small file first: who may not read the model, or finds the Hub busy, is told at once.
         hf_hub_download(name, "config.json", revision=revision)
         snapshot_download(name, revision=revision, allow_patterns=FILES)
-
-
-@contextmanager
-def explain_hub_errors(name: str) -> Iterator[None]:
-    """Turn whatever the Hub or the network answers while `name` is loaded into one `HubAccessError`."""
-    try:
-        yield
-    except (OSError, httpx2.TransportError) as error:
-        causes = list(_list_causes(error))
-        if not causes:
-            raise
-        # The chain would show signed addresses in a traceback.
-        raise HubAccessError(_explain(causes, name)) from None
-
-
-def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """What the Hub or the network said below `error`, outermost first: transformers and the Hub's client wrap it."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, KNOWN):
-            yield error
-        error = error.__cause__ or error.__context__
-
-
-def _explain(causes: list[BaseException], name: str) -> str:
-    page = f"{constants.ENDPOINT}/{name}"
-    for cause in causes:
-        if isinstance(cause, GatedRepoError):
-            return (
-                f"{name} is gated, and this login may not read it: open {page}, accept its terms there, and log in "
-                "with `hf auth login`"
-            )
-        if isinstance(cause, RevisionNotFoundError):
-            return f"{name} has no such revision: see {page}/commits/main, and correct model_revision"
-        if isinstance(cause, RepositoryNotFoundError):
-            return (
-                f"{page} isn't there, or this login can't see it: correct model_name_or_path, or log in with "
-                "`hf auth login`"
-            )
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            if status in (408, 429) or status >= 500:
-                return f"the Hub answered {status} for {name}, again and again: wait some minutes, and start again"
-            return f"the Hub answered {status} for {name}: look at {page}, and log in with `hf auth login`"
-        if isinstance(cause, OfflineModeIsEnabled):
-            return (
-                f"{name} isn't in the cache whole, and HF_HUB_OFFLINE is set: fetch it once with `hf download {name}` "
-                "on a machine with a connection, or unset HF_HUB_OFFLINE"
-            )
-        if isinstance(cause, httpx2.TransportError):
-            return (
-                f"no connection to {constants.ENDPOINT} for {name} ({type(cause).__name__}), again and again: check "
-                "the network and the proxy, or fetch it once with `hf download` and set HF_HUB_OFFLINE=1"
-            )
-    return f"{name} isn't in the cache whole, and there is no connection: fetch it once with `hf download {name}`"

@@ -1,0 +1,82 @@
+"""What stands between a run and a model or data set on the Hub, in one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
+# What is asked for: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
+KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "source", " --repo-type dataset")}
+
+
+class HubAccessError(RuntimeError):
+    """A model or data set can't be had, and the message says what to do about it."""
+
+
+@contextmanager
+def explain_hub_errors(name: str, kind: str = "model") -> Iterator[None]:
+    """Turn whatever the Hub or the network answers while `name` is loaded into one `HubAccessError`.
+
+    Args:
+        name (`str`): Id on the Hub.
+        kind (`str`): `model` or `dataset`.
+    """
+    try:
+        yield
+    except (OSError, httpx2.TransportError) as error:
+        causes = list(_list_causes(error))
+        if not causes:
+            raise
+        # The chain would show signed addresses in a traceback.
+        raise HubAccessError(_explain(causes, name, kind)) from None
+
+
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """What the Hub or the network said below `error`, outermost first: transformers and the Hub's client wrap it."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, KNOWN):
+            yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain(causes: list[BaseException], name: str, kind: str) -> str:
+    folder, key, flags = KINDS[kind]
+    page, fetch = f"{constants.ENDPOINT}/{folder}{name}", f"`hf download {name}{flags}`"
+    for cause in causes:
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"{name} is gated, and this login may not read it: open {page}, accept its terms there, and log in "
+                "with `hf auth login`"
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return f"{name} has no such revision: see {page}/commits/main, and correct model_revision"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"{page} isn't there, or this login can't see it: correct {key}, or log in with `hf auth login`"
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status in (408, 429) or status >= 500:
+                return f"the Hub answered {status} for {name}, again and again: wait some minutes, and start again"
+            return f"the Hub answered {status} for {name}: look at {page}, and log in with `hf auth login`"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return (
+                f"{name} isn't in the cache whole, and HF_HUB_OFFLINE is set: fetch it once with {fetch} "
+                "on a machine with a connection, or unset HF_HUB_OFFLINE"
+            )
+        if isinstance(cause, httpx2.TransportError):
+            return (
+                f"no connection to {constants.ENDPOINT} for {name} ({type(cause).__name__}), again and again: check "
+                f"the network and the proxy, or fetch it once with {fetch} and set HF_HUB_OFFLINE=1"
+            )
+    return f"{name} isn't in the cache whole, and there is no connection: fetch it once with {fetch}"
