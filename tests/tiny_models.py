@@ -10,6 +10,7 @@ from transformers import (
     AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    GemmaConfig,
     Idefics3Config,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
@@ -17,9 +18,14 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaProcessor,
+    Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
     set_seed,
 )
 from trl import SFTConfig, SFTTrainer
@@ -94,6 +100,41 @@ def build_qwen2_vl():
         vision_end_token_id=tokenizer.eoi_token_id,
     )
     return _build(config), PictureProcessor(images, tokenizer, template)
+
+
+def build_qwen2_5_vl():
+    """Give a Qwen2.5-VL, whose tower looks through windows; the projector is a part of it."""
+    _, processor = build_qwen2_vl()
+    tokenizer = processor.tokenizer
+    vision = {"hidden_size": 32, "out_hidden_size": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
+    vision |= {"intermediate_size": 48, "window_size": 32, "fullatt_block_indexes": [1]}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = Qwen2_5_VLConfig(
+        text_config={**_text(tokenizer), "rope_parameters": rope},
+        vision_config=vision,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.unk_token_id,
+        vision_start_token_id=tokenizer.boi_token_id,
+        vision_end_token_id=tokenizer.eoi_token_id,
+    )
+    return _build(config), processor
+
+
+def build_paligemma():
+    """Give a PaliGemma (SigLIP and Gemma) with 16 image tokens a picture, and its processor, without chat template."""
+    tokenizer, _ = _prepare_tokenizer()
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    # It looks for this very word in what it is given.
+    tokenizer.add_special_tokens({"image_token": "<image>"})
+    processor = PaliGemmaProcessor(images, tokenizer)
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(image_size=32, patch_size=8, **_SMALL).to_dict(),
+        text_config=GemmaConfig(**_text(tokenizer), head_dim=8).to_dict(),
+        image_token_index=processor.image_token_id,
+        projection_dim=32,
+    )
+    return _build(config), processor
 
 
 class PictureProcessor(Qwen2VLProcessor):

@@ -16,33 +16,43 @@ def audit_masks(
     Raises:
         ValueError: A row has a label outside its answer, none at all (its answer was cut off), or lost image tokens.
     """
-    collator = DataCollatorForVisionLanguageModeling(
-        processor=processor, max_length=max_length, completion_only_loss=True
+    collator, uncut = (
+        DataCollatorForVisionLanguageModeling(processor=processor, max_length=length, completion_only_loss=True)
+        for length in (max_length, None)
     )
     chosen = range(0, len(rows), max(1, len(rows) // limit))
     chosen = list(chosen)[:limit]
     for start in range(0, len(chosen), batch_size):
         batch = [rows[i] for i in chosen[start : start + batch_size]]
-        answers = [row["completion"][0]["content"] for row in batch]
-        ids = [row["id"] for row in batch]
-        collated = collator(batch)
-        for name, answer, tokens, labels in zip(ids, answers, collated["input_ids"], collated["labels"], strict=True):
-            _check_row(name, answer, tokens, labels, processor)
+        expected = [_render_answer(row, processor) for row in batch]
+        # The collator changes the rows that it is given.
+        collated = collator([dict(row) for row in batch])
+        whole = collated if max_length is None else uncut([dict(row) for row in batch])
+        pictures = (whole["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
+        checked = zip(batch, expected, pictures, collated["input_ids"], collated["labels"], strict=True)
+        for row, answer, image_tokens, tokens, labels in checked:
+            _check_row(row["id"], answer, image_tokens, tokens, labels, processor)
     return len(chosen)
 
 
 def describe_row(rows: Dataset, dataset: str, processor: ProcessorMixin, max_length: int | None = None) -> str:
     """Return the first row of a data set as the model sees it, with the tokens that carry loss in brackets."""
     index = rows.with_format(None)["dataset"].index(dataset)
-    row, place = rows[index], rows.with_format(None)[index]["image"]
-    size = row["image"].size
+    row, place = rows[index], rows.with_format(None)[index]
+    if "images" in row:
+        where, pictures = ", ".join(place["images"]), row["images"]
+    else:
+        place = place["image"]
+        where = place["path"] + (f" row {place['row']}" if place["row"] >= 0 else "")
+        pictures = [row["image"]]
+    sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
     collator = DataCollatorForVisionLanguageModeling(
         processor=processor, max_length=max_length, completion_only_loss=True
     )
     collated = collator([row])
     text, image_tokens = [], 0
     for token, label in zip(collated["input_ids"][0].tolist(), collated["labels"][0].tolist(), strict=True):
-        if token == processor.tokenizer.image_token_id:
+        if token == processor.image_token_id:
             image_tokens += 1
             continue
         if image_tokens:
@@ -50,28 +60,33 @@ def describe_row(rows: Dataset, dataset: str, processor: ProcessorMixin, max_len
             image_tokens = 0
         word = processor.tokenizer.decode([token])
         text.append(f"[{word}]" if label != -100 else word)
-    where = place["path"] + (f" row {place['row']}" if place["row"] >= 0 else "")
-    return f"{dataset}: {where}, {size[0]} x {size[1]} pixels\n{''.join(text)}\n"
+    return f"{dataset}: {where}, {sizes} pixels\n{''.join(text)}\n"
 
 
-def _check_row(name: str, answer: str, tokens, labels, processor: ProcessorMixin) -> None:
+def _check_row(name: str, answer: str, image_tokens: int, tokens, labels, processor: ProcessorMixin) -> None:
     kept = labels != -100
     if not kept.any():
         raise ValueError(f"{name}: no token carries loss, expected {answer!r}; raise max_length or set it to null")
     learnt = processor.tokenizer.decode(labels[kept])
-    expected = f"{answer}{_end_of_turn(processor)}"
-    if learnt != expected:
+    if learnt != answer:
+        raise ValueError(f"{name}: the loss is on {learnt!r}, expected {answer!r}; check max_length and the template")
+    found = int((tokens == processor.image_token_id).sum())
+    if not found or found != image_tokens:
         raise ValueError(
-            f"{name}: the loss is on {learnt!r}, expected {expected!r}; check max_length and the template"
-        )
-    found = int((tokens == processor.tokenizer.image_token_id).sum())
-    if found != processor.image_seq_length:
-        raise ValueError(
-            f"{name}: {found} image tokens, expected {processor.image_seq_length}; raise max_length or set it to null"
+            f"{name}: {found} image tokens, expected {image_tokens or 'some'}; raise max_length or set it to null, "
+            "and check that the template writes a picture"
         )
 
 
-def _end_of_turn(processor: ProcessorMixin) -> str:
-    """What the chat template writes after an answer."""
-    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    return processor.apply_chat_template(conversation, tokenize=False).rsplit("b", 1)[1]
+def _render_answer(row: dict, processor: ProcessorMixin) -> str:
+    """The answer and its end as the chat template writes them, in the tokenizer's spelling of spaces."""
+    question, answer = row["prompt"][0]["content"], row["completion"][0]["content"]
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    before = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    completion = processor.apply_chat_template(answered, tokenize=False).removeprefix(before)
+    if not completion.strip().startswith(answer.strip()):
+        raise ValueError(
+            f"{row['id']}: the chat template writes {completion!r}, expected {answer!r} and its end; correct it"
+        )
+    return processor.tokenizer.decode(processor.tokenizer(completion, add_special_tokens=False)["input_ids"])

@@ -158,7 +158,7 @@ def _score_on_shared_prefix(
     """Return `(B, K)` log-likelihoods with one pass over picture, question and common words, and one over the rest."""
     # At least one token of each answer is left to be scored on its own.
     shared = min(_count_shared(answers), min(map(len, answers)) - 1)
-    inputs = _append(inputs, answers[0][:shared])
+    inputs = _append(model, inputs, answers[0][:shared])
     positions = _find_positions(model, inputs)
     prefix = DynamicCache(config=model.config)
     logits = _forward(model, inputs, positions, prefix, True, shared + 1)
@@ -197,7 +197,7 @@ def _score_whole(
     """Return `(B, K)` log-likelihoods with one pass over everything for each answer."""
     scores = []
     for answer in answers:
-        whole = _append(inputs, answer)
+        whole = _append(model, inputs, answer)
         logits = _forward(model, whole, _find_positions(model, whole), None, True, len(answer) + 1)
         scores.append(_pick(logits[:, :-1], whole["input_ids"][:, -len(answer) :]).sum(-1))
     return torch.stack(scores, dim=1)
@@ -221,12 +221,15 @@ def _find_positions(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> 
     return model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
 
 
-def _append(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
+def _append(model, inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
     """Return the inputs with the same text tokens after every prompt."""
     ids = inputs["input_ids"].new_tensor(tokens).expand(len(inputs["input_ids"]), -1)
     new = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    # Which tokens belong to a picture: none of these.
-    new |= {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+    # Of which type an answer's tokens are (no picture's, or of PaliGemma's causal part) is asked of the same method as
+    # in `generate`, for one token.
+    types = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+    for name, grown in model._update_model_kwargs_for_generation({}, dict(types), num_new_tokens=1).items():
+        new[name] = grown[:, -1:].expand_as(ids)
     return inputs | {name: torch.cat([inputs[name], values], dim=1) for name, values in new.items()}
 
 
