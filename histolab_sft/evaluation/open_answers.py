@@ -76,6 +76,7 @@ def score_answers(
         "n_hidden": n_hidden,
         "task": name,
         "headline": task.HEADLINE,
+        "question": task.format_question(asks[0], config),
         "group_unit": "group" if groups is not None else "patch",
         "n_groups": units["n_groups"],
         "split_protocol": protocol,

@@ -21,9 +21,10 @@ from histolab_sft.publishing.tables import (
     format_table,
     is_score,
 )
-from histolab_sft.tasks import classification
+from histolab_sft.tasks import choose_limit, classification
 
 FLOOR_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
+FLOOR_COLUMNS = 4  # of a record's scores, the one to look at first among them
 
 # Terms of the families of base models: what the Hub's metadata call them, where they stand, what they demand.
 TERMS = {
@@ -81,6 +82,7 @@ def format_card(
     """
     scores = results["datasets"]
     datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
+    records = any(config.format is not None for config in histo_args.datasets)
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
     quantised = {
         "type": repr(model_args.bnb_4bit_quant_type),
@@ -96,11 +98,11 @@ def format_card(
         quantised=quantised if model_args.load_in_4bit else None,
         dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
         question=repr(datasets[0]["prompt"]),
-        max_new_tokens=histo_args.max_new_tokens,
+        max_new_tokens=datasets[0]["max_new_tokens"],
         datasets=datasets,
         overall=format_scores(results["overall"]) if len(datasets) > 1 and results.get("overall") else "",
         figures=[figure for figure in figures if figure not in shown],
-        target=classification.format_target("..."),
+        target=None if records else classification.format_target("..."),
         findings=[
             f"{finding['check'].replace('_', ' ')} ({finding['level']}): {finding['count']}"
             for finding in audit.get("findings", [])
@@ -134,6 +136,15 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
     written = {system: entry[system]["generation"] for system in SYSTEMS if "generation" in entry[system]}
     floors = {name: floor for name, floor in entry["floors"].items() if floor}
     columns = [name for name in FLOOR_METRICS if is_score(finetuned.get(name))]
+    if config.format is None:
+        options = list(config.class_names.values())
+        prompt = classification.format_prompt(config.name, options, histo_args.prompt_style, config.question)
+        limit = histo_args.max_new_tokens
+    else:
+        columns = list(dict.fromkeys([entry["headline"], *entry["difference"]]))[:FLOOR_COLUMNS]
+        prompt = entry["question"]
+        limit = choose_limit(entry["task"], config.max_new_tokens, histo_args.max_new_tokens)
+        notes.append(f"Task: {entry['task']}. A written answer that can't be read counts as wrong.")
     return {
         "name": config.name,
         "size": f"{entry['n']} test patches of {groups}.",
@@ -143,9 +154,8 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
         "per_class": format_classes(finetuned.get("per_class", {})),
         "figures": [figure for figure in figures if "confusion" in figure and config.name in figure],
         "notes": notes,
-        "prompt": classification.format_prompt(
-            config.name, list(config.class_names.values()), histo_args.prompt_style, config.question
-        ),
+        "prompt": prompt,
+        "max_new_tokens": limit,
         "data": _describe_data(config, benchmark, histo_args.data_dir),
     }
 
@@ -195,7 +205,7 @@ def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig, merged
         tags=["histopathology", "medical", "lora", "sft", "trl"],
         eval_results=[
             EvalResult(
-                task_type="image-classification",
+                task_type="image-text-to-text" if "task" in entry else "image-classification",
                 dataset_type=dataset,
                 dataset_name=dataset,
                 dataset_split="test",

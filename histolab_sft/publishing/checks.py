@@ -98,7 +98,17 @@ def check_recipe(recorded: dict, values: dict, place: str) -> None:
 
 
 def check_classes(config: DatasetConfig, entry: dict) -> None:
-    """Raise `PublishError` unless a data set was scored on the classes, in the order, that its prompt lists."""
+    """Raise `PublishError` unless a data set was scored on the classes, in the order, that its prompt lists.
+
+    One with a format brings its own questions; there the task must be the one that was scored.
+    """
+    if config.format is not None:
+        if "task" not in entry or config.task not in (None, entry["task"]):
+            raise PublishError(
+                f"data set {config.name!r} has format: {config.format} and task: {config.task}, expected "
+                f"{entry.get('task', 'class folders')} as in results.json; correct the recipe, or score again"
+            )
+        return
     found, expected = list(config.class_names.values()), entry["classes"]
     if found != expected:
         raise PublishError(

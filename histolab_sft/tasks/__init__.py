@@ -15,3 +15,8 @@ TASKS = {
     "report": report,
     "biomarkers": biomarkers,
 }
+
+
+def choose_limit(task: str, own: int | None, recipe: int | None) -> int:
+    """Return how many tokens an answer to a record may have: the data set's own limit, the recipe's, or the task's."""
+    return own or recipe or TASKS[task].MAX_NEW_TOKENS
