@@ -36,6 +36,8 @@ IMPRESSION:
 Be systematic: check lung fields, mediastinum, cardiac silhouette, diaphragm, pleural spaces, and bony thorax.
 
 Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS, and IMPRESSION.""",
+    # The data set's own words, for rows that each bring theirs.
+    "question": "{question}",
 }
 HEADLINE = "rouge_l"
 MAX_NEW_TOKENS = 512
