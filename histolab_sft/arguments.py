@@ -125,7 +125,10 @@ class HistoArguments:
         default=True,
         metadata={"help": "Score also what the systems write, beside the likelihood of each class."},
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer in tokens."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Longest generated answer in tokens; 64 if omitted, and for records as long as their task."},
+    )
     augmentation: str = field(
         default="none",
         metadata={
@@ -171,5 +174,14 @@ class HistoArguments:
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
+        kinds = {entry.format is None for entry in self.datasets}
+        if len(kinds) > 1:
+            records = [entry.name for entry in self.datasets if entry.format is not None]
+            raise ValueError(
+                f"{records} have a format and the other data sets none, expected all or none: they are scored in "
+                "different ways; give each kind a recipe of its own"
+            )
+        if self.max_new_tokens is None and True in kinds:
+            self.max_new_tokens = 64
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction leave no patch to train on; lower them")

@@ -93,6 +93,13 @@ def check_consistency(histo_args, training_args, model_args) -> None:
     """Raise a `ValueError` that names every contradiction between keys."""
     quantised = model_args.load_in_4bit or model_args.load_in_8bit
     metric = histo_args.early_stopping_metric
+    records = any(config.format is not None for config in histo_args.datasets)
+    unanswerable = {
+        "generate_answers: false": not histo_args.generate_answers,
+        f"sensitivity: {histo_args.sensitivity}": histo_args.sensitivity != "none",
+        f"augmentation: {histo_args.augmentation}": histo_args.augmentation != "none",
+        f"prompt_style: {histo_args.prompt_style}": histo_args.prompt_style != "generic",
+    }
     stopping = histo_args.early_stopping != "none"
     gemma3 = any(name in str(model_args.model_name_or_path).lower() for name in ("gemma-3", "medgemma"))
     rules = [
@@ -111,6 +118,15 @@ def check_consistency(histo_args, training_args, model_args) -> None:
         (
             stopping and metric.startswith("eval_") and training_args.eval_strategy == "no",
             f"early_stopping_metric {metric} is never logged with eval_strategy: no; set eval_strategy: steps",
+        ),
+        (
+            records and any(unanswerable.values()),
+            f"{', '.join(key for key, given in unanswerable.items() if given)}: data sets with a format bring their "
+            "own questions, their answers are written, and turning a picture would move boxes and sides; remove it",
+        ),
+        (
+            records and "balanced_accuracy" in f"{metric if stopping else ''} {training_args.metric_for_best_model}",
+            "eval_balanced_accuracy is measured on class folders alone; with a format, watch loss or eval_loss",
         ),
         (
             training_args.trust_remote_code,
