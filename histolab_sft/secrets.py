@@ -3,11 +3,14 @@
 import re
 from collections.abc import Mapping
 
-# Hugging Face, GitHub, OpenAI-style, AWS, Slack and Weights & Biases in turn; a password inside a URL.
-SECRET = re.compile(
+# Hugging Face, GitHub, OpenAI-style, AWS, Slack and Weights & Biases in turn.
+TOKEN = (
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bsk-[\w-]{20,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\bxox[abp]-[\w-]{10,}|\bwandb_v1_\w{20,}|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bxox[abp]-[\w-]{10,}|\bwandb_v1_\w{20,}"
 )
+PASSWORD = r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"  # inside a URL
+PRIVATE_KEY = r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
+SECRET = re.compile("|".join((TOKEN, PASSWORD, PRIVATE_KEY)))
 
 
 def mask_secrets(text: str) -> str:

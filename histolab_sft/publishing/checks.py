@@ -1,7 +1,6 @@
 """What must hold before anything leaves the machine: a fresh evaluation of this adapter, finite numbers, no leak."""
 
 import getpass
-import hashlib
 import json
 import math
 import re
@@ -11,8 +10,10 @@ from pathlib import Path
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 
+from histolab_sft import secrets
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.models.load import EMBEDDED
+from histolab_sft.provenance import compute_sha256
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEXT_SUFFIXES = {".json", ".md"}
@@ -25,10 +26,9 @@ DESCRIBED = ("model_name_or_path", "model_revision", "load_in_4bit", "lora_r", "
 SHARED_ACCOUNTS = {"root", "user", "admin", "ubuntu", "debian", "guest", "test", "runner", "jovyan", "docker", "app"}
 
 LEAKS = {
-    "token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
-    r"|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abp]-[\w-]{10,}",
-    "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "password in a URL": r"://[^\s/:@]+:[^\s/@]+@",
+    "token": secrets.TOKEN,
+    "private key": secrets.PRIVATE_KEY,
+    "password in a URL": secrets.PASSWORD,
     "e-mail address": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
     "path of this machine": r"(?<![\w.:])(?:~[\w-]*|/(?:home|Users|root|mnt|media|scratch|gpfs|lustre|nfs|data|tmp|var"
     r"|opt|srv|private|work|workspace|storage|Volumes|cluster|projects?))/[\w.-]|\b[A-Za-z]:\\+[A-Za-z]",
@@ -192,20 +192,6 @@ def find_leaks(text: str, repo_id: str = "") -> list[str]:
         for kind, pattern in patterns.items()
         if (match := re.search(rf"(?<!\w)(?:{pattern})(?!\w)" if kind == "own user name" else pattern, line))
     ]
-
-
-def mask_secrets(text: str) -> str:
-    """Return `text` without tokens, passwords and the user's own token, for a message on the screen."""
-    for kind in ("token", "private key", "password in a URL"):
-        text = re.sub(LEAKS[kind], "***", text)
-    token = get_token()
-    return text.replace(token, "***") if token else text
-
-
-def compute_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def walk(value, place: str = "") -> Iterator[tuple[str, object]]:

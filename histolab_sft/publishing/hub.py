@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.card import format_card
 from histolab_sft.publishing.checks import (
     ADAPTER,
@@ -25,10 +26,9 @@ from histolab_sft.publishing.checks import (
     check_evaluation,
     check_leaks,
     check_recipe,
-    compute_sha256,
-    mask_secrets,
     read_json,
 )
+from histolab_sft.secrets import mask_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -215,10 +215,14 @@ def _explain(error: Exception, repo_id: str) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         remedy = REMEDIES.get(status, "the Hub has trouble; wait some minutes" if status >= 500 else "see its answer")
-        said = mask_secrets(" ".join((error.server_message or "").split()))
+        said = _mask(" ".join((error.server_message or "").split()))
         return f"the Hub answered {status} for {repo_id}{f' ({said})' if said else ''}: {remedy}"
     if isinstance(error, httpx2.TransportError):
         return f"the connection broke ({type(error).__name__}); check the network and the proxy"
-    return mask_secrets(
-        f"the upload to {repo_id} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-    )
+    return _mask(f"the upload to {repo_id} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
+
+
+def _mask(text: str) -> str:
+    """Return `text` without secrets; the login's own token is one, whatever it looks like."""
+    token = get_token()
+    return mask_secrets(text.replace(token, "<secret>") if token else text)

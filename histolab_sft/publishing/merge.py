@@ -22,7 +22,8 @@ from trl import ModelConfig
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
-from histolab_sft.publishing.checks import ADAPTER, PublishError, compute_sha256
+from histolab_sft.provenance import compute_sha256
+from histolab_sft.publishing.checks import ADAPTER, PublishError
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
