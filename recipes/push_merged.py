@@ -15,6 +15,9 @@ from transformers import HfArgumentParser
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
+from histolab_sft.hub_access import HubAccessError
+from histolab_sft.models.hub_access import fetch_base_model
+from histolab_sft.models.load import locate_base_model
 from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.hub import PublishArguments, format_listing, push_folder
 from histolab_sft.publishing.merge import describe
@@ -24,6 +27,7 @@ from histolab_sft.publishing.merged import build_merged_folder, name_repository
 def main(publish_args, histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    fetch_base_model(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     patches = load_audited_patches(histo_args, training_args.output_dir)["validation"]
     folder, parity = build_merged_folder(patches, histo_args, training_args, model_args)
     print(f"merged = adapter on {parity['n_patches']} patches: {describe(parity)}")
@@ -43,5 +47,5 @@ if __name__ == "__main__":
     )
     try:
         main(publish_args, *parse_recipe(recipe))
-    except PublishError as error:
+    except (HubAccessError, PublishError) as error:
         sys.exit(f"not published: {error}")

@@ -12,7 +12,7 @@ from steady_runs import start_recipe, write_inputs, write_recipe
 from trl import ModelConfig
 
 from histolab_sft.models.hub_access import HubAccessError, explain_hub_errors, fetch_base_model
-from histolab_sft.models.load import build_meta_model, load_processor
+from histolab_sft.models.load import build_meta_model, load_base_model, load_processor
 
 pytestmark = pytest.mark.model
 
@@ -172,6 +172,16 @@ def test_a_model_in_the_cache_needs_no_hub(server, monkeypatch):
     calls = server.calls
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     fetch_base_model(MODEL)
+    assert server.calls == calls
+
+
+def test_weights_and_processor_load_by_their_name_from_the_cache_alone(server, monkeypatch):
+    fetch_base_model(MODEL)
+    calls = server.calls
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model_args = ModelConfig(MODEL, load_in_4bit=True)
+    model, processor = load_base_model(model_args), load_processor(MODEL)
+    assert type(processor).__name__ == "Gemma3Processor" and model.is_loaded_in_4bit
     assert server.calls == calls
 
 
