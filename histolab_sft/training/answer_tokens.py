@@ -19,8 +19,10 @@ MAX_FIXED_ANSWERS = 256
 def collect_answers(dataset: Dataset, collator) -> Counter[tuple[int, ...]]:
     """Count the answers of a training set as tuples of token ids, as the collator labels them.
 
-    Returns an empty counter where the answers are free text.
+    Returns an empty counter where the answers are free text, as records' are however few a small set has.
     """
+    if "task" in dataset.column_names:
+        return Counter()
     columns = dataset.with_format(None).select_columns(["completion"])
     texts = [row["completion"][0]["content"] for row in columns]
     first = {text: i for i, text in reversed(list(enumerate(texts)))}
