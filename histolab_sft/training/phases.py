@@ -15,6 +15,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import DatasetDict
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
@@ -49,13 +50,22 @@ class Phase:
 
 
 def plan_phases(histo_args: HistoArguments, training_args: SFTConfig) -> list[Phase]:
-    """Return the phases of a recipe in their order, at least one."""
+    """Return the phases of a recipe in their order, at least one.
+
+    Raises:
+        ValueError: There are several under ZeRO-3.
+    """
     parts = list_trained_parts(histo_args)
     own = {PROJECTOR: histo_args.projector_learning_rate, VISION: histo_args.vision_learning_rate}
     rates = {part: rate for part, rate in own.items() if rate is not None}
     start = histo_args.adapter_name_or_path
     if not histo_args.phases:
         return [Phase(None, parts, parts, rates, start, training_args)]
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "phases with ZeRO-3, expected another strategy: it saves no weight that a phase has frozen, so the next "
+            "one would lose it; launch with accelerate_configs/deepspeed_zero2.yaml"
+        )
     phases = []
     for config in histo_args.phases:
         args = copy.copy(training_args)
