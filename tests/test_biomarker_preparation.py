@@ -1,5 +1,5 @@
+import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,12 @@ from histolab_sft.data.records.biomarkers import read_biomarkers
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.tasks.biomarkers import FIELDS, format_target, parse
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-import prepare_biomarkers as script  # noqa: E402
+# By its path: with recipes/ among the places of imports, `evaluate` would be the script there, not the library.
+_SPEC = importlib.util.spec_from_file_location(
+    "script", Path(__file__).parents[1] / "recipes" / "prepare_biomarkers.py"
+)
+script = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(script)
 
 CONFIG = DatasetConfig(name="immunopath", source="data/biomarkers", format="biomarkers")
 SETTINGS = {"n_images": 3, "validation_fraction": 0.15, "test_fraction": 0.25}
