@@ -2,6 +2,7 @@
 Score the base model and the fine-tuned one on the test split, in the same way:
 
     python recipes/evaluate.py --config recipes/demo.yaml
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/evaluate.py --config recipes/demo.yaml
 """
 
 import logging
@@ -19,29 +20,32 @@ from histolab_sft.evaluation.open_tables import format_answers_table
 from histolab_sft.evaluation.report import write_report
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
-from histolab_sft.models.cache_choice import encoded_once
-from histolab_sft.models.load import find_adapter, load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
+from histolab_sft.models.placement import encoded_in_turns
+from histolab_sft.processes import check_processes
 from histolab_sft.provenance import describe_result
 
 
 def main(histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_processes(training_args, model_args, scoring=True)
     folder = Path(training_args.output_dir, "evaluation")
 
-    find_adapter(training_args.output_dir)
-    patches = load_audited_patches(histo_args, training_args.output_dir)
+    find_weights(training_args.output_dir, model_args.use_peft)
+    with training_args.main_process_first(desc="data audit"):
+        patches = load_audited_patches(histo_args, training_args.output_dir)
 
-    model = load_base_model(model_args)
+    model = load_base_model(model_args, histo_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     batch_size = training_args.per_device_eval_batch_size
     records = histo_args.datasets[0].format is not None
     test, validation, variants, probes = {}, {}, {}, {}
     for system in SYSTEMS:
         if system == "finetuned":
-            model = load_adapter(model, training_args.output_dir, model_args.model_revision)
+            model = load_finetuned(model, model_args, training_args.output_dir, histo_args)
         weights = hash_weights(model)
         looks = list_looks(patches, histo_args, system)
-        with encoded_once(histo_args.vision_cache, model, processor, looks, batch_size) as reader:
+        with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
             for config in histo_args.datasets:
                 rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
                 ask = (model, reader, weights, config, histo_args, batch_size)
@@ -52,20 +56,18 @@ def main(histo_args, training_args, model_args):
                 test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
                 if histo_args.sensitivity == "prompt":
                     variants[config.name, system] = predict_variants(rows["test"], *ask)
-                if system == "baseline":
+                if system == "baseline" and training_args.process_index == 0:
                     probes[config.name] = measure_linear_probe(patches, config, model, reader, weights, batch_size)
         for config in histo_args.datasets if histo_args.sensitivity == "all" else ():
-            rows = select_dataset(patches["test"], config.name)
             # Changed pictures are new to the cache, and come once.
             ask = (model, processor, weights, config, histo_args, batch_size)
-            variants[config.name, system] = predict_variants(rows, *ask)
+            variants[config.name, system] = predict_variants(select_dataset(patches["test"], config.name), *ask)
+    if training_args.process_index > 0:
+        return
     write_predictions(test, folder)
 
-    results = {
-        "recipe": resolve_recipe(sys.argv[1:]),
-        "provenance": describe_result(training_args.output_dir, patches, training_args.seed),
-        "datasets": {},
-    }
+    provenance = describe_result(training_args.output_dir, patches, training_args.seed)
+    results = {"recipe": resolve_recipe(sys.argv[1:]), "provenance": provenance, "datasets": {}}
     estimates = {}
     for config in histo_args.datasets:
         protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]
@@ -90,8 +92,7 @@ def main(histo_args, training_args, model_args):
     else:
         results["overall"] = score_overall(estimates)
     write_results(results, folder)
-    write = write_answers_report if records else write_report
-    write(results, test, patches, folder)
+    (write_answers_report if records else write_report)(results, test, patches, folder)
     print(format_answers_table(results) if records else format_table(results))
 
 

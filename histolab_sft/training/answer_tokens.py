@@ -60,7 +60,8 @@ def mask_deciding_tokens(labels: torch.Tensor, branches: set[tuple[int, ...]]) -
     for row, keep in zip(labels, mask, strict=True):
         places = keep.nonzero().flatten()
         answer = tuple(row[places].tolist())
-        keep[places] = torch.tensor([answer[:i] in branches for i in range(len(answer))], device=keep.device)
+        deciding = [answer[:i] in branches for i in range(len(answer))]
+        keep[places] = torch.tensor(deciding, dtype=torch.bool, device=keep.device)
     return mask
 
 
