@@ -9,9 +9,13 @@ import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.hardware import NO_PROFILE, PROFILES, apply_profile, detect_capability, detect_profile
 from histolab_sft.loading import count_loader_workers
+from histolab_sft.phase_config import TrainingParts, check_parts, read_phases
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
 from histolab_sft.secrets import check_secrets
+
+DTYPES = ["bfloat16", "float16", "float32"]
 
 
 def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTConfig, ModelConfig]:
@@ -25,7 +29,7 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
 
     Raises:
         ValueError: An unknown key (named with the nearest that exists), a token or password, a value of the wrong type
-            or out of range, or keys that contradict each other.
+            or out of range, keys that contradict each other, or an unknown profile.
     """
     kinds = (HistoArguments, SFTConfig, ModelConfig)
     parser = TrlParser(kinds)
@@ -37,21 +41,54 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
         {flag.split("=")[0]: [flag, value] for flag, value in itertools.pairwise([*args, ""])}, "the command line"
     )
     check_keys(flags, known, "the command line")
+    recipe = {}
     if "--config" in args:
         recipe = read_recipe(args[args.index("--config") + 1])
         check_secrets(recipe, "the recipe")
         check_keys(recipe, known, "the recipe")
         check_values(recipe, kinds)
+    written = {*recipe, *flags}
+    profile, values, notes = resolve_profile(args, written)
+    parser.set_defaults(**values)
     parsed = parser.parse_args_and_config(args)
+    parsed[0].hardware, parsed[0].profile_notes, parsed[0].written = profile, notes, written
     check_consistency(*parsed)
+    check_parts(*parsed)
     return parsed
+
+
+def parse_recipe_elsewhere(args: list[str] | None = None) -> tuple[tuple, bool]:
+    """Parse a recipe that is only looked at: one that is meant for a GPU also on a machine without one.
+
+    Returns:
+        `tuple`: What `parse_recipe` gives, and whether the recipe is meant for a GPU.
+    """
+    args = sys.argv[1:] if args is None else args
+    recipe = resolve_recipe(args)
+    _, values, _ = resolve_profile(args, set(recipe))
+    on_gpu = not (values | recipe).get("use_cpu", False)
+    # Without a GPU, SFTConfig refuses a recipe that is meant for one.
+    elsewhere = on_gpu and detect_capability() is None
+    return parse_recipe([*args, "--use_cpu", "true"] if elsewhere else args), on_gpu
+
+
+def resolve_profile(args: list[str], written: set[str]) -> tuple[str, dict, list[str]]:
+    """Return the profile that `hardware` names, `auto` resolved; the values that it adds; what it would change."""
+    name = resolve_recipe(args).get("hardware", NO_PROFILE)
+    if name == NO_PROFILE:
+        return name, {}, []
+    name = detect_profile() if name == "auto" else name
+    return name, *apply_profile(name, written)
 
 
 def resolve_recipe(args: list[str]) -> dict:
     """Return the recipe's own keys with the values that the command line gives them, as the run reads them."""
     recipe = read_recipe(args[args.index("--config") + 1]) if "--config" in args else {}
-    overrides = [(flag[2:], value) for flag, value in itertools.pairwise(args) if flag.startswith("--")]
-    return recipe | {key: yaml.safe_load(value) for key, value in overrides if key != "config"}
+    pairs = [(flag[2:], value) for flag, value in itertools.pairwise([*args, "--"]) if flag.startswith("--")]
+    # `--key=value`, `--key value`, and a flag alone, which is true.
+    pairs = [flag.split("=", 1) if "=" in flag else (flag, value) for flag, value in pairs]
+    overrides = {key: True if value.startswith("--") else yaml.safe_load(value) for key, value in pairs}
+    return recipe | {key: value for key, value in overrides.items() if key != "config"}
 
 
 def read_recipe(path: str) -> dict:
@@ -64,9 +101,26 @@ def read_recipe(path: str) -> dict:
 
 
 @dataclass
-class HistoArguments:
+class HistoArguments(TrainingParts):
     """Keys of a recipe beside those of `trl.SFTConfig` and `trl.ModelConfig`."""
 
+    hardware: str = field(
+        default=NO_PROFILE,
+        metadata={
+            "help": "Profile of a card (`hardware.PROFILES`) whose values stand for the keys that the recipe leaves "
+            "out; `auto` chooses by compute capability and free memory.",
+            "choices": [NO_PROFILE, "auto", *PROFILES],
+        },
+    )
+    bnb_4bit_compute_dtype: str | None = field(
+        default=None, metadata={"help": "In which 4-bit layers multiply, if not in `dtype`.", "choices": DTYPES}
+    )
+    vision_tower_dtype: str | None = field(
+        default=None, metadata={"help": "Of the vision tower, if not `dtype`.", "choices": DTYPES}
+    )
+    candidate_batch_size: int = field(
+        default=32, metadata={"help": "Answers scored at once, each with a copy of the prompt's keys and values."}
+    )
     datasets: str = field(
         default="", metadata={"help": "Data sets of the run: a YAML list, or JSON on the command line."}
     )
@@ -156,6 +210,10 @@ class HistoArguments:
         default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
     )
 
+    # What `parse_recipe` found: what the profile would have changed, and the keys that somebody wrote.
+    profile_notes: list[str] = field(default_factory=list, init=False)
+    written: set[str] = field(default_factory=set, init=False)
+
     def __post_init__(self):
         # YAML reads a bare off as false.
         self.vision_cache = "off" if self.vision_cache is False else self.vision_cache
@@ -174,6 +232,7 @@ class HistoArguments:
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
+        self.phases = read_phases(self.phases, names)
         kinds = {entry.format is None for entry in self.datasets}
         if len(kinds) > 1:
             records = [entry.name for entry in self.datasets if entry.format is not None]

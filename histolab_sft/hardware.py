@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 CPU = "cpu"
+NO_PROFILE = "none"
 
 # GiB for everything, the CUDA context included: the nominal size less what driver and display take.
 USABLE_GIB = {
@@ -108,6 +109,7 @@ PROFILES = {
     },
 }
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # two names of one key
 # Models whose image tokens see each other in both directions.
 BIDIRECTIONAL = ("gemma3", "paligemma")
 
@@ -171,7 +173,7 @@ def apply_profile(name: str, written: Set[str]) -> tuple[dict, list[str]]:
     name = detect_profile() if name == "auto" else name
     if name not in PROFILES:
         raise ValueError(f"hardware is {name!r}, expected auto or one of {', '.join(PROFILES)}; correct it")
-    own = set(written) | (set(BATCH) if set(written) & set(BATCH) else set())
+    own = set(written).union(*(keys for keys in (BATCH, CHECKPOINTING) if set(written) & set(keys)))
     values = {key: value for key, (value, _) in PROFILES[name].items() if key not in own}
     notes = [
         f"{key}: the recipe's own value stands; {name} would take {value} ({reason})"
@@ -219,15 +221,12 @@ def check_precision(training_args, model_args, model_type: str, capability: tupl
 def main(args: list[str]) -> None:
     """Log the memory plan of the recipe named by `--config`; flags override its keys."""
     # The plan stands above this table in the order of imports, and only the command needs both.
-    from histolab_sft.arguments import parse_recipe, resolve_recipe
+    from histolab_sft.arguments import parse_recipe_elsewhere
     from histolab_sft.models.plan import plan_for_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # On a machine without a GPU, SFTConfig refuses a recipe that is meant for one.
-    meant_for_gpu = not resolve_recipe(args).get("use_cpu", False)
-    elsewhere = meant_for_gpu and not torch.cuda.is_available()
-    parsed = parse_recipe([*args, "--use_cpu", "true"] if elsewhere else args)
-    logger.info("%s", plan_for_recipe(*parsed, on_gpu=meant_for_gpu))
+    parsed, on_gpu = parse_recipe_elsewhere(args)
+    logger.info("%s", plan_for_recipe(*parsed, on_gpu=on_gpu))
 
 
 if __name__ == "__main__":

@@ -74,14 +74,27 @@ def record_run(
 def describe_result(adapter_folder: str | Path, data: Mapping[str, Dataset], seed: int) -> dict:
     """Return what a score must tell of its origin: `provenance` in `results.json`.
 
-    That is `base_model` and `revision` as the adapter names them, `adapter_sha256`, `data_fingerprint` of the rows
+    That is `base_model` and `revision` as the adapter names them (as the recipe, where a whole model was trained),
+    `adapter_sha256` (None there) or `model_sha256` (`{file: hash}`), `data_fingerprint` of the rows
     (training's among them), `versions`, `git_commit`, `hardware` and `seed`.
     """
-    adapter = json.loads(Path(adapter_folder, "adapter_config.json").read_text(encoding="utf-8"))
-    return {
-        "base_model": adapter["base_model_name_or_path"],
-        "revision": adapter.get("revision"),
-        "adapter_sha256": compute_sha256(Path(adapter_folder, "adapter_model.safetensors")),
+    folder = Path(adapter_folder)
+    if folder.joinpath("adapter_config.json").is_file():
+        adapter = json.loads(folder.joinpath("adapter_config.json").read_text(encoding="utf-8"))
+        origin = {
+            "base_model": adapter["base_model_name_or_path"],
+            "revision": adapter.get("revision"),
+            "adapter_sha256": compute_sha256(folder / "adapter_model.safetensors"),
+        }
+    else:
+        recipe = json.loads(folder.joinpath("run.json").read_text(encoding="utf-8"))["recipe"]
+        origin = {
+            "base_model": recipe["model_name_or_path"],
+            "revision": recipe.get("model_revision"),
+            "adapter_sha256": None,
+            "model_sha256": {path.name: compute_sha256(path) for path in sorted(folder.glob("model*.safetensors"))},
+        }
+    return origin | {
         "data_fingerprint": fingerprint_data(data),
         "versions": collect_versions(),
         "git_commit": find_commit(),

@@ -34,6 +34,7 @@ RENAMED = {
 RANGES = {
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
+    "candidate_batch_size": (1, None),
     "dataloader_num_workers": (0, None),
     "early_stopping_min_delta": (0, None),
     "early_stopping_patience": (1, None),
@@ -52,12 +53,14 @@ RANGES = {
     "num_train_epochs": (0, None),
     "per_device_eval_batch_size": (1, None),
     "per_device_train_batch_size": (1, None),
+    "projector_learning_rate": (0, 1),
     "save_steps": (0, None),
     "save_total_limit": (1, None),
     "seed": (0, 2**32 - 1),
     "split_seed": (0, 2**32 - 1),
     "test_fraction": (0.001, 0.998),
     "validation_fraction": (0.001, 0.998),
+    "vision_learning_rate": (0, 1),
     "warmup_steps": (0, None),
     "weight_decay": (0, 1),
 }
@@ -83,7 +86,7 @@ def check_values(recipe: dict, dataclass_types) -> None:
     for dataclass_type in dataclass_types:
         hints = typing.get_type_hints(dataclass_type)
         for entry in dataclasses.fields(dataclass_type):
-            if entry.name in recipe and entry.name != "datasets":
+            if entry.name in recipe and entry.name not in ("datasets", "phases"):
                 complaints += _complain(entry, hints[entry.name], recipe[entry.name])
     if complaints:
         raise ValueError("; ".join(complaints))
@@ -108,7 +111,7 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             "load_in_4bit or load_in_8bit without an adapter: quantised weights can't be trained; set use_peft: true",
         ),
         (
-            model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters),
+            model_args.use_peft and not (model_args.lora_target_modules or histo_args.adapter_name_or_path),
             "use_peft is on and lora_target_modules is empty; name linear layers such as [q_proj, v_proj]",
         ),
         (
@@ -174,6 +177,13 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             and (histo_args.augmentation in ("stain", "all") or histo_args.lora_scope != "language"),
             f"vision_cache {histo_args.vision_cache}: features stay the same only while no stain jitter changes the "
             "pictures and no adapter the vision tower; set vision_cache: off",
+        ),
+        (
+            histo_args.vision_cache not in ("auto", "off")
+            and histo_args.sensitivity == "all"
+            and not training_args.use_cpu,
+            f"sensitivity: all asks about changed pictures, for which the vision tower must be on the GPU, and "
+            f"vision_cache: {histo_args.vision_cache} keeps it off; set sensitivity: prompt or vision_cache: auto",
         ),
         (
             training_args.load_best_model_at_end and training_args.eval_strategy == "no",

@@ -9,7 +9,7 @@ import sys
 
 import yaml
 
-from histolab_sft.arguments import parse_recipe, resolve_recipe
+from histolab_sft.arguments import parse_recipe_elsewhere, resolve_recipe
 from histolab_sft.data.audit import format_audit
 from histolab_sft.data.masks import audit_masks, describe_row
 from histolab_sft.data.patches import audit_recipe, format_patches
@@ -17,7 +17,7 @@ from histolab_sft.models.load import load_processor, locate_base_model
 from histolab_sft.models.plan import plan_for_recipe
 
 
-def main(histo_args, training_args, model_args):
+def main(histo_args, training_args, model_args, on_gpu):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = resolve_recipe(sys.argv[1:])
     print(f"# The recipe, with what the command line says\n{yaml.safe_dump(recipe, sort_keys=False)}")
@@ -36,7 +36,7 @@ def main(histo_args, training_args, model_args):
     checked = audit_masks(rows, processor, training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
 
-    print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args)}")
+    print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu)}")
 
     stopped = (len(refused) and histo_args.refused_images == "stop") or (
         audit["refusals"] and histo_args.leaks == "stop"
@@ -46,4 +46,5 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*parse_recipe()))
+    parsed, on_gpu = parse_recipe_elsewhere()
+    sys.exit(main(*parsed, on_gpu))

@@ -12,28 +12,31 @@ import logging
 import sys
 from pathlib import Path
 
-from transformers.utils.hub import resolve_revision
+from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache
 
 from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.models.hub_access import fetch_base_model
-from histolab_sft.models.load import (
-    build_lora_config,
-    build_model_init_kwargs,
-    build_quantization_config,
-    load_processor,
-    locate_base_model,
-)
+from histolab_sft.processes import check_processes, explain_lost_process
 from histolab_sft.provenance import fingerprint_data, record_run
-from histolab_sft.training.callbacks import build_early_stopping
+from histolab_sft.training.assembly import build_trainer
 from histolab_sft.training.curves import draw_curves
-from histolab_sft.training.pictures import prepare_pictures
+from histolab_sft.training.phases import (
+    begin_phase,
+    copy_result,
+    describe_phase,
+    finish_phase,
+    plan_phases,
+    select_rows,
+)
 from histolab_sft.training.signals import EXIT_CODE
-from histolab_sft.training.trainer import PatchTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.WARNING, format="%(message)s")
+    check_processes(training_args, model_args)
     record = record_run(
         Path(training_args.output_dir, "run.json"),
         recipe=resolve_recipe(sys.argv[1:]),
@@ -41,52 +44,38 @@ def main(histo_args, training_args, model_args):
         write=training_args.should_save,
         go_on=training_args.resume_from_checkpoint is not None,
     )
-    with record as run:
+    with record as run, explain_lost_process():
         # One process decodes and audits; the others then find its results.
         with training_args.main_process_first(desc="data audit"):
             patches = load_audited_patches(histo_args, training_args.output_dir)
         run["data_fingerprint"] = fingerprint_data(patches)
+        run["hardware_profile"] = histo_args.hardware
 
-        trainer = build_trainer(patches, histo_args, training_args, model_args)
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        if training_args.should_save:
-            draw_curves(trainer.state.log_history, Path(training_args.output_dir, "loss.png"))
-        run["resumed_from"] = training_args.resume_from_checkpoint
-        run["steps"] = trainer.state.global_step
-        if trainer.interrupted:
-            run["exit_reason"] = f"{trainer.interrupted.name} after step {trainer.state.global_step}"
-            return EXIT_CODE
-        if trainer.state.global_step < trainer.state.max_steps:
-            run["exit_reason"] = f"early stopping after step {trainer.state.global_step}"
-        trainer.save_model()
-        trainer.accelerator.print(f"adapter saved to {training_args.output_dir}")
+        trainer = None
+        for phase in (phases := plan_phases(histo_args, training_args)):
+            rows = select_rows(phase, patches)
+            if not begin_phase(phase, rows):
+                continue
+            # The model of the phase before goes, where there is one, and so does the state that DeepSpeed has left.
+            trainer = None
+            clear_device_cache(garbage_collection=True)
+            AcceleratorState._reset_state()
+            trainer = build_trainer(rows, phase, histo_args, model_args)
+            trainer.train(resume_from_checkpoint=phase.args.resume_from_checkpoint)
+            if training_args.should_save:
+                draw_curves(trainer.state.log_history, Path(phase.args.output_dir, "loss.png"))
+            describe_phase(run, phase, trainer)
+            if trainer.interrupted:
+                break
+            trainer.save_model()
+            finish_phase(phase, rows)
+        else:
+            copy_result(phases[-1], training_args.output_dir)
+            logger.info("weights saved to %s", training_args.output_dir)
+    if trainer is None:
+        return 0
     trainer.end()
-    return 0
-
-
-def build_trainer(patches, histo_args, training_args, model_args):
-    base_model = locate_base_model(model_args.model_name_or_path)
-    fetch_base_model(base_model, model_args.model_revision)
-    training_args.model_init_kwargs = build_model_init_kwargs(model_args)
-    trainer = PatchTrainer(
-        model=base_model,
-        args=training_args,
-        train_dataset=patches["train"],
-        eval_dataset=patches["validation"],
-        processing_class=load_processor(base_model, model_args.model_revision),
-        quantization_config=build_quantization_config(model_args),
-        peft_config=build_lora_config(model_args, histo_args.lora_scope),
-        oom=histo_args.oom,
-    )
-    # The name of the recipe, not the folder of this machine, goes into the adapter's configuration; beside it the
-    # commit of the weights that were loaded.
-    adapter = trainer.model.peft_config["default"]
-    adapter.base_model_name_or_path = model_args.model_name_or_path
-    adapter.revision = resolve_revision(base_model, model_args.model_revision, local_files_only=True)
-    if histo_args.early_stopping != "none":
-        trainer.add_callback(build_early_stopping(histo_args, trainer.guessing_level))
-    prepare_pictures(trainer, patches, histo_args)
-    return trainer
+    return EXIT_CODE if trainer.interrupted else 0
 
 
 if __name__ == "__main__":

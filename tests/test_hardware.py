@@ -4,9 +4,11 @@ from dataclasses import fields
 
 import pytest
 import torch
+import yaml
+from test_arguments import PCAM
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.arguments import HistoArguments, parse_recipe, parse_recipe_elsewhere
 from histolab_sft.hardware import (
     BATCH,
     GIB,
@@ -17,9 +19,7 @@ from histolab_sft.hardware import (
     choose_profile,
     detect_profile,
 )
-
-# Keys of a recipe that the libraries don't have.
-OWN_KEYS = {"bnb_4bit_compute_dtype", "vision_tower_dtype", "candidate_batch_size", "vision_cache"}
+from histolab_sft.recipe_checks import check_consistency
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_machine_without_a_gpu_gets_the_profile_cpu():
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_value_of_a_profile_is_a_key_of_the_recipe_with_a_reason(name):
-    known = {entry.name for kind in (HistoArguments, SFTConfig, ModelConfig) for entry in fields(kind)} | OWN_KEYS
+    known = {entry.name for kind in (HistoArguments, SFTConfig, ModelConfig) for entry in fields(kind)}
     assert set(PROFILES[name]) <= known
     assert all(reason for _, reason in PROFILES[name].values())
     batch, accumulation = (PROFILES[name][key][0] for key in BATCH)
@@ -110,7 +110,8 @@ def test_an_unknown_profile_is_refused_with_the_known_ones():
 def test_a_profile_gives_the_parser_defaults_that_the_command_line_overrides():
     parser = TrlParser((SFTConfig, ModelConfig))
     values, _ = apply_profile("cpu", {"per_device_train_batch_size"})
-    parser.set_defaults(**{key: value for key, value in values.items() if key not in OWN_KEYS})
+    own = {entry.name for entry in fields(HistoArguments)}
+    parser.set_defaults(**{key: value for key, value in values.items() if key not in own})
     training_args, model_args = parser.parse_args_and_config(["--per_device_train_batch_size", "3"])
     assert (training_args.use_cpu, training_args.bf16, training_args.per_device_train_batch_size) == (True, False, 3)
     assert model_args.dtype == "float32"
@@ -142,3 +143,74 @@ def test_bfloat16_on_a_turing_card_and_8_bits_are_named_and_run():
     assert notes[1].startswith("load_in_8bit")
     assert check_precision(*configure(bf16=True), "gemma3", (8, 0)) == []
     assert check_precision(*configure(bf16=True), "gemma3", None) == []
+
+
+def parse(folder, *flags, **keys):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": "outputs/x", "datasets": [PCAM]} | keys))
+    return parse_recipe_elsewhere(["--config", str(path), *flags])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_profile_a_recipe_has_its_own_keys_and_the_libraries_defaults(tmp_path):
+    (histo_args, training_args, model_args), on_gpu = parse(tmp_path, use_cpu=True, bf16=False)
+    assert (histo_args.hardware, histo_args.profile_notes, on_gpu) == ("none", [], False)
+    assert training_args.per_device_train_batch_size == SFTConfig.per_device_train_batch_size
+    assert (model_args.dtype, model_args.load_in_4bit) == (ModelConfig.dtype, False)
+
+
+def test_the_values_of_a_profile_stand_for_keys_that_the_recipe_leaves_out(tmp_path):
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj"]}
+    (histo_args, training_args, model_args), on_gpu = parse(tmp_path, hardware="gpu_4gb", **lora)
+    parsed = vars(histo_args) | vars(training_args) | vars(model_args)
+    assert {key: parsed[key] for key in PROFILES["gpu_4gb"]} == apply_profile("gpu_4gb", set())[0]
+    assert on_gpu and histo_args.profile_notes == []
+
+
+def test_recipe_and_command_line_win_over_the_profile_and_each_is_named(tmp_path):
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj"]}
+    (histo_args, training_args, model_args), _ = parse(
+        tmp_path,
+        "--hardware=gpu_16gb",
+        "--candidate_batch_size",
+        "7",
+        hardware="gpu_4gb",
+        dtype="float32",
+        gradient_checkpointing=True,
+        **lora,
+    )
+    assert (histo_args.hardware, histo_args.candidate_batch_size, model_args.dtype) == ("gpu_16gb", 7, "float32")
+    assert training_args.activation_checkpointing is True
+    assert [note.split(":")[0] for note in histo_args.profile_notes] == ["dtype", "activation_checkpointing"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_auto_is_resolved_to_the_profile_of_this_machine(tmp_path):
+    (histo_args, training_args, _), on_gpu = parse(tmp_path, hardware="auto")
+    assert (histo_args.hardware, training_args.use_cpu, on_gpu) == ("cpu", True, False)
+
+
+def test_an_unknown_profile_in_a_recipe_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="'t4'.*gpu_16gb_turing"):
+        parse(tmp_path, hardware="t4")
+    with pytest.raises(ValueError, match="'t4'.*gpu_16gb_turing"):
+        parse(tmp_path, "--hardware", "t4")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_recipe_for_a_gpu_can_be_looked_at_without_one():
+    recipe = ["--config", "recipes/histolab_5k.yaml"]
+    with pytest.raises(ValueError, match="use_cpu|bf16"):
+        parse_recipe(recipe)
+    (_, training_args, _), on_gpu = parse_recipe_elsewhere(recipe)
+    assert on_gpu and training_args.bf16 and training_args.gradient_accumulation_steps == 4
+    assert parse_recipe_elsewhere(["--config", "recipes/demo.yaml"])[1] is False
+
+
+def test_changed_pictures_are_refused_where_the_tower_is_kept_off_the_gpu(tmp_path):
+    training, model = SFTConfig(use_cpu=True, bf16=False), ModelConfig()
+    histo_args = HistoArguments(datasets=[PCAM], sensitivity="all", vision_cache="features")
+    check_consistency(histo_args, training, model)
+    training.use_cpu = False
+    with pytest.raises(ValueError, match="sensitivity: all.*set sensitivity: prompt or vision_cache: auto"):
+        check_consistency(histo_args, training, model)

@@ -7,13 +7,16 @@ import torch
 from conftest import write_class_folders
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.arguments import parse_recipe, read_recipe
 from histolab_sft.data.patches import load_patches
 from histolab_sft.models.load import load_processor
 from histolab_sft.training.answer_tokens import collect_answers, find_branches, mask_deciding_tokens
 
 pytestmark = pytest.mark.model
-RECIPES = sorted(Path("recipes").rglob("*.yaml"))
+# Those on class folders; the others are in test_open_recipes.py.
+RECIPES = [
+    path for path in sorted(Path("recipes").rglob("*.yaml")) if "format" not in read_recipe(path)["datasets"][0]
+]
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)

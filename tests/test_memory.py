@@ -2,24 +2,34 @@
 
 import itertools
 import re
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from bitsandbytes.functional import quantize_4bit
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from tiny_models import build_idefics3, build_llava
 from torch.profiler import ProfilerActivity, profile
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl import ModelConfig, SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.arguments import HistoArguments, parse_recipe_elsewhere
+from histolab_sft.hardware import BATCH as BATCH_KEYS
 from histolab_sft.hardware import GIB, PROFILES, USABLE_GIB
 from histolab_sft.models import activations
 from histolab_sft.models.activations import Precision, trace_language
-from histolab_sft.models.geometry import MEDGEMMA_4B, build_medgemma_4b_config
-from histolab_sft.models.load import keep_quantized_layers_trainable
+from histolab_sft.models.fit import fit_to_memory, measure_lengths
+from histolab_sft.models.geometry import MEDGEMMA_4B, write_medgemma_4b_config
+from histolab_sft.models.load import keep_quantized_layers_trainable, load_processor
 from histolab_sft.models.memory import (
     TRAINING,
     Setup,
@@ -28,12 +38,19 @@ from histolab_sft.models.memory import (
     find_largest_micro_batch,
     plan_memory,
 )
-from histolab_sft.models.plan import build_planned_model, build_setup, plan_for_recipe, suggest_changes
+from histolab_sft.models.plan import (
+    build_planned_model,
+    build_setup,
+    format_profiles,
+    plan_for_recipe,
+    suggest_changes,
+)
 from histolab_sft.models.vision_tower import freeze_vision_tower
 
 LANGUAGE = r".*language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
 EVERYWHERE = r".*\.layers\.\d+\.self_attn\.[qkv]_proj"
 BATCH, TOKENS, IMAGE_TOKENS, LABELLED = 2, 310, 64, 8
+MEASURED_TOKENS = 192
 WEIGHTS = {"vision tower", "embedding and head", "language layers", "language norms", "projector", "trained weights"}
 
 
@@ -55,7 +72,7 @@ def build_config():
             "patch_size": 14,
             "hidden_size": 256,
             "intermediate_size": 1024,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "vision_use_head": False,
         },
@@ -76,6 +93,12 @@ def build_on_meta(config=None):
         return Gemma3ForConditionalGeneration._from_config(config or build_config(), dtype=torch.float32)
 
 
+@cache
+def build_planned(targets, dropout):
+    """Give one model for all plans of its kind, which then trace it once."""
+    return attach(build_on_meta(), targets, dropout, low_cpu_mem_usage=True)
+
+
 def measure_step(model, cached, checkpointing, autocast):
     """Give the bytes of the weights, and the most that two training steps allocate beside them."""
     for parameter in model.parameters():
@@ -86,9 +109,9 @@ def measure_step(model, cached, checkpointing, autocast):
         model.enable_input_require_grads()
     freeze_vision_tower(keep_quantized_layers_trainable(model))
     add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
-    ids = torch.randint(10, 1000, (BATCH, TOKENS))
+    ids = torch.randint(10, 1000, (BATCH, MEASURED_TOKENS))
     ids[:, :IMAGE_TOKENS] = model.config.image_token_id
-    labels = torch.where(torch.arange(TOKENS) < TOKENS - LABELLED, -100, ids)
+    labels = torch.where(torch.arange(MEASURED_TOKENS) < MEASURED_TOKENS - LABELLED, -100, ids)
     size, width = model.config.vision_config.image_size, model.config.text_config.hidden_size
     features = torch.zeros(BATCH, IMAGE_TOKENS, width)
     trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
@@ -172,13 +195,13 @@ def compare(model, dtype, autocast, cached, checkpointing, targets, dropout, in_
         load_in_4bit=in_4bit,
         double_quantized=in_4bit,
         batch_size=BATCH,
-        tokens=TOKENS,
+        tokens=MEASURED_TOKENS,
         labelled=LABELLED,
         checkpointing=checkpointing,
         cached=cached,
         on_gpu=False,
     )
-    rows = plan_memory(attach(build_on_meta(), targets, dropout, low_cpu_mem_usage=True), setup)
+    rows = plan_memory(build_planned(targets, dropout), setup)
     planned_weights = sum(row.bytes for row in rows if row.part in WEIGHTS)
     planned_beside = compute_peak(rows, TRAINING) - planned_weights
     weights, beside = measure_step(model, cached, checkpointing, autocast)
@@ -208,22 +231,25 @@ def test_the_line_through_two_depths_meets_the_trace_of_all_layers(monkeypatch, 
 
 @pytest.fixture(scope="module")
 def medgemma():
-    """MedGemma-4B on the meta device with LoRA on q, k, v, o."""
-    model = build_on_meta(build_medgemma_4b_config())
-    return attach(model, dropout=0.05, low_cpu_mem_usage=True)
+    """MedGemma-4B on the meta device with the adapter of HistoLab's recipe."""
+    model_args = read_histolab()[2]
+    with tempfile.TemporaryDirectory() as folder:
+        model_args = replace(model_args, model_name_or_path=str(write_medgemma_4b_config(folder)))
+        return build_planned_model(model_args, "language")[0]
 
 
-RECIPE = {
-    **{"load_in_8bit": False, "load_in_4bit": False, "use_bnb_nested_quant": False},
-    **{"per_device_eval_batch_size": 8, "tokens": TOKENS, "labelled": LABELLED, "optim": SFTConfig.optim},
-}
+def read_histolab(*flags, recipe="recipes/histolab_5k.yaml"):
+    return parse_recipe_elsewhere(["--config", str(recipe), *flags])[0]
+
+
+def list_keys(histo_args, training_args, model_args):
+    keys = vars(model_args) | vars(training_args) | vars(histo_args)
+    return keys | {"tokens": TOKENS, "labelled": LABELLED}
 
 
 def build_profile_setup(model, name):
-    keys = RECIPE | {key: value for key, (value, _) in PROFILES[name].items()}
-    return build_setup(
-        model, keys | {"optim": "adamw_torch_fused"}, name != "cpu", name not in ("gpu_4gb", "gpu_16gb_turing")
-    )
+    keys = list_keys(*read_histolab()) | {key: value for key, (value, _) in PROFILES[name].items()}
+    return build_setup(model, keys, name != "cpu", name not in ("gpu_4gb", "gpu_16gb_turing"))
 
 
 @pytest.mark.model
@@ -246,10 +272,83 @@ def test_the_values_of_each_profile_fit_its_card(medgemma, name):
 def test_the_4_gb_recipe_stays_below_4_gb_with_its_cuda_context(medgemma):
     setup = build_profile_setup(medgemma, "gpu_4gb")
     rows = plan_memory(medgemma, setup)
-    assert compute_peak(rows) < 4e9
+    assert compute_peak(rows) < 4e9 and compute_peak(rows) < USABLE_GIB["gpu_4gb"] * GIB
     parts = {row.part: row.bytes / GIB for row in rows}
     assert "vision tower" not in parts and parts["CUDA context"] == 0.5
     assert parts["language layers"] + parts["embedding and head"] == pytest.approx(2.8, abs=0.05)
+
+
+@pytest.mark.model
+def test_the_table_in_the_readme_is_the_plans_own(medgemma):
+    assert format_profiles(medgemma, list_keys(*read_histolab())) in Path("README.md").read_text(encoding="utf-8")
+
+
+def fit(model, free, *flags, **recipe):
+    _, training_args, _ = parsed = read_histolab(*flags, **recipe)
+    outcome = fit_to_memory(model, *parsed, round(free * GIB), (8, 0), (TOKENS, LABELLED))
+    batch = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
+    assert training_args.activation_checkpointing == training_args.gradient_checkpointing
+    return training_args.activation_checkpointing, *batch, outcome
+
+
+@pytest.mark.model
+def test_checkpointing_is_on_only_where_the_activations_do_not_fit(medgemma):
+    assert fit(medgemma, 14.5)[:3] == (False, 1, 4)
+    assert fit(medgemma, 5.5)[:3] == (True, 1, 4)
+    *_, outcome = fit(medgemma, 3)
+    assert outcome.startswith("activation_checkpointing: true") and "over 95% of it" in outcome
+
+
+@pytest.mark.model
+def test_checkpointing_that_the_recipe_writes_stays_as_it_is(medgemma):
+    assert fit(medgemma, 76, "--activation_checkpointing", "true")[0] is True
+    assert fit(medgemma, 4, "--gradient_checkpointing", "false")[0] is False
+
+
+@pytest.mark.model
+def test_the_lengths_of_the_rows_are_what_the_collator_makes_of_them(untrained_model):
+    processor = load_processor(str(untrained_model))
+    asked = ["What is this?", "What is this, in one word, of all that it could be?"]
+    rows = Dataset.from_list(
+        [
+            {
+                "image": Image.new("RGB", (32, 32)),
+                "prompt": [{"role": "user", "content": question}],
+                "completion": [{"role": "assistant", "content": "Tumor"}],
+            }
+            for question in asked
+        ]
+    )
+    batch = DataCollatorForVisionLanguageModeling(processor)(list(rows))
+    tokens = (batch["attention_mask"] == 1).sum(dim=1).max().item()
+    labelled = (batch["labels"] != -100).sum(dim=1).max().item()
+    planned = measure_lengths(rows, processor, processor.image_seq_length)
+    assert tokens <= planned[0] <= tokens + 8 and planned[1] == labelled
+
+
+@pytest.mark.model
+def test_without_a_profile_the_batch_is_never_cut(medgemma):
+    batch = ("--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "1")
+    assert fit(medgemma, 6, *batch)[:3] == (True, 64, 1)
+
+
+@pytest.mark.model
+def test_with_a_profile_a_step_keeps_its_rows_and_the_recipes_batch_is_cut_last(medgemma):
+    batch = ("--per_device_train_batch_size", "12", "--gradient_accumulation_steps", "2")
+    assert fit(medgemma, 76, "--hardware", "gpu_24gb", *batch)[:3] == (False, 12, 2)
+    assert fit(medgemma, 12, "--hardware", "gpu_24gb", *batch)[:3] == (True, 12, 2)
+    on, size, accumulation, _ = fit(medgemma, 5.5, "--hardware", "gpu_24gb", *batch)
+    assert on and size < 12 and size * accumulation == 24
+
+
+@pytest.mark.model
+def test_the_batch_of_a_profile_is_cut_before_activations_are_checkpointed(tmp_path, medgemma):
+    # The recipe without its batch, so that the profile's 8 x 2 stands.
+    recipe = yaml.safe_load(Path("recipes/histolab_5k.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if key not in BATCH_KEYS}))
+    assert fit(medgemma, 22, "--hardware", "gpu_24gb", recipe=path)[:3] == (False, 8, 2)
+    assert fit(medgemma, 14.5, "--hardware", "gpu_24gb", recipe=path)[:3] == (False, 4, 4)
 
 
 @pytest.mark.model

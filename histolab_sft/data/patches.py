@@ -10,6 +10,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
+from histolab_sft.data.questions import format_questions, list_pictures, list_questions
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
@@ -25,7 +26,8 @@ def load_patches(histo_args: HistoArguments) -> DatasetDict:
     Each row has `image` (a PIL picture in RGB, opened when the row is read: the table holds only where it lies, so no
     pixel is copied to memory or to an Arrow cache), `prompt` and `completion` (message lists), and beside them `label`
     (class name), `dataset`, `group` (patient or slide, None if unknown), `id` and `protocol` (`official` where the
-    data bring the test split, else `seed`).
+    data bring the test split, else `seed`). Rows of data sets with a format have `images`, a list of pictures, and in
+    place of `label` what `format_questions` says.
 
     Raises:
         FileNotFoundError, ValueError: Whatever is wrong with the data, named before any model is loaded.
@@ -66,33 +68,49 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
         The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
     """
     patches = list_patches(histo_args)
-    references = patches[["path", "row", "column"]].to_dict("records")
+    pictures = list_pictures(patches) if "images" in patches else patches
+    references = pictures[["path", "row", "column"]].to_dict("records")
     intake = check_images(references, cache_folder=cache_folder() / "intake")
-    patches["pixel_sha256"] = intake["pixel_sha256"].to_numpy()
-    usable = (intake["verdict"] != "refused").to_numpy()
+    hashes = intake["pixel_sha256"].set_axis(pictures.index)
+    patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes
     quarantined = 0
     if histo_args.refused_images == "quarantine":
-        quarantined = int((~usable).sum())
-        patches = patches[usable].reset_index(drop=True)
+        refused = pictures.index[(intake["verdict"] == "refused").to_numpy()].unique()
+        quarantined = len(refused)
+        patches, pictures = patches.drop(index=refused), pictures.drop(index=refused)
     dropped = 0
     if histo_args.leaks == "drop":
-        leaking = leaking_rows(patches, intake)
+        leaking = pictures.index[leaking_rows(pictures, intake)].unique()
         dropped = len(leaking)
-        patches = patches.drop(index=patches.index[leaking]).reset_index(drop=True)
-    class_names = {config.name: list(config.class_names.values()) for config in histo_args.datasets}
-    audit = audit_patches(patches, intake, class_names)
+        patches, pictures = patches.drop(index=leaking), pictures.drop(index=leaking)
+    patches = patches.reset_index(drop=True)
+    # Several questions about one picture make no copy of it.
+    pictures = pictures.drop_duplicates(["path", "row", "dataset", "split"]) if "images" in patches else patches
+    class_names = {
+        config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
+    }
+    audit = audit_patches(pictures, intake, class_names)
     audit["quarantined"], audit["dropped_leaks"] = quarantined, dropped
     write_audit(audit, Path(output_dir, "audit.json"))
     return patches, audit, intake
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
-    """Return one row a patch of all data sets: `path, row, column, label, dataset, split, group, id, protocol`."""
-    return pd.concat([_list_dataset(config, histo_args) for config in histo_args.datasets], ignore_index=True)
+    """Return one row a patch of all data sets: `path, row, column, label, dataset, split, group, id, protocol`.
+
+    Of data sets with a format it is one row a question, with the columns of `list_questions`.
+    """
+    tables = [
+        _list_dataset(config, histo_args) if config.format is None else list_questions(config, histo_args)
+        for config in histo_args.datasets
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
     """Return the rows of `list_patches` with prompts and completions, as one lazy `datasets.Dataset` a split."""
+    if "images" in patches:
+        return format_questions(patches, histo_args)
     tasks = {config.name: TASKS[config.task] for config in histo_args.datasets}
     questions = {
         config.name: tasks[config.name].format_prompt(

@@ -1,6 +1,7 @@
 """Ask two systems, the base model and the fine-tuned one, the same questions, and keep every answer as it comes."""
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import Dataset
 
 from histolab_sft.arguments import HistoArguments
@@ -18,7 +20,8 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.tasks import TASKS
+from histolab_sft.processes import explain_lost_process
+from histolab_sft.tasks import TASKS, choose_limit
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +68,16 @@ def predict(
         "pixels": list(patches.with_format(None)["pixel_sha256"]),
         "targets": targets,
         "batch_size": batch_size,
+        "candidate_batch_size": histo_args.candidate_batch_size,
         "max_new_tokens": histo_args.max_new_tokens if generate else 0,
     }
 
     def ask(rows: range) -> dict:
         part, asked = patches.select(rows), questions[rows.start : rows.stop]
-        found = _ask(model, processor, part, asked, targets, batch_size)
+        scores, _ = label_log_likelihoods(
+            model, processor, part["image"], asked, targets, batch_size, histo_args.candidate_batch_size
+        )
+        found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
         if generate:
             found |= _generate(model, processor, part, asked, histo_args.max_new_tokens, batch_size)
         return found
@@ -102,9 +109,10 @@ def predict_answers(
     plain = questions.with_format(None)
     table = plain.select_columns(["id", "dataset", "group", "task", "ask", "answer"]).to_pandas()
     table = table.rename(columns={"answer": "truth"})
-    task = TASKS[table["task"].iloc[0]]
+    name = table["task"].iloc[0]
+    task = TASKS[name]
     prompts = [prompt[0]["content"] for prompt in plain["prompt"]]
-    limit = config.max_new_tokens or histo_args.max_new_tokens or task.MAX_NEW_TOKENS
+    limit = choose_limit(name, config.max_new_tokens, histo_args.max_new_tokens)
     settings = {
         "weights": weights,
         "processor": processor.image_processor.to_json_string(),
@@ -157,26 +165,32 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
 
 
 def _ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], dict]) -> pd.DataFrame:
-    """Return what `ask` says of `count` rows, in parts of `CHUNK`, each kept under the settings and asked once."""
+    """Return what `ask` says of `count` rows, in parts of `CHUNK`, each kept under the settings and asked once.
+
+    Several processes share the parts, and find each other's in the cache.
+    """
+    state = PartialState()
     folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for start in range(0, count, CHUNK):
-        path = folder / f"part-{start:08d}.parquet"
-        if not path.exists():
+    paths = {start: folder / f"part-{start:08d}.parquet" for start in range(0, count, CHUNK)}
+    # Which process begins is drawn, so that the only parts of small data sets don't all fall to the first one.
+    turns = itertools.count(int(folder.name, 16))
+    for turn, (start, path) in zip(turns, paths.items(), strict=False):
+        if turn % state.num_processes == state.process_index and not path.exists():
             rows = range(start, min(start + CHUNK, count))
             part = ask(rows)
             temporary = folder / f".{path.name}.{os.getpid()}"
             pd.DataFrame(part).to_parquet(temporary, index=False)
             os.replace(temporary, path)
             logger.info("%s: %d of %d patches scored", name, rows.stop, count)
-        parts.append(pd.read_parquet(path))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _ask(model, processor, patches: Dataset, questions: list[str], targets: list[str], batch_size: int) -> dict:
-    scores, _ = label_log_likelihoods(model, processor, patches["image"], questions, targets, batch_size)
-    return {"log_likelihoods": list(scores.numpy().astype(np.float64))}
+    with explain_lost_process():
+        state.wait_for_everyone()
+    if missing := [path.name for path in paths.values() if not path.exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}, which other processes have scored, expected one cache for all; set "
+            "XDG_CACHE_HOME to a folder that all machines share"
+        )
+    return pd.concat(map(pd.read_parquet, paths.values()), ignore_index=True)
 
 
 def _generate(model, processor, patches: Dataset, questions: list[str], limit: int, batch_size: int) -> dict:

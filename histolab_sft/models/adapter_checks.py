@@ -133,7 +133,7 @@ def _list_expected(names: set[str], config: dict, model: PreTrainedModel, path: 
             expected[f"{PREFIX}{module}.lora_A.weight"] = (config["r"], layer.in_features)
             expected[f"{PREFIX}{module}.lora_B.weight"] = (layer.out_features, config["r"])
             if config.get("use_dora"):
-                expected[f"{PREFIX}{module}.lora_magnitude_vector.weight"] = (layer.out_features,)
+                expected[f"{PREFIX}{module}.lora_magnitude_vector"] = (layer.out_features,)
         if name not in expected:
             raise AdapterError(
                 f"{path} holds {name}, expected tensors lora_A and lora_B of linear layers of {model.name_or_path}; "

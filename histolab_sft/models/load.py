@@ -2,10 +2,12 @@
 
 import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import PartialState, init_empty_weights
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel
 from transformers import (
@@ -18,8 +20,16 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.models import tiny
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
+from histolab_sft.models.cache_choice import OFF
+from histolab_sft.models.placement import choose_device_map
+from histolab_sft.models.precision import DTYPES, cast_vision_tower
+from histolab_sft.models.trainable import find_parts, list_linear_layers, list_saved_modules, list_siblings
+from histolab_sft.models.turns import complete_turns
+from histolab_sft.phase_config import LANGUAGE, VISION
+from histolab_sft.processes import unsharded
 
 logger = logging.getLogger(__name__)
 
@@ -32,31 +42,44 @@ def locate_base_model(name: str) -> str:
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
-    """Load the processor, with the line break after the last turn taken out of its chat template.
+    """Load the processor, with turns that are whole (see `turns`).
 
     Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
     and demo see the same ones on every machine.
-
-    Gemma's template writes `<end_of_turn>` and a line break. The model stops at the first, so the second would be a
-    label that no answer ever needs.
     """
-    processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
-    processor.chat_template = (
-        "{%- set conversation -%}" + processor.chat_template + "{%- endset -%}"
-        "{%- if add_generation_prompt -%}{{ conversation }}{%- else -%}{{ conversation.rstrip('\\n') }}{%- endif -%}"
+    return complete_turns(
+        AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
     )
-    return processor
 
 
-def load_base_model(model_args: ModelConfig) -> PreTrainedModel:
-    """Load the base model for scoring, in the precision in which it is trained."""
+def load_base_model(model_args: ModelConfig, histo_args: HistoArguments | None = None) -> PreTrainedModel:
+    """Load the base model for scoring, in the precision in which it is trained.
+
+    Args:
+        histo_args (`HistoArguments`, *optional*): Whose dtypes count, and whose `vision_cache` may keep the model on
+            the CPU until its pictures are encoded (see `placement`). Without them it goes where there is room.
+    """
+    compute, tower, cache = None, None, OFF
+    if histo_args is not None:
+        compute, tower = histo_args.bnb_4bit_compute_dtype, histo_args.vision_tower_dtype
+        cache = histo_args.vision_cache
     model = AutoModelForImageTextToText.from_pretrained(
         locate_base_model(model_args.model_name_or_path),
-        quantization_config=build_quantization_config(model_args),
-        device_map="auto" if torch.cuda.is_available() else "cpu",
+        quantization_config=build_quantization_config(model_args, compute),
+        **{"device_map": _choose_device()} | choose_device_map(cache),
         **build_model_init_kwargs(model_args),
     )
-    return keep_quantized_layers_trainable(model).eval().requires_grad_(False)
+    keep_quantized_layers_trainable(model).eval().requires_grad_(False)
+    cast_vision_tower(model, tower)
+    return model
+
+
+def _choose_device() -> str | dict:
+    """Return where a model for scoring goes: every process has one of its own on its own GPU."""
+    state = PartialState()
+    if state.num_processes > 1:
+        return {"": str(state.device)}
+    return "auto" if torch.cuda.is_available() else "cpu"
 
 
 def find_adapter(folder: str | Path) -> Path:
@@ -84,6 +107,23 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, revision: str = "ma
     return PeftModel.from_pretrained(model, path.parent, config=checked).eval()
 
 
+def find_weights(folder: str | Path, use_peft: bool) -> None:
+    """Raise `FileNotFoundError` unless training has left an adapter or, without `use_peft`, a model in `folder`."""
+    if use_peft:
+        find_adapter(folder)
+    elif not Path(folder, "config.json").is_file() or not list(Path(folder).glob("model*.safetensors")):
+        raise FileNotFoundError(f"no whole model in {folder} and use_peft is off; train first, or correct output_dir")
+
+
+def load_finetuned(
+    model: PreTrainedModel, model_args: ModelConfig, folder: str | Path, histo_args: HistoArguments | None = None
+) -> PreTrainedModel | PeftModel:
+    """Return what training has left in `folder`: the base model with its adapter or, without `use_peft`, a new one."""
+    if model_args.use_peft:
+        return load_adapter(model, folder, model_args.model_revision)
+    return load_base_model(replace(model_args, model_name_or_path=str(folder), model_revision="main"), histo_args)
+
+
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:
     """Return the arguments of `from_pretrained` that training and scoring share.
 
@@ -97,8 +137,10 @@ def build_model_init_kwargs(model_args: ModelConfig) -> dict:
     }
 
 
-def build_quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
+def build_quantization_config(model_args: ModelConfig, compute_dtype: str | None = None) -> BitsAndBytesConfig | None:
     """Return the 4-bit or 8-bit configuration with everything outside the language layers left as it is.
+
+    4-bit layers multiply in `compute_dtype`, in the model's own dtype if omitted.
 
     A list given to bitsandbytes replaces its defaults and is matched from the start of a module's full name, so all
     the parts beside the language layers stand in it: vision tower, projector and head.
@@ -106,11 +148,13 @@ def build_quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | N
     config = get_quantization_config(model_args)
     if config is not None:
         model, decoder = build_meta_model(model_args)
-        config.llm_int8_skip_modules = _siblings(model, decoder)
+        config.llm_int8_skip_modules = list_siblings(model, decoder)
+        if compute_dtype is not None:
+            config.bnb_4bit_compute_dtype = DTYPES[compute_dtype]
     return config
 
 
-def build_lora_config(model_args: ModelConfig, scope: str) -> LoraConfig | None:
+def build_lora_config(model_args: ModelConfig, scope: str, parts: Sequence[str] = (LANGUAGE,)) -> LoraConfig | None:
     """Return the LoRA configuration whose targets are a regular expression, never a bare list of names.
 
     `q_proj` alone would be found in the vision tower too.
@@ -118,6 +162,10 @@ def build_lora_config(model_args: ModelConfig, scope: str) -> LoraConfig | None:
     Args:
         model_args (`ModelConfig`): `lora_target_modules` are the names of linear layers.
         scope (`str`): `language` for the language layers alone, `language_and_vision` for the tower's as well.
+        parts: What is to be trained, now or in a later phase. Projector, and tower without LoRA, are held whole.
+
+    Raises:
+        ValueError: No layer of the model, or of the tower that the scope names, is called so.
     """
     config = get_peft_config(model_args)
     if config is not None:
@@ -127,10 +175,20 @@ def build_lora_config(model_args: ModelConfig, scope: str) -> LoraConfig | None:
             raise ValueError(
                 "use_peft is on and lora_target_modules is empty; name linear layers such as [q_proj, v_proj]"
             )
+        model, decoder = build_meta_model(model_args)
+        tower = find_parts(model)[VISION][0]
+        places = [decoder] + ([tower] if scope == "language_and_vision" else [])
+        for place in places:
+            layers = {name.rpartition(".")[2] for name in list_linear_layers(model, place)}
+            if not layers & set(names):
+                raise ValueError(
+                    f"lora_target_modules {names}: none is in {place}, expected some of {', '.join(sorted(layers))}; "
+                    "add one, or change lora_scope"
+                )
         alternatives = "|".join(map(re.escape, names))
-        _, decoder = build_meta_model(model_args)
-        layers = rf".*{re.escape(decoder)}\.layers\.\d+" if scope == "language" else r".*\.layers\.\d+"
-        config.target_modules = rf"{layers}\.(.*\.)?({alternatives})"
+        layers = "|".join(map(re.escape, places))
+        config.target_modules = rf".*({layers})\.(.*\.)?\d+\.(.*\.)?({alternatives})"
+        config.modules_to_save = list_saved_modules(model, config, parts) or None
     return config
 
 
@@ -139,8 +197,10 @@ def build_meta_model(model_args: ModelConfig) -> tuple[PreTrainedModel, str]:
     config = AutoConfig.from_pretrained(
         locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
     )
-    with init_empty_weights():
+    with unsharded(), init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config)
+    # Making the weights on the meta device one by one has untied the head from the embedding.
+    model.tie_weights()
     decoder = model.get_decoder()
     return model, next(name for name, module in model.named_modules() if module is decoder)
 
@@ -155,14 +215,3 @@ def keep_quantized_layers_trainable(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def _siblings(model: PreTrainedModel, decoder: str) -> list[str]:
-    """Names of the modules beside the path from the model to its language model."""
-    path = decoder.split(".")
-    siblings = []
-    for depth, step in enumerate(path):
-        prefix = ".".join(path[:depth])
-        parent = model.get_submodule(prefix)
-        siblings += [f"{prefix}.{name}".lstrip(".") for name, _ in parent.named_children() if name != step]
-    return siblings

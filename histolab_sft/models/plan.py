@@ -33,9 +33,9 @@ from histolab_sft.models.memory import (
     find_largest_micro_batch,
     plan_memory,
 )
+from histolab_sft.models.precision import DTYPES
 from histolab_sft.models.vision_tower import find_vision_tower
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
 # Question and answer beside the picture, in tokens: nine class names and a sentence. Preflight knows better.
 TEXT_TOKENS = 54
 NOT_COUNTED = (
@@ -65,6 +65,7 @@ def plan_for_recipe(
     setup = build_setup(model, recipe, on_gpu, capability is None or capability >= BFLOAT16_CAPABILITY)
     rows = plan_memory(model, setup)
     lines = [note] if note else []
+    lines += [f"{note}." for note in histo_args.profile_notes]
     lines += check_precision(training_args, model_args, model.config.model_type, capability if on_gpu else None)
     lines += [f"{model_args.model_name_or_path}, {tokens} tokens, micro-batch {setup.batch_size}", format_plan(rows)]
     if on_gpu and machine == CPU:
@@ -95,8 +96,6 @@ def build_planned_model(model_args: ModelConfig, lora_scope: str) -> tuple[torch
             model_args = replace(model_args, model_name_or_path=str(write_medgemma_4b_config(folder)))
             model, _ = build_meta_model(model_args)
         lora = build_lora_config(model_args, lora_scope)
-    # Making the weights on the meta device one by one has untied the head from the embedding.
-    model.tie_weights()
     return model if lora is None else get_peft_model(model, lora, low_cpu_mem_usage=True), note
 
 
@@ -105,10 +104,12 @@ def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setu
     frozen_tower = not any(parameter.requires_grad for parameter in find_vision_tower(model).parameters())
     autocast = torch.bfloat16 if keys["bf16"] else torch.float16 if keys["fp16"] else None
     quantized = keys["load_in_4bit"] or keys["load_in_8bit"]
+    # MedGemma and most others are published in bfloat16, which `auto` takes.
+    weights = torch.bfloat16 if keys["dtype"] == "auto" else DTYPES[keys["dtype"]]
     return Setup(
         precision=Precision(
-            weights=DTYPES[keys["dtype"]],
-            tower=DTYPES[keys.get("vision_tower_dtype", keys["dtype"])],
+            weights=weights,
+            tower=DTYPES[keys["vision_tower_dtype"]] if keys["vision_tower_dtype"] else weights,
             autocast=autocast,
             adapter_casts=not (on_gpu and quantized and autocast is not None),
             fused_bfloat16=bfloat16_kernels or not on_gpu,
@@ -123,7 +124,7 @@ def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setu
         cached=keys["vision_cache"] not in ("auto", "off") and frozen_tower,
         optimiser=OptimizerNames(keys["optim"]).value,
         scoring_batch=keys["per_device_eval_batch_size"],
-        candidates=keys.get("candidate_batch_size", 32),
+        candidates=keys["candidate_batch_size"],
         on_gpu=on_gpu,
     )
 

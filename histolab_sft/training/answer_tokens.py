@@ -19,8 +19,10 @@ MAX_FIXED_ANSWERS = 256
 def collect_answers(dataset: Dataset, collator) -> Counter[tuple[int, ...]]:
     """Count the answers of a training set as tuples of token ids, as the collator labels them.
 
-    Returns an empty counter where the answers are free text.
+    Returns an empty counter where the answers are free text, as records' are however few a small set has.
     """
+    if "task" in dataset.column_names:
+        return Counter()
     columns = dataset.with_format(None).select_columns(["completion"])
     texts = [row["completion"][0]["content"] for row in columns]
     first = {text: i for i, text in reversed(list(enumerate(texts)))}
@@ -58,7 +60,8 @@ def mask_deciding_tokens(labels: torch.Tensor, branches: set[tuple[int, ...]]) -
     for row, keep in zip(labels, mask, strict=True):
         places = keep.nonzero().flatten()
         answer = tuple(row[places].tolist())
-        keep[places] = torch.tensor([answer[:i] in branches for i in range(len(answer))], device=keep.device)
+        deciding = [answer[:i] in branches for i in range(len(answer))]
+        keep[places] = torch.tensor(deciding, dtype=torch.bool, device=keep.device)
     return mask
 
 

@@ -12,13 +12,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
 from histolab_sft.models.cache_choice import AUTO, OFF, list_pictures, prepare_vision_cache
+from histolab_sft.models.placement import move_tower
+from histolab_sft.models.precision import cast_vision_tower
 from histolab_sft.models.vision_cache import VisionCache, image_key
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_pictures(trainer, patches: DatasetDict, histo_args: HistoArguments) -> VisionCache | None:
-    """Carry out the keys `augmentation` and `vision_cache`, in the trainer, before it trains.
+    """Carry out the keys `vision_tower_dtype`, `augmentation` and `vision_cache`, in the trainer, before it trains.
 
     Pictures with jittered stain are new ones each time, so there is no cache. With the symmetries alone, all eight
     views of a training patch are cached, which pays from 16 epochs on.
@@ -30,6 +32,7 @@ def prepare_pictures(trainer, patches: DatasetDict, histo_args: HistoArguments) 
     Returns:
         The cache that the model reads, None where it reads pixels.
     """
+    cast_vision_tower(trainer.model, histo_args.vision_tower_dtype)
     if histo_args.augmentation != "none":
         trainer.train_dataset, augmentation = augment(patches["train"], histo_args.augmentation, trainer.args.seed)
         trainer.add_callback(EpochCallback(augmentation))
@@ -74,8 +77,8 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     if histo_args.augmentation == "symmetries":
         views, passes = list_views(patches["train"]), epochs / len(SYMMETRIES)
         pictures = views | (list_pictures(looks[1:])[0])
-    # DeepSpeed leaves it on the CPU until training begins.
-    trainer.model.to(args.device)
+    # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
+    move_tower(trainer.model, args.device)
     with trainer.accelerator.autocast():
         cache = prepare_vision_cache(
             choice, trainer.model, trainer.processing_class, pictures, passes, args.per_device_eval_batch_size
@@ -83,6 +86,7 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     if cache is not None:
         trainer.data_collator.processor = cache.processor(trainer.processing_class)
         cache.attach(trainer.model)
+    trainer.model.to(args.device)
     return cache
 
 

@@ -21,7 +21,7 @@ from histolab_sft.training.checkpoints import (
     rotate_checkpoints,
     write_manifest,
 )
-from histolab_sft.training.guarded_trainer import GuardedTrainer
+from histolab_sft.training.even_trainer import EvenTrainer
 from histolab_sft.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 WINDOW_FILE = "log_window_{rank}.json"
 
 
-class SteadyTrainer(GuardedTrainer):
+class SteadyTrainer(EvenTrainer):
     """`SFTTrainer` with whole checkpoints, exact resume and stop signals; arguments as in `GuardedTrainer`.
 
     `resume_from_checkpoint` of `train` is None, `auto` or a path (see `choose_checkpoint`). After `train`,
@@ -67,6 +67,18 @@ class SteadyTrainer(GuardedTrainer):
             "effective_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "processes": args.world_size,
         }
+
+    def describe_end(self) -> str:
+        """Return why training is over: a signal, early stopping, or that it is `finished`."""
+        step = self.state.global_step
+        if self.interrupted:
+            return f"{self.interrupted.name} after step {step}"
+        return "finished" if step >= self.state.max_steps else f"early stopping after step {step}"
+
+    def end(self) -> None:
+        # A launcher ends the others when one process ends with an error: none leaves before all are done.
+        self.accelerator.wait_for_everyone()
+        super().end()
 
     def _run_epoch(self, **kwargs):
         # A run that had ended, by its steps or by early stopping, has nothing to add when it is resumed; the loop

@@ -1,0 +1,167 @@
+"""Rows of data sets that bring their own questions: from a reader's records to what `SFTTrainer` and scoring read."""
+
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset, DatasetDict
+
+from histolab_sft.arguments import HistoArguments
+from histolab_sft.data.images import open_patch
+from histolab_sft.data.readers import split_of
+from histolab_sft.data.records import READER_KEYS, RECORDS
+from histolab_sft.data.splits import cap_patches, split_patches
+from histolab_sft.dataset_config import SPLITS, DatasetConfig
+from histolab_sft.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+
+def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
+    """Return one row a question of a data set: `images, split, group, id, task, ask, answer, dataset, protocol`.
+
+    `images` are paths, `ask` what the task needs to word the question, `answer` the truth in the task's own form, None
+    where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left out, and counted.
+
+    Raises:
+        FileNotFoundError: The source, or a picture, isn't there.
+        ValueError: An unknown format or task, several tasks in one data set, a hidden answer outside of test.
+    """
+    for key, value, known in (("format", config.format, RECORDS), ("task", config.task or "report", TASKS)):
+        if value not in known:
+            raise ValueError(f"data set {config.name!r}: {key} is {value!r}, expected one of {', '.join(known)}")
+    strange = set(config.reader_keys) - READER_KEYS.get(config.format, set())
+    if strange:
+        raise ValueError(
+            f"data set {config.name!r}: format: {config.format} knows no {', '.join(sorted(strange))}, expected "
+            "keys of that format alone; remove them"
+        )
+    source = Path(histo_args.data_dir, config.source)
+    if not source.exists():
+        raise FileNotFoundError(f"data set {config.name!r}: {source} doesn't exist; correct `source` or `data_dir`")
+    questions = _choose_task(RECORDS[config.format](source, config, **config.reader_keys), config)
+    own = questions["split"].astype(str)
+    questions["split"] = [split_of(name, config) for name in own]
+    if isinstance(config.splits, dict) and (questions["split"] != "").any():
+        others = questions["split"] == ""
+        if others.any():
+            counts = own[others].value_counts().to_dict()
+            logger.info("%s: left out, as `splits` names others: %s", config.name, counts)
+        questions = questions[~others].reset_index(drop=True)
+    if histo_args.split_protocol == "seed":
+        questions["split"] = ""
+    test_given = bool((questions["split"] == "test").any())
+    questions = _cap(_split(questions, config, histo_args), config, histo_args, test_given)
+    hidden = questions["answer"].isna() & (questions["split"] != "test")
+    if hidden.any():
+        raise ValueError(
+            f"data set {config.name!r}: {hidden.sum()} rows outside of test have no answer, such as "
+            f"{questions.loc[hidden, 'id'].iloc[0]}, expected hidden answers in test alone; name the splits by "
+            "`splits`"
+        )
+    counts = questions["split"].value_counts()
+    logger.info(
+        "%s: train=%d validation=%d test=%d questions, %s groups, %s splits",
+        config.name,
+        *(counts.get(split, 0) for split in SPLITS),
+        questions["group"].nunique() or "no",
+        protocol := "official" if test_given else "seed",
+    )
+    return questions.assign(dataset=config.name, protocol=protocol)
+
+
+def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
+    """Return the rows of `list_questions` as one lazy `datasets.Dataset` a split.
+
+    A row has `images` (PIL pictures in RGB, opened when the row is read), `prompt` and `completion` (message lists,
+    None for a hidden answer), and beside them `dataset`, `group`, `id`, `protocol`, `task`, and `ask` and `answer` as
+    JSON text (`null` for a hidden answer).
+    """
+    configs = {config.name: config for config in histo_args.datasets}
+    prompts, completions = [], []
+    for row in questions.itertuples():
+        task, config = TASKS[row.task], configs[row.dataset]
+        try:
+            prompts.append([{"role": "user", "content": task.format_question(row.ask, config)}])
+            hidden = row.answer is None
+            target = None if hidden else task.format_answer(row.ask, row.answer, config)
+        except ValueError as error:
+            raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
+        completions.append(None if hidden else [{"role": "assistant", "content": target}])
+    rows = questions.assign(
+        prompt=prompts,
+        completion=completions,
+        ask=[json.dumps(ask, ensure_ascii=False) for ask in questions["ask"]],
+        answer=[json.dumps(answer, ensure_ascii=False) for answer in questions["answer"]],
+    )
+    splits = DatasetDict()
+    for split in SPLITS:
+        part = rows.loc[rows["split"] == split].drop(columns="split")
+        splits[split] = Dataset.from_pandas(part, preserve_index=False).with_transform(_open_images)
+    return splits
+
+
+def list_pictures(questions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a picture, under the index of its question, with the columns that intake and audit read."""
+    pictures = questions[["images", "dataset", "split", "group"]].explode("images").rename(columns={"images": "path"})
+    # A picture may have several questions with answers of their own: it is of no class.
+    return pictures.assign(row=-1, column="image", label=None)
+
+
+def _choose_task(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
+    found = sorted(set(questions["task"]))
+    if config.task is not None:
+        questions = questions[questions["task"] == config.task].reset_index(drop=True)
+        if questions.empty:
+            raise ValueError(
+                f"data set {config.name!r}: no row of task {config.task}, expected one of those in it: "
+                f"{', '.join(found)}; correct `task` or `source`"
+            )
+    elif len(found) > 1:
+        raise ValueError(
+            f"data set {config.name!r} holds the tasks {found}, expected one, since each has scores of its own; list "
+            "the data set once for each, under different names, with `task`"
+        )
+    for column in ("group", "answer"):
+        questions[column] = pd.Series([None if _is_missing(x) else x for x in questions[column]], dtype=object)
+    return questions
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _split(questions: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
+    """Fill the column `split` where the data don't; groups stay whole, and so do questions about one picture."""
+    first = questions["images"].str[0]
+    known = questions["group"].notna()
+    table = questions.assign(label="", path=first, group=questions["group"].where(known, "picture " + first))
+    if not known.any() and not first.duplicated().any():
+        table["group"] = None
+    try:
+        table = split_patches(table, histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed)
+    except ValueError as error:
+        raise ValueError(f"data set {config.name!r}: {error}") from error
+    return questions.assign(split=table["split"])
+
+
+def _cap(questions: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments, test_given: bool) -> pd.DataFrame:
+    """Apply `max_samples` and `max_test_samples` as for patches, all questions being of one class."""
+    questions, seed = questions.assign(label=""), histo_args.split_seed
+    test = questions["split"] == "test"
+    if max_samples := config.max_samples or histo_args.max_samples:
+        whole = questions[test] if test_given else questions[:0]
+        part = questions[~test] if test_given else questions
+        questions = pd.concat([cap_patches(part, max_samples, seed), whole])
+        test = questions["split"] == "test"
+    if histo_args.max_test_samples:
+        questions = pd.concat([questions[~test], cap_patches(questions[test], histo_args.max_test_samples, seed)])
+    return questions.drop(columns="label").reset_index(drop=True)
+
+
+def _open_images(batch: dict) -> dict:
+    """Turn the paths of the rows that are being read into pictures."""
+    if "images" in batch:
+        batch["images"] = [[open_patch(path) for path in paths] for paths in batch["images"]]
+    return batch

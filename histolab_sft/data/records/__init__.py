@@ -1,0 +1,29 @@
+"""Readers of data sets whose rows bring their own questions and answers; `format` in a recipe names one.
+
+A reader takes `source` and the data set's `config` and gives one row a question, in sorted order: `images` (paths),
+`split` (the data's own word), `group` (patient or None), `id`, `task`, `ask` and `answer` (None where hidden).
+"""
+
+from histolab_sft.data.records.biomarkers import read_biomarkers
+from histolab_sft.data.records.captions import read_captions
+from histolab_sft.data.records.coco import read_coco
+from histolab_sft.data.records.flare import read_flare
+from histolab_sft.data.records.indiana import read_indiana
+from histolab_sft.data.records.llava import read_llava
+from histolab_sft.data.records.padchest import read_padchest
+from histolab_sft.data.records.padchest_gr import read_padchest_gr
+from histolab_sft.data.records.yolo_seg import read_yolo_seg
+
+RECORDS = {
+    "biomarkers": read_biomarkers,
+    "captions": read_captions,
+    "coco": read_coco,
+    "flare": read_flare,
+    "indiana": read_indiana,
+    "llava": read_llava,
+    "padchest": read_padchest,
+    "padchest_gr": read_padchest_gr,
+    "yolo_seg": read_yolo_seg,
+}
+# Keys of a data set that one reader alone takes, as keywords.
+READER_KEYS = {"biomarkers": {"style"}, "flare": {"subset"}, "llava": {"image_folder"}}

@@ -1,0 +1,66 @@
+"""From a recipe's keys to a trainer: the model with what is trained of it, the pictures, the rules that end a run."""
+
+from datasets import DatasetDict
+from transformers.utils.hub import resolve_revision
+from trl import ModelConfig
+
+from histolab_sft.arguments import HistoArguments
+from histolab_sft.models.continued import build_starting_point
+from histolab_sft.models.fit import settle_hardware
+from histolab_sft.models.hub_access import fetch_base_model
+from histolab_sft.models.load import (
+    build_model_init_kwargs,
+    build_quantization_config,
+    load_processor,
+    locate_base_model,
+)
+from histolab_sft.models.placement import choose_device_map
+from histolab_sft.training.callbacks import build_early_stopping
+from histolab_sft.training.canary import run_canary
+from histolab_sft.training.phases import Phase
+from histolab_sft.training.pictures import prepare_pictures
+from histolab_sft.training.trainer import PatchTrainer
+
+
+def build_trainer(
+    patches: DatasetDict, phase: Phase, histo_args: HistoArguments, model_args: ModelConfig
+) -> PatchTrainer:
+    """Return the trainer of a phase as it will train, its starting weights loaded and one step tried out.
+
+    Args:
+        patches: The rows of the phase, by split, audited.
+
+    Raises:
+        AdapterError, CanaryError, HubAccessError, ValueError: The recipe can't be carried out; the message says why.
+    """
+    training_args = phase.args
+    base_model = locate_base_model(model_args.model_name_or_path)
+    fetch_base_model(base_model, model_args.model_revision)
+    processor = load_processor(base_model, model_args.model_revision)
+    settle_hardware(patches["train"], processor, histo_args, training_args, model_args)
+    training_args.model_init_kwargs = build_model_init_kwargs(model_args) | choose_device_map(histo_args.vision_cache)
+    lora, adapter_folder = build_starting_point(model_args, histo_args.lora_scope, phase.start, phase.all_parts)
+    trainer = PatchTrainer(
+        model=base_model if model_args.use_peft else phase.start or base_model,
+        args=training_args,
+        train_dataset=patches["train"],
+        eval_dataset=patches["validation"],
+        processing_class=processor,
+        quantization_config=build_quantization_config(model_args, histo_args.bnb_4bit_compute_dtype),
+        peft_config=lora,
+        oom=histo_args.oom,
+        parts=phase.parts,
+        learning_rates=phase.learning_rates,
+        adapter_folder=adapter_folder,
+    )
+    if lora is not None:
+        # The name of the recipe, not the folder of this machine, goes into the adapter's configuration; beside it the
+        # commit of the weights that were loaded.
+        adapter = trainer.model.peft_config["default"]
+        adapter.base_model_name_or_path = model_args.model_name_or_path
+        adapter.revision = resolve_revision(base_model, model_args.model_revision, local_files_only=True)
+    if histo_args.early_stopping != "none":
+        trainer.add_callback(build_early_stopping(histo_args, trainer.guessing_level))
+    prepare_pictures(trainer, patches, histo_args)
+    run_canary(trainer)
+    return trainer

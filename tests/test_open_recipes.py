@@ -1,0 +1,77 @@
+"""The shipped recipes on records, run as they are but for model, data and steps, from the look ahead to the card."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from open_fixture import WRITERS, write_data
+
+from histolab_sft.arguments import read_recipe
+
+pytestmark = pytest.mark.model
+
+CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32", "--load_in_4bit", "false"]
+SMALL = ["--max_steps", 2, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+SMALL += ["--dataloader_num_workers", 0, "--max_new_tokens", 4, "--save_strategy", "no", "--report_to", "none"]
+TASKS = {
+    "captioning": {"report"},
+    "flare": {"classification", "multilabel", "quantity", "boxes", "report"},
+    "explainmyxray": {"report", "boxes"},
+    "immunopath": {"biomarkers"},
+}
+# What the page shows of an answer in the task's own form
+SHOWN = {"captioning": "Radiografía", "flare": "box", "explainmyxray": "Impression", "immunopath": "cd274_expression"}
+
+
+def run(script, flags, monkeypatch):
+    """Run a recipe script in this process, which has imported already what would take each of them ten seconds."""
+    command = [f"recipes/{script}.py", *map(str, flags)]
+    monkeypatch.setattr(sys, "argv", command)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize("recipe", WRITERS)
+def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monkeypatch, capsys):
+    path = f"recipes/{recipe}.yaml"
+    datasets = read_recipe(path)["datasets"]
+    write_data(recipe, tmp_path, datasets)
+    # The limits of single data sets are for real answers.
+    short = [{key: value for key, value in entry.items() if key != "max_new_tokens"} for entry in datasets]
+    home = tmp_path / read_recipe(path).get("data_dir", "")
+    out = tmp_path / "out"
+    flags = ["--config", path, "--model_name_or_path", "embedded", "--data_dir", home, "--output_dir", out]
+    flags += ["--datasets", json.dumps(short), *CPU, *SMALL]
+
+    assert run("preflight", flags, monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "Ready to train." in said and all(f"\n{entry['name']}: " in said for entry in datasets)
+
+    assert run("sft", flags, monkeypatch) == 0
+    assert run("evaluate", flags, monkeypatch) == 0
+    table = capsys.readouterr().out
+    results = json.loads((out / "evaluation/results.json").read_text())
+    assert set(results["datasets"]) == {entry["name"] for entry in datasets}
+    assert {entry["task"] for entry in results["datasets"].values()} == TASKS[recipe]
+    for name, entry in results["datasets"].items():
+        assert name in table and entry["n"] > 0
+        for system in ("baseline", "finetuned"):
+            assert entry[system][entry["headline"]]["ci95"] is not None or entry["n_groups"] == 1
+            assert {"truncated_rate", "unparsed_rate"} <= set(entry[system])
+        assert entry["headline"] in entry["difference"] and entry["headline"] in entry["floors"]["constant"]
+    page = (out / "evaluation/report.html").read_text()
+    assert SHOWN[recipe] in page and "http" not in page.replace("http-equiv", "")
+
+    # The folder that would go up, and nothing more
+    assert run("push_adapter", [*flags, "--dry_run", "true"], monkeypatch) == 0
+    card = (out / "publish/README.md").read_text()
+    assert all(f"### {entry['name']}" in card for entry in datasets) and "one patch of tissue" not in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["model-index"][0]["results"][0]["task"]["type"] == "image-text-to-text"
+    assert not Path(out, "publish", "predictions.parquet").exists()
