@@ -68,7 +68,7 @@ def server(files, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     server.pauses = []
     monkeypatch.setattr(time, "sleep", server.pauses.append)
     # Kept for the life of a process, as a commit never changes; here every test has its own server.

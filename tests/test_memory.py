@@ -319,7 +319,7 @@ def test_the_lengths_of_the_rows_are_what_the_collator_makes_of_them(untrained_m
             for question in asked
         ]
     )
-    batch = DataCollatorForVisionLanguageModeling(processor)(list(rows))
+    batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(list(rows))
     tokens = (batch["attention_mask"] == 1).sum(dim=1).max().item()
     labelled = (batch["labels"] != -100).sum(dim=1).max().item()
     planned = measure_lengths(rows, processor, processor.image_seq_length)

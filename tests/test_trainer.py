@@ -103,11 +103,11 @@ def test_the_log_holds_the_loss_of_the_deciding_tokens(tmp_path, untrained_model
 
 def test_answer_loss_is_the_mean_over_the_deciding_tokens(tmp_path, untrained_model):
     trainer = make_trainer(tmp_path, untrained_model, load_in_4bit=False)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    batch = trainer.data_collator(list(trainer.eval_dataset))
     trainer.model.eval()
     with torch.no_grad():
         logits = trainer.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-        trainer.compute_loss(trainer.model, batch)
+    trainer.evaluate()
     log_probs = logits.log_softmax(-1)
     # The one deciding token of `The answer is: Normal` and `... Tumor` is the first after the words they share.
     shared = len(next(iter(trainer.branches)))
@@ -116,7 +116,8 @@ def test_answer_loss_is_the_mean_over_the_deciding_tokens(tmp_path, untrained_mo
         place = (labels != -100).nonzero()[0].item() + shared
         expected.append(-log_probs[row, place - 1, labels[place]].item())
     assert len(trainer.branches) == 1
-    assert trainer._metrics["eval"]["answer_loss"][-1] == pytest.approx(sum(expected) / 4, rel=1e-5)
+    logged = trainer.state.log_history[-1]["eval_answer_loss"]
+    assert len(expected) > 2 and logged == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
 def test_each_evaluation_measures_balanced_accuracy_by_likelihood(tmp_path, untrained_model):
