@@ -28,8 +28,9 @@ from histolab_sft.hardware import GIB, PROFILES, USABLE_GIB
 from histolab_sft.models import activations
 from histolab_sft.models.activations import Precision, trace_language
 from histolab_sft.models.fit import fit_to_memory, measure_lengths
+from histolab_sft.models.generate import unwrap_adapter
 from histolab_sft.models.geometry import MEDGEMMA_4B, write_medgemma_4b_config
-from histolab_sft.models.load import keep_quantized_layers_trainable, load_processor
+from histolab_sft.models.load import build_lora_config, keep_quantized_layers_trainable, load_processor
 from histolab_sft.models.memory import (
     TRAINING,
     Setup,
@@ -45,7 +46,9 @@ from histolab_sft.models.plan import (
     plan_for_recipe,
     suggest_changes,
 )
+from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import freeze_vision_tower
+from histolab_sft.phase_config import PARTS
 
 LANGUAGE = r".*language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
 EVERYWHERE = r".*\.layers\.\d+\.self_attn\.[qkv]_proj"
@@ -108,7 +111,7 @@ def measure_step(model, cached, checkpointing, autocast):
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     freeze_vision_tower(keep_quantized_layers_trainable(model))
-    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    add_fused_lm_head(unwrap_adapter(model), outputs=("log_probs", "entropy", "is_top1"))
     ids = torch.randint(10, 1000, (BATCH, MEASURED_TOKENS))
     ids[:, :IMAGE_TOKENS] = model.config.image_token_id
     labels = torch.where(torch.arange(MEASURED_TOKENS) < MEASURED_TOKENS - LABELLED, -100, ids)
@@ -189,7 +192,21 @@ def test_the_plan_is_within_a_tenth_of_the_allocators_peak_in_4_bits(tmp_path, c
     compare(attach(model, dropout=0.05), torch.float32, False, True, checkpointing, LANGUAGE, 0.05, in_4bit=True)
 
 
-def compare(model, dtype, autocast, cached, checkpointing, targets, dropout, in_4bit=False):
+@pytest.mark.model
+@pytest.mark.parametrize("use_peft", [True, False])
+@pytest.mark.parametrize("parts", [PARTS[:1], PARTS[:2], PARTS], ids="+".join)
+def test_what_trains_whole_is_in_the_plan(tmp_path, parts, use_peft):
+    model = Gemma3ForConditionalGeneration._from_config(build_config(), dtype=torch.float32)
+    model.config.save_pretrained(tmp_path)
+    model_args = ModelConfig(model_name_or_path=str(tmp_path), **LORA | {"use_peft": use_peft})
+    lora = build_lora_config(model_args, "language", parts)
+    model = model if lora is None else get_peft_model(model, lora)
+    train_parts(model, parts)
+    planned, _ = build_planned_model(model_args, "language", parts)
+    compare(model, torch.float32, False, False, False, planned=planned)
+
+
+def compare(model, dtype, autocast, cached, checkpointing, targets=LANGUAGE, dropout=0.0, in_4bit=False, planned=None):
     setup = Setup(
         precision=Precision(dtype, dtype, torch.bfloat16 if autocast else None),
         load_in_4bit=in_4bit,
@@ -201,7 +218,7 @@ def compare(model, dtype, autocast, cached, checkpointing, targets, dropout, in_
         cached=cached,
         on_gpu=False,
     )
-    rows = plan_memory(build_planned(targets, dropout), setup)
+    rows = plan_memory(planned or build_planned(targets, dropout), setup)
     planned_weights = sum(row.bytes for row in rows if row.part in WEIGHTS)
     planned_beside = compute_peak(rows, TRAINING) - planned_weights
     weights, beside = measure_step(model, cached, checkpointing, autocast)

@@ -20,6 +20,7 @@ from histolab_sft.models.generate import render_completion, render_prompt
 from histolab_sft.models.load import build_meta_model
 from histolab_sft.models.memory import TRAINING, compute_peak, plan_memory
 from histolab_sft.models.plan import build_planned_model, build_setup
+from histolab_sft.phase_config import list_trained_parts
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def settle_hardware(rows: Dataset, processor: ProcessorMixin, histo_args, traini
     notes = [f"hardware: {histo_args.hardware}", *histo_args.profile_notes]
     notes += check_precision(training_args, model_args, base.config.model_type, capability)
     if capability is not None and training_args.world_size == 1 and training_args.deepspeed_plugin is None:
-        model, _ = build_planned_model(model_args, histo_args.lora_scope)
+        model, _ = build_planned_model(model_args, histo_args.lora_scope, list_trained_parts(histo_args))
         lengths = measure_lengths(rows, processor, base.config.to_dict().get("mm_tokens_per_image", 256))
         available = detect_available()
         notes.append(fit_to_memory(model, histo_args, training_args, model_args, available, capability, lengths))
@@ -74,14 +75,15 @@ def fit_to_memory(
     setup = build_setup(model, recipe, True, capability >= BFLOAT16_CAPABILITY)
     size, accumulation = setup.batch_size, training_args.gradient_accumulation_steps
     rows, written = size * accumulation, histo_args.written
-    cuts = [cut for cut in range(size - 1, 0, -1) if rows % cut == 0] if histo_args.hardware != NO_PROFILE else []
+    cuts = [less for less in range(size - 1, 0, -1) if rows % less == 0] if histo_args.hardware != NO_PROFILE else []
     checkpointing = [setup.checkpointing] if written & set(CHECKPOINTING) else [False, True]
     if written & set(BATCH):
-        choices = [(size, on) for on in checkpointing] + [(cut, checkpointing[-1]) for cut in cuts]
+        choices = [(size, on) for on in checkpointing] + [(less, checkpointing[-1]) for less in cuts]
     else:
-        choices = [(cut, on) for on in checkpointing for cut in (size, *cuts)]
+        choices = [(less, on) for on in checkpointing for less in (size, *cuts)]
     for batch, on in choices:
-        peak = compute_peak(plan_memory(model, replace(setup, batch_size=batch, checkpointing=on)), TRAINING)
+        cut = replace(setup, batch_size=batch, accumulation=rows // batch, checkpointing=on)
+        peak = compute_peak(plan_memory(model, cut), TRAINING)
         if peak <= SHARE * available:
             break
     training_args.activation_checkpointing = training_args.gradient_checkpointing = on

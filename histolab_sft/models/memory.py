@@ -49,6 +49,7 @@ class Setup:
         precision (`Precision`): The dtypes.
         load_in_4bit, load_in_8bit, double_quantized (`bool`): Of the language layers.
         batch_size (`int`): Patches at once in training.
+        accumulation (`int`): Micro-batches of a step. From the second one on there are gradients of the one before.
         tokens, labelled (`int`): Longest sequence, and its longest answer.
         checkpointing (`bool`): Recompute activations in the backward pass.
         cached (`bool`): Features come from the cache and the tower is not on the device.
@@ -62,6 +63,7 @@ class Setup:
     load_in_8bit: bool = False
     double_quantized: bool = False
     batch_size: int = 1
+    accumulation: int = 1
     tokens: int = 310
     labelled: int = 8
     checkpointing: bool = True
@@ -105,9 +107,11 @@ def plan_memory(model, setup: Setup) -> list[MemoryRow]:
     rows = _weigh(model, setup)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state = round(trained * OPTIMISER_BYTES[setup.optimiser])
+    # In a backward pass gradients come as activations go, so that both are never there whole.
+    while_gradients = TRAINING if setup.accumulation > 1 else TRAINING[-1:]
     rows += [
         MemoryRow("trained weights", "float32", 4 * trained, MOMENTS, f"{trained:,} parameters"),
-        MemoryRow("gradients", "float32", 4 * trained, TRAINING, "one for each trained weight"),
+        MemoryRow("gradients", "float32", 4 * trained, while_gradients, "one for each trained weight"),
         MemoryRow("optimiser state", setup.optimiser, state, TRAINING, "two moments for each trained weight"),
     ]
     if setup.optimiser == "adamw_torch":

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -34,7 +35,9 @@ from histolab_sft.models.memory import (
     plan_memory,
 )
 from histolab_sft.models.precision import DTYPES
+from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import find_vision_tower
+from histolab_sft.phase_config import LANGUAGE, list_trained_parts
 
 # Question and answer beside the picture, in tokens: nine class names and a sentence. Preflight knows better.
 TEXT_TOKENS = 54
@@ -56,7 +59,7 @@ def plan_for_recipe(
         tokens (`int`, *optional*): Longest sequence; the picture's tokens and 54 if omitted.
         labelled (`int`): Longest answer in tokens.
     """
-    model, note = build_planned_model(model_args, histo_args.lora_scope)
+    model, note = build_planned_model(model_args, histo_args.lora_scope, list_trained_parts(histo_args))
     tokens = tokens or model.config.to_dict().get("mm_tokens_per_image", 256) + TEXT_TOKENS
     recipe = vars(model_args) | vars(training_args) | vars(histo_args)
     recipe |= {"tokens": tokens, "labelled": labelled}
@@ -80,8 +83,14 @@ def plan_for_recipe(
     return "\n".join([*lines, "", format_profiles(model, recipe), "", NOT_COUNTED])
 
 
-def build_planned_model(model_args: ModelConfig, lora_scope: str) -> tuple[torch.nn.Module, str]:
-    """Return the model on the meta device with the recipe's adapter, and a note if its shape is the built-in one."""
+def build_planned_model(
+    model_args: ModelConfig, lora_scope: str, parts: Sequence[str] = (LANGUAGE,)
+) -> tuple[torch.nn.Module, str]:
+    """Return the model on the meta device with the recipe's adapter, and a note if its shape is the built-in one.
+
+    Args:
+        parts: What is trained of `language`, `projector` and `vision`: all of it that any phase trains.
+    """
     note = ""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -95,8 +104,11 @@ def build_planned_model(model_args: ModelConfig, lora_scope: str) -> tuple[torch
             )
             model_args = replace(model_args, model_name_or_path=str(write_medgemma_4b_config(folder)))
             model, _ = build_meta_model(model_args)
-        lora = build_lora_config(model_args, lora_scope)
-    return model if lora is None else get_peft_model(model, lora, low_cpu_mem_usage=True), note
+        lora = build_lora_config(model_args, lora_scope, parts)
+    if lora is not None:
+        model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+    train_parts(model, parts)
+    return model, note
 
 
 def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setup:
@@ -118,6 +130,7 @@ def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setu
         load_in_8bit=keys["load_in_8bit"],
         double_quantized=keys["use_bnb_nested_quant"],
         batch_size=keys["per_device_train_batch_size"],
+        accumulation=keys["gradient_accumulation_steps"],
         tokens=keys["tokens"],
         labelled=keys["labelled"],
         checkpointing=keys["activation_checkpointing"],
