@@ -89,6 +89,7 @@ bench: install ## compare with plain TRL side by side: training, scoring, readin
 
 bench-gpu: install ## the same on a GPU, at MedGemma-4B's sizes with random weights
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
+	$(BIN)/python -m benchmarks.gpu_profiles $(ARGS)
 
 clean: ## remove results and painted patches
 	rm -rf outputs data/synthetic

@@ -125,9 +125,9 @@ def detect_available() -> int:
     """Return the bytes that a run can take: of the current GPU, or of main memory without one."""
     if not torch.cuda.is_available():
         return psutil.virtual_memory().available
-    free, _ = torch.cuda.mem_get_info()
-    # The question itself has made a context, which every plan includes.
-    return free + CUDA_CONTEXT
+    free, total = torch.cuda.mem_get_info()
+    # The question itself has made a context, which every plan includes. Whoever shares a card may have set a cap.
+    return min(free, int(torch.cuda.get_per_process_memory_fraction() * total)) + CUDA_CONTEXT
 
 
 def detect_capability() -> tuple[int, int] | None:

@@ -39,3 +39,11 @@ def test_the_benchmark_for_gpus_trains_all_five_configurations_and_scores(tmp_pa
     assert [name[:2] for name in results["training"]] == ["C1", "C1", "C2", "C2", "C3", "C3", "C4", "C4", "C5", "C5"]
     assert all(run["fits"] and run["samples_per_s"] > 0 for run in results["training"].values())
     assert min(results["encoding and scoring"].values()) > 0
+
+
+@pytest.mark.model
+def test_the_benchmark_of_profiles_trains_and_scores_by_the_recipes_own_scripts(tmp_path):
+    run_tiny("gpu_profiles", tmp_path)
+    [path] = tmp_path.glob("*-profiles.json")
+    profile = json.loads(path.read_text())["profiles"]["cpu"]
+    assert profile["fits"] and min(profile["planned_gib"].values()) > 0

@@ -53,7 +53,12 @@ def test_a_t4_is_recognised_although_pytorch_says_it_knows_bfloat16(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (round(14.2 * GIB), round(14.6 * GIB)))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
     assert detect_profile() == "gpu_16gb_turing"
+    # A cap on what this process may take counts as a smaller card.
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.25)
+    assert detect_profile() == "gpu_4gb"
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
     values, _ = apply_profile("auto", set())
     assert values["bf16"] is False and values["fp16"] is False and values["dtype"] == "bfloat16"
 
