@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".d
 # 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
 MAX_FILE_BYTES = 256 * 2**20
 # Row groups are kept up to this size in each process: all of a small data set, one or two groups of a large one.
-ROW_GROUP_CACHE_BYTES = 128 * 2**20
+ROW_GROUP_CACHE_BYTES = 64 * 2**20
 
 _row_groups: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
 
