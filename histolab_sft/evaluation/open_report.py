@@ -15,6 +15,9 @@ from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
 from histolab_sft.evaluation.open_tables import name_score
 from histolab_sft.evaluation.report import render_page
 from histolab_sft.evaluation.report_tables import flatten, format_score
+from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks.box_geometry import move_boxes
+from histolab_sft.tasks.boxes import place
 
 EXAMPLES = 8
 RATES = ("unparsed_rate", "truncated_rate", "repaired_rate")
@@ -95,8 +98,10 @@ def list_examples(tables: dict[str, pd.DataFrame], questions: Dataset) -> list[d
         pictures = question["images"]
         if task == "boxes":
             boxes = {"truth": truth} | answers
-            size = tuple(json.loads(tables["baseline"]["ask"].iloc[row])["size"])
-            pictures = [draw_boxes(pictures[0], size, {name: drawn or [] for name, drawn in boxes.items()})]
+            # Those of the stored picture, on the one that the model saw.
+            placement = place(json.loads(tables["baseline"]["ask"].iloc[row]))
+            moved = {name: move_boxes([Box(*box) for box in drawn or []], placement) for name, drawn in boxes.items()}
+            pictures = [draw_boxes(pictures[0], placement.size, moved)]
         examples.append(
             {
                 "id": hash_id(question["id"]),

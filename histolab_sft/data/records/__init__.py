@@ -1,7 +1,8 @@
 """Readers of data sets whose rows bring their own questions and answers; `format` in a recipe names one.
 
 A reader takes `source` and the data set's `config` and gives one row a question, in sorted order: `images` (paths),
-`split` (the data's own word), `group` (patient or None), `id`, `task`, `ask` and `answer` (None where hidden).
+`split` (the data's own word), `group` (patient or None), `id`, `task`, `ask` and `answer` (None where hidden), and
+`inverted` where the stored grey values run from white to black.
 """
 
 from histolab_sft.data.records.biomarkers import read_biomarkers
@@ -27,3 +28,5 @@ RECORDS = {
 }
 # Keys of a data set that one reader alone takes, as keywords.
 READER_KEYS = {"biomarkers": {"style"}, "flare": {"subset"}, "llava": {"image_folder"}}
+# `intensity_window` where the data set names none. PadChest stores 12 bits or so in 16; ExplainMyXray's percentiles.
+WINDOWS = {"padchest": ["1%", "99%"], "padchest_gr": ["1%", "99%"]}
