@@ -43,7 +43,7 @@ class DatasetConfig:
         image_folder (`str`, *optional*): With `format: llava`: where the pictures lie, seen from the source.
         intensity_window (`str` or `list`, *optional*): With a `format`: grey values of 16-bit pictures that become
             black and white: `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such
-            as `1%`. By default the format's own (`data.records.WINDOWS`), else `full`.
+            as `1%`. By default the format's own (`picture_config.WINDOWS`), else `full`.
         image_steps (`list`, *optional*): With a `format`: what is done to every picture of every split, in this order:
             `crop_dark_edges`, `pad_to_square`, `resize: [width, height]`, `crop: [left, top, right, bottom]`. Boxes go
             along, and answers come back in pixels of the stored picture.

@@ -4,6 +4,8 @@ import json
 import re
 
 FULL, MINMAX = "full", "minmax"
+# `intensity_window` where the data set names none. PadChest stores 12 bits or so in 16; ExplainMyXray's percentiles.
+WINDOWS = {"padchest": ["1%", "99%"], "padchest_gr": ["1%", "99%"]}
 MAX_GREY = 65535
 MAX_SIDE = 4096  # pixels; the model's own square has 896
 # Step -> how many whole numbers it takes.
@@ -51,6 +53,12 @@ def read_steps(value: object) -> list[list]:
             )
         steps.append([name, *numbers])
     return steps
+
+
+def choose_rendering(config, inverted: bool = False) -> str:
+    """Return what `open_patch` does to the pictures of a data set, which stand there as negatives if `inverted`."""
+    window = WINDOWS.get(config.format) if config.intensity_window is None else config.intensity_window
+    return format_rendering(read_window(window), inverted, read_steps(config.image_steps or []))
 
 
 def format_rendering(window: list[float | str] | None, inverted: bool, steps: list[list]) -> str:

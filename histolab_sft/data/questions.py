@@ -11,12 +11,12 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.readers import split_of
-from histolab_sft.data.records import READER_KEYS, RECORDS, WINDOWS
+from histolab_sft.data.records import READER_KEYS, RECORDS
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.metrics.boxes import Box
-from histolab_sft.picture_config import format_rendering, read_steps, read_window
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
@@ -122,9 +122,7 @@ def list_pictures(questions: pd.DataFrame) -> pd.DataFrame:
 
 def _render(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     """Say in `rendering` how each row's pictures are shown."""
-    window = read_window(WINDOWS.get(config.format) if config.intensity_window is None else config.intensity_window)
-    steps = read_steps(config.image_steps or [])
-    looks = [format_rendering(window, bool(inverted), steps) for inverted in questions["inverted"]]
+    looks = [choose_rendering(config, inverted) for inverted in questions["inverted"]]
     return questions.drop(columns="inverted").assign(rendering=looks)
 
 

@@ -129,7 +129,7 @@ def _describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], q
         "name": name,
         "anchor": f"data-{quote(name, safe='').replace('%', '_')}",
         "task": entry["task"],
-        "explained": EXPLAINED[entry["task"]],
+        "explained": EXPLAINED.get(entry["task"], ""),
         "n": entry["n"],
         "groups": entry["n_groups"],
         "protocol": entry["split_protocol"],

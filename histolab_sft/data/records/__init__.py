@@ -13,6 +13,7 @@ from histolab_sft.data.records.indiana import read_indiana
 from histolab_sft.data.records.llava import read_llava
 from histolab_sft.data.records.padchest import read_padchest
 from histolab_sft.data.records.padchest_gr import read_padchest_gr
+from histolab_sft.data.records.questions import read_questions
 from histolab_sft.data.records.yolo_seg import read_yolo_seg
 
 RECORDS = {
@@ -24,9 +25,8 @@ RECORDS = {
     "llava": read_llava,
     "padchest": read_padchest,
     "padchest_gr": read_padchest_gr,
+    "questions": read_questions,
     "yolo_seg": read_yolo_seg,
 }
 # Keys of a data set that one reader alone takes, as keywords.
 READER_KEYS = {"biomarkers": {"style"}, "flare": {"subset"}, "llava": {"image_folder"}}
-# `intensity_window` where the data set names none. PadChest stores 12 bits or so in 16; ExplainMyXray's percentiles.
-WINDOWS = {"padchest": ["1%", "99%"], "padchest_gr": ["1%", "99%"]}
