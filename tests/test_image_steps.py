@@ -114,6 +114,11 @@ def test_a_crop_outside_the_picture_is_refused(area):
         apply_steps(Image.new("L", (60, 20)), [["crop", *area]])
 
 
+def test_a_square_is_no_larger_than_a_picture_may_be():
+    with pytest.raises(ValueError, match="5001 x 5001 pixels, expected at most 25000000"):
+        apply_steps(Image.new("L", (5001, 2)), [["pad_to_square"]])
+
+
 def test_a_crop_of_padding_alone_is_refused():
     with pytest.raises(ValueError, match="not of padding alone"):
         apply_steps(Image.new("L", (60, 20)), [["pad_to_square"], ["crop", 0, 0, 60, 20]])

@@ -103,6 +103,16 @@ def test_the_intake_says_the_window_and_keeps_what_each_one_shows_apart(tmp_path
     assert fresh["pixel_sha256"].tolist() == shown and len(set(shown)) == 3
 
 
+@pytest.mark.parametrize(("window", "warned"), [("full", 2), ("minmax", 0)])
+def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, window, warned):
+    paths = [write_16_bit(tmp_path / f"{top}.png", seed=top, top=top) for top in (1023, 4095, 65535)]
+    intake = check_images([{"path": str(path), "row": -1, "rendering": look(window)} for path in paths])
+    rows = intake[["path", "row", "rendering"]].assign(label=None, dataset="ct", split="train", group=None)
+    found = [f for f in audit_patches(rows, intake)["findings"] if f["check"] == "dark_16_bit_images"]
+    assert [finding["count"] for finding in found] == [warned] * bool(warned)
+    assert all("set the data set's intensity_window" in finding["message"] for finding in found)
+
+
 def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):
     path = str(write_16_bit(tmp_path / "a.png"))
     references = [{"path": path, "row": -1, "rendering": r} for r in ("", look("full", steps=["pad_to_square"]))]

@@ -18,6 +18,8 @@ from histolab_sft.tasks.box_geometry import (
     square_padding,
 )
 
+# Well above BACH's 3.1 Mpx, well below the 89 Mpx at which Pillow begins to warn, and 100 MB once decoded.
+MAX_PIXELS = 25_000_000
 # ExplainMyXray's rule for the dark frame of an X-ray.
 DARK_SHARE = 0.05  # of the mean of the centre; what is darker is frame
 MAX_CROP = 6  # at most one part in so many goes on each side
@@ -30,7 +32,7 @@ def apply_steps(image: Image.Image, steps: list[list]) -> tuple[Image.Image, Pla
     """Take `steps`, as `picture_config.read_steps` gives them, one after the other.
 
     Raises:
-        ValueError: A crop isn't inside the picture, or nothing of the original is in it.
+        ValueError: A crop isn't inside the picture, or nothing of the original is in it, or a square is too large.
     """
     placement = place_whole(image.size)
     for name, *numbers in steps:
@@ -63,8 +65,16 @@ def crop_dark_edges(image: Image.Image, placement: Placement) -> tuple[Image.Ima
 
 
 def pad_to_square(image: Image.Image, placement: Placement) -> tuple[Image.Image, Placement]:
-    """Return the picture centred in a black square with its longer side (`box_geometry.square_padding`)."""
+    """Return the picture centred in a black square with its longer side (`box_geometry.square_padding`).
+
+    Raises:
+        ValueError: The square would have more pixels than a picture may.
+    """
     left, top, side = square_padding(image.size)
+    if side * side > MAX_PIXELS:
+        raise ValueError(
+            f"a square of {side} x {side} pixels, expected at most {MAX_PIXELS} in all; crop or resize before padding"
+        )
     square = Image.new(image.mode, (side, side))
     square.paste(image, (left, top))
     return square, placement._replace(size=(side, side), drawn=shift_box(Box(*placement.drawn), left, top)[:4])

@@ -11,14 +11,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from histolab_sft.data import dicom
 from histolab_sft.data.containers import ImageRefused, name_patch, read_patch
-from histolab_sft.data.image_steps import apply_steps
+from histolab_sft.data.image_steps import MAX_PIXELS, apply_steps
 
 # The formats in which patches are published. Not JPEG 2000 (its decoder needs four bytes a channel value, which breaks
 # the memory limit below), not GIF (256 colours), not EPS (Pillow hands it to Ghostscript), not icons or documents.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
-# Well above BACH's 3.1 Mpx, well below the 89 Mpx at which Pillow begins to warn, and 100 MB once decoded.
-MAX_PIXELS = 25_000_000
+UNWINDOWED = "16-bit grey scaled to 8-bit RGB"
 # What Pillow's decoders raise on damaged files.
 DECODING_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
@@ -135,7 +134,7 @@ def _convert_mode(
             raise ImageRefused(name, "32-bit grey, expected values from 0 to 65535; save it as 8-bit RGB")
         if window is None:
             image = Image.fromarray(scale_16_bit(values))
-            conversions.append("16-bit grey scaled to 8-bit RGB")
+            conversions.append(UNWINDOWED)
         else:
             image = Image.fromarray(apply_window(values, window))
             # Not the picture's own values: reports count equal words.
@@ -160,11 +159,17 @@ def scale_16_bit(values: np.ndarray) -> np.ndarray:
 
 
 def apply_window(values: np.ndarray, window: list[float | str]) -> np.ndarray:
-    """Map grey values, any shape, to uint8: the lower bound and less becomes 0, the upper and more 255, rounded.
+    """Map integers of 0 to 65535, any shape, to uint8: the lower bound and less becomes 0, the upper and more 255.
 
     Args:
-        window: Two bounds, each a stored value or a percentile of `values` such as `1%`.
+        window: Two bounds, each a stored value or a percentile of `values` such as `1%`, which is the least of them
+            that so many pixels don't exceed.
     """
-    low, high = (np.percentile(values, float(bound[:-1])) if isinstance(bound, str) else bound for bound in window)
-    spread = (values.astype(np.float32) - low) * (255.0 / max(high - low, 1))
-    return np.rint(spread.clip(0, 255)).astype(np.uint8)
+    # Of the few values that there can be, not of millions of pixels: both are sums and look-ups then.
+    seen = np.cumsum(np.bincount(values.ravel(), minlength=2**16))
+    low, high = (
+        np.searchsorted(seen, max(float(bound[:-1]) / 100 * seen[-1], 1)) if isinstance(bound, str) else bound
+        for bound in window
+    )
+    shades = (np.arange(2**16, dtype=np.float32) - low) * (255.0 / max(high - low, 1))
+    return np.rint(shades.clip(0, 255)).astype(np.uint8)[values]
