@@ -15,7 +15,8 @@ from histolab_sft.data.images import hash_pixels, open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.patches import load_audited_patches, load_patches
 from histolab_sft.data.questions import list_questions
-from histolab_sft.picture_config import format_rendering, read_steps, read_window
+from histolab_sft.demo.batch import open_upload
+from histolab_sft.picture_config import choose_rendering, format_rendering, read_steps, read_window
 from histolab_sft.tasks import boxes
 
 
@@ -145,6 +146,16 @@ def test_training_and_scoring_read_what_the_intake_has_seen(tmp_path, steps):
     findings = json.loads((tmp_path / "out" / "audit.json").read_text())["findings"]
     said = next(finding["message"] for finding in findings if finding["check"] == "converted_images")
     assert "16-bit grey, window 1%-99%" in said and "MONOCHROME1 inverted" in said
+
+
+def test_an_upload_looks_as_in_training(tmp_path):
+    given = arguments(write_framed_studies(tmp_path), "padchest_gr", image_steps=STEPS)
+    [row] = load_patches(given)["train"]
+    stored = tmp_path / "Padchest_GR_files" / "PadChest_GR" / "a.png"
+    image, conversions = open_upload(stored, choose_rendering(given.datasets[0]))
+    assert image.tobytes() == row["images"][0].tobytes() and conversions == ["16-bit grey, window 1%-99%"]
+    # All that boxes need to come back to the upload's own pixels.
+    assert json.loads(json.dumps(image.info["placement"])) == json.loads(row["ask"])["placement"]
 
 
 def write_framed_studies(folder):
