@@ -62,7 +62,8 @@ def write_flare(folder, datasets):
             names = [f"images{words}/{entry['name']}_{i:05d}.png" for i in range(first, first + count)]
             rows = [record(spelling, name, question, answers[i % 2]) for i, name in enumerate(names)]
             if entry["subset"] == "neojaundice":
-                rows[0]["ImageName"] = names[:1] + [names[0].replace(".png", "-2.png")]
+                for row, name in zip(rows[::2], names[::2], strict=True):
+                    row["ImageName"] = [name, name.replace(".png", "-2.png")]
             for name in {name for row in rows for name in np.atleast_1d(row["ImageName"]).tolist()}:
                 write_noise(home / name)
             (home / f"{entry['name']}_questions.json").write_text(json.dumps(rows))

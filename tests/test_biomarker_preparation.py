@@ -23,6 +23,7 @@ from histolab_sft.data.biomarkers.preparation import Preparation, find_stain_tar
 from histolab_sft.data.biomarkers.reinhard import fit_target, measure_moments, pool_moments
 from histolab_sft.data.biomarkers.slides import Cutting
 from histolab_sft.data.records.biomarkers import read_biomarkers
+from histolab_sft.data.records.rows import COLUMNS
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.tasks.biomarkers import FIELDS, format_target, parse
 
@@ -67,7 +68,7 @@ def prepared(inputs, tmp_path_factory):
 def test_the_manifest_becomes_a_row_for_each_patient(prepared):
     folder, summary = prepared
     rows = read_biomarkers(folder, CONFIG)
-    assert rows.columns.tolist() == ["images", "split", "group", "id", "task", "ask", "answer"]
+    assert rows.columns.tolist() == COLUMNS
     # All patches of one patient were cut at 0.25 µm/px.
     assert rows["group"].tolist() == sorted(set(PATIENTS) - {AT_40X})
     assert rows["id"].is_unique and rows["split"].value_counts().to_dict() == summary["patients"]

@@ -20,6 +20,7 @@ from PIL import Image
 from histolab_sft.data import containers
 from histolab_sft.data.containers import ImageRefused, index_tar, read_patch
 from histolab_sft.data.images import decode_image, open_patch
+from histolab_sft.tasks.box_geometry import place_whole
 
 
 def make_tissue(seed: int = 0, width: int = 40, height: int = 32) -> Image.Image:
@@ -126,7 +127,7 @@ def test_other_modes_become_rgb_and_are_named(mode, kind, conversion):
     image, conversions = decode_image(encode(flat.convert(mode), kind), "x")
     assert image.mode == "RGB" and conversions == [conversion]
     assert np.asarray(image).min() >= 254
-    assert image.info == {"source_mode": mode, "source_format": kind}
+    assert image.info == {"source_mode": mode, "source_format": kind, "placement": place_whole((16, 16))}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -300,7 +301,7 @@ def test_a_colour_dicom_keeps_its_pixels():
     pixels = np.asarray(make_tissue())
     image, conversions = decode_image(make_dicom(pixels, "RGB"), "x")
     assert (np.asarray(image) == pixels).all() and conversions == ["DICOM: 8-bit RGB"]
-    assert image.info == {"source_mode": "RGB", "source_format": "DICOM"}
+    assert (image.info["source_mode"], image.info["source_format"]) == ("RGB", "DICOM")
 
 
 def test_a_grey_dicom_is_rescaled_and_windowed():

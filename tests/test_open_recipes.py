@@ -48,12 +48,17 @@ def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monke
     out = tmp_path / "out"
     flags = ["--config", path, "--model_name_or_path", "embedded", "--data_dir", home, "--output_dir", out]
     flags += ["--datasets", json.dumps(short), *CPU, *SMALL]
+    steps = {"max_steps": 2, "num_train_epochs": None}
+    phases = [phase | steps for phase in read_recipe(path).get("phases", [])]
+    flags += ["--phases", json.dumps(phases)] if phases else []
 
     assert run("preflight", flags, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "Ready to train." in said and all(f"\n{entry['name']}: " in said for entry in datasets)
 
     assert run("sft", flags, monkeypatch) == 0
+    ran = json.loads((out / "run.json").read_text()).get("phases", {})
+    assert {name: entry["steps"] for name, entry in ran.items()} == {phase["name"]: 2 for phase in phases}
     assert run("evaluate", flags, monkeypatch) == 0
     table = capsys.readouterr().out
     results = json.loads((out / "evaluation/results.json").read_text())

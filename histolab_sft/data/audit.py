@@ -17,6 +17,7 @@ from histolab_sft.data.containers import name_patch
 from histolab_sft.dataset_config import SPLITS
 
 ROW_COLUMNS = ("path", "row", "label", "dataset", "split", "group")
+PICTURE = ["path", "row", "rendering"]
 
 
 def audit_patches(
@@ -26,7 +27,7 @@ def audit_patches(
 
     Args:
         rows: One row a patch: `path`, `row`, `label` (class name; null for tasks without classes), `dataset`, `split`
-            (train, validation or test), `group` (slide or patient; null if unknown).
+            (train, validation or test), `group` (slide or patient; null if unknown); `rendering` where there is one.
         intake: What `check_images` says of the same patches, in any order.
         class_names: The classes that each data set should have, to notice those without any patch.
 
@@ -110,11 +111,16 @@ def _join(rows: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(rows["split"]) - set(SPLITS)) if "split" in rows.columns else []
     if missing or unknown:
         raise ValueError(f"rows lack {missing} and have splits {unknown}; expected {ROW_COLUMNS} and {SPLITS}")
-    intake = intake.drop_duplicates(["path", "row"])
-    table = rows[list(ROW_COLUMNS)].merge(intake, on=["path", "row"], how="left")
+    rows, intake = (
+        table.reindex(columns=[*dict.fromkeys((*columns, *PICTURE))], fill_value="")
+        for table, columns in ((rows, ROW_COLUMNS), (intake, intake.columns))
+    )
+    table = rows.merge(intake.drop_duplicates(PICTURE), on=PICTURE, how="left")
     if table["verdict"].isna().any():
         gone = table.loc[table["verdict"].isna(), "path"]
         raise ValueError(f"{len(gone)} patches such as {gone.iloc[0]} aren't in the intake table; check them first")
+    # Two data sets may show one file in different ways; it is the same picture all the same.
+    table["pixel_sha256"] = table.groupby("file_sha256")["pixel_sha256"].transform("first")
     table["size"] = table["width"].astype("string").str.cat(table["height"].astype("string"), sep=" x ")
     table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]
     return table

@@ -10,21 +10,26 @@ import pandas as pd
 from scipy.stats import chi2_contingency
 
 from histolab_sft.data.duplicates import THUMBNAIL_SIDE, find_near_duplicates
+from histolab_sft.data.images import UNWINDOWED
 
 MAX_EXAMPLES = 50
 MIN_SIDE = 16  # pixels
 NEARLY_ALL = 0.98  # share of background
+NEARLY_BLACK = 256 // 16  # of 8 bits: what 12 bits of 16 come to
 IMBALANCE = 5  # largest class to smallest: beyond it, plain accuracy says little
 ASSOCIATION = 0.3  # Cramer's V of a technical property with label or split
 NO_CLASS = "(no class)"
 
 
 def check_verdicts(table: pd.DataFrame) -> list[dict]:
-    """Pictures that are refused, converted, tiny or empty."""
+    """Pictures that are refused, converted, nearly black for want of a window, tiny or empty."""
     refused = table[table["verdict"] == "refused"]
     converted = table[table["verdict"] == "converted"]
     tiny = table[(table["width"] < MIN_SIDE) | (table["height"] < MIN_SIDE)]
     empty = table[table["background_fraction"] >= NEARLY_ALL]
+    shown = zip(converted["conversions"], converted["thumbnail"], strict=True)
+    black = [UNWINDOWED in words and max(thumbnail) < NEARLY_BLACK for words, thumbnail in shown]
+    dark = converted[np.array(black, dtype=bool)]
     reasons = _list_counts(refused["reason"])
     steps = _list_counts(converted["conversions"])
     where = _list_counts(empty["dataset"] + " " + empty["label"].fillna(NO_CLASS))
@@ -32,6 +37,12 @@ def check_verdicts(table: pd.DataFrame) -> list[dict]:
         # A refusal, as training without them would change the data set, and the classes' shares, in silence.
         *_find("refused_images", "refusal", f"pictures can't be used ({reasons}); mend or remove them", refused),
         *_find("converted_images", "warning", f"pictures aren't stored as 8-bit RGB ({steps})", converted),
+        *_find(
+            *("dark_16_bit_images", "warning"),
+            "16-bit pictures use a sixteenth of their range and come out nearly black; set the data set's "
+            "intensity_window, or scale them",
+            dark,
+        ),
         *_find("tiny_images", "warning", f"pictures have a side under {MIN_SIDE} pixels; are they patches?", tiny),
         # No refusal: background is a class of its own in some data sets, and fat is nearly white.
         *_find("background", "warning", f"pictures are at least {NEARLY_ALL:.0%} white or black ({where})", empty),

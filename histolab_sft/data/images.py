@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import struct
 import zlib
 
@@ -10,13 +11,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from histolab_sft.data import dicom
 from histolab_sft.data.containers import ImageRefused, name_patch, read_patch
+from histolab_sft.data.image_steps import MAX_PIXELS, apply_steps
 
 # The formats in which patches are published. Not JPEG 2000 (its decoder needs four bytes a channel value, which breaks
 # the memory limit below), not GIF (256 colours), not EPS (Pillow hands it to Ghostscript), not icons or documents.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
-# Well above BACH's 3.1 Mpx, well below the 89 Mpx at which Pillow begins to warn, and 100 MB once decoded.
-MAX_PIXELS = 25_000_000
+UNWINDOWED = "16-bit grey scaled to 8-bit RGB"
 # What Pillow's decoders raise on damaged files.
 DECODING_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
@@ -24,13 +25,15 @@ DECODING_ERRORS = (
 )
 
 
-def open_patch(path: str, row: int = -1, image_column: str = "image") -> Image.Image:
+def open_patch(path: str, row: int = -1, image_column: str = "image", rendering: str = "") -> Image.Image:
     """Return a patch as an 8-bit RGB picture, upright, on a white ground; `info` has its `source_mode` and format.
+
+    `rendering` is what else the data set does to its pictures, from `picture_config.format_rendering`.
 
     Raises:
         ImageRefused: The file, the row or the picture in it can't be used; the message says why.
     """
-    image, _ = decode_image(read_patch(path, row, image_column), name_patch(path, row))
+    image, _ = decode_image(read_patch(path, row, image_column), name_patch(path, row), rendering=rendering)
     return image
 
 
@@ -39,24 +42,31 @@ def hash_pixels(image: Image.Image) -> str:
     return hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest()
 
 
-def decode_image(data: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
+def decode_image(
+    data: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS, rendering: str = ""
+) -> tuple[Image.Image, list[str]]:
     """Decode a picture to 8-bit RGB and say what had to be converted for it.
 
-    16-bit values are scaled (65535 becomes 255), never clipped; transparency is laid on white, the ground of a slide;
-    EXIF rotation is carried out; colour profiles are not applied, as no published patch set was trained with them.
-    A file with several frames is refused: nothing tells a pyramid level from a focus plane or another patch.
+    16-bit values are scaled (65535 becomes 255), never clipped unless the data set has an `intensity_window`;
+    transparency is laid on white, the ground of a slide; EXIF rotation is carried out; colour profiles are not
+    applied, as no published patch set was trained with them. A file with several frames is refused: nothing tells a
+    pyramid level from a focus plane or another patch. A DICOM file says itself what its window is and whether it is
+    inverted. The data set's own steps come last.
 
     Args:
         data: The bytes of an image file, or pixels (H, W, 3) uint8.
         name: What an error calls the picture.
         max_pixels: Largest width times height, checked in the header before anything is decoded.
+        rendering: As in `open_patch`.
 
     Returns:
-        The picture, its `info` reduced to `source_mode` and `source_format`, and the conversions in words.
+        The picture, its `info` reduced to `source_mode`, `source_format` and `placement` (where the stored picture is
+        in it, `box_geometry.Placement`), and the conversions in words.
 
     Raises:
         ImageRefused: The bytes are no picture of an allowed format, or are damaged, too large or ambiguous.
     """
+    look = json.loads(rendering) if rendering else {}
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
             raise ImageRefused(name, f"pixels {data.dtype} {data.shape}, expected uint8 (H, W, 3); store them so")
@@ -65,12 +75,21 @@ def decode_image(data: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXE
         image, conversions, mode = dicom.decode_dicom(data, name, max_pixels)
         kind = "DICOM"
     else:
-        image, conversions, mode, kind = _decode_file(data, name, max_pixels)
-    image.info = {"source_mode": mode, "source_format": kind}
+        image, conversions, mode, kind = _decode_file(data, name, max_pixels, look.get("window"))
+        if look.get("inverted"):
+            image = ImageOps.invert(image)
+            conversions.append("MONOCHROME1 inverted")
+    try:
+        image, placement = apply_steps(image, look.get("steps", []))
+    except ValueError as error:
+        raise ImageRefused(name, f"image_steps: {error}") from error
+    image.info = {"source_mode": mode, "source_format": kind, "placement": placement}
     return image, conversions
 
 
-def _decode_file(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, list[str], str, str]:
+def _decode_file(
+    data: bytes, name: str, max_pixels: int, window: list | None
+) -> tuple[Image.Image, list[str], str, str]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         mode, kind = image.mode, image.format
@@ -99,20 +118,27 @@ def _decode_file(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, 
     except DECODING_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
         raise ImageRefused(name, f"{reason}; expected a complete picture; copy or download it again") from error
-    image, conversions = _convert_mode(upright, name, deep_colour)
+    image, conversions = _convert_mode(upright, name, deep_colour, window)
     if orientation not in (None, 1):
         conversions.append("turned upright by EXIF")
     return image, conversions, mode, kind
 
 
-def _convert_mode(image: Image.Image, name: str, deep_colour: bool) -> tuple[Image.Image, list[str]]:
+def _convert_mode(
+    image: Image.Image, name: str, deep_colour: bool, window: list | None
+) -> tuple[Image.Image, list[str]]:
     mode, conversions = image.mode, []
     if mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ImageRefused(name, "32-bit grey, expected values from 0 to 65535; save it as 8-bit RGB")
-        image = Image.fromarray(scale_16_bit(values))
-        conversions.append("16-bit grey scaled to 8-bit RGB")
+        if window is None:
+            image = Image.fromarray(scale_16_bit(values))
+            conversions.append(UNWINDOWED)
+        else:
+            image = Image.fromarray(apply_window(values, window))
+            # Not the picture's own values: reports count equal words.
+            conversions.append(f"16-bit grey, window {window[0]}-{window[1]}")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -130,3 +156,20 @@ def _convert_mode(image: Image.Image, name: str, deep_colour: bool) -> tuple[Ima
 def scale_16_bit(values: np.ndarray) -> np.ndarray:
     """Map integers of 0 to 65535, any shape, to uint8 so that 65535 becomes 255, rounding to the nearest."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def apply_window(values: np.ndarray, window: list[float | str]) -> np.ndarray:
+    """Map integers of 0 to 65535, any shape, to uint8: the lower bound and less becomes 0, the upper and more 255.
+
+    Args:
+        window: Two bounds, each a stored value or a percentile of `values` such as `1%`, which is the least of them
+            that so many pixels don't exceed.
+    """
+    # Of the few values that there can be, not of millions of pixels: both are sums and look-ups then.
+    seen = np.cumsum(np.bincount(values.ravel(), minlength=2**16))
+    low, high = (
+        np.searchsorted(seen, max(float(bound[:-1]) / 100 * seen[-1], 1)) if isinstance(bound, str) else bound
+        for bound in window
+    )
+    shades = (np.arange(2**16, dtype=np.float32) - low) * (255.0 / max(high - low, 1))
+    return np.rint(shades.clip(0, 255)).astype(np.uint8)[values]

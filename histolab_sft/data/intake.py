@@ -5,6 +5,7 @@ of the splits needs, and is remembered by path, size and time of change.
 """
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -28,16 +29,17 @@ logger = logging.getLogger(__name__)
 
 CACHE_NAME = "intake.parquet"
 # Part of the cache's name: raise it whenever decoding, hashing or measuring changes.
-INTAKE_VERSION = 1
+INTAKE_VERSION = 2
 # Processes, as most of the time on a small patch is spent in Python, where threads gain nothing; but they take a
 # second or two to start, in which one process checks thousands of patches.
 PATCHES_WORTH_PROCESSES = 4000
 CHUNK = 256
+KEYS = ("path", "row", "column", "rendering")
 WHITE, BLACK = 220, 20
 COLUMNS = {
     **{"verdict": str, "reason": str, "conversions": str, "width": "Int64", "height": "Int64", "mode": object},
     **{"format": object, "file_bytes": "Int64", "file_sha256": object, "pixel_sha256": object, "thumbnail": object},
-    **{"contrast": float, "background_fraction": float},
+    **{"contrast": float, "background_fraction": float, "placement": object},
 }
 
 
@@ -50,20 +52,24 @@ def check_images(
     """Decode each patch and return one row per reference, in the same order.
 
     Args:
-        references: `{"path": str, "row": int}` each, with `column` where it isn't `image_column`.
+        references: `{"path": str, "row": int}` each, with `column` where it isn't `image_column`, and `rendering`
+            where the data set has one (`open_patch`).
         image_column: The column of parquet files that holds the pictures.
         cache_folder: Where to keep the results for the next run. Refusals are not kept: their cause may be mended
             without the file changing.
         workers: Processes; by default one per available core.
 
     Returns:
-        `path`, `row`; `verdict` (ok, converted, refused), `reason` of a refusal, `conversions` in words; `width` and
-        `height` in pixels, `mode` and `format` as stored; `file_bytes` and `file_sha256` of the encoded picture;
-        `pixel_sha256` of the decoded RGB picture with its size; `thumbnail` (16 x 16 grey bytes, row by row);
-        `contrast` (standard deviation of the grey values, 0 to 127.5) and `background_fraction` (0 to 1).
+        `path`, `row`, `rendering`; `verdict` (ok, converted, refused), `reason` of a refusal, `conversions` in words;
+        `width` and `height` in pixels, `mode` and `format` as stored; `file_bytes` and `file_sha256` of the encoded
+        picture; `pixel_sha256` of the decoded RGB picture with its size; `thumbnail` (16 x 16 grey bytes, row by row);
+        `contrast` (standard deviation of the grey values, 0 to 127.5) and `background_fraction` (0 to 1);
+        `placement` (`box_geometry.Placement` of the stored picture as JSON text).
     """
-    keys = [(ref["path"], int(ref["row"]), ref.get("column", image_column)) for ref in references]
-    stamps = {path: _stamp(path) for path in dict.fromkeys(path for path, _, _ in keys)}
+    keys = [
+        (ref["path"], int(ref["row"]), ref.get("column", image_column), ref.get("rendering", "")) for ref in references
+    ]
+    stamps = {path: _stamp(path) for path in dict.fromkeys(path for path, *_ in keys)}
     cache_path = None if cache_folder is None else Path(cache_folder, CACHE_NAME)
     cache = {} if cache_path is None else _load_cache(cache_path)
     described = {key: cache[key] for key in keys if key in cache and cache[key]["stamp"] == stamps[key[0]]}
@@ -86,16 +92,17 @@ def check_images(
     logger.info("images: %s; %d from the cache", verdicts.to_dict(), len(set(keys)) - len(pending))
     # Names that aren't UTF-8 are refused, but still have to be named: pandas' own text type can't hold them.
     table = pd.DataFrame({"path": pd.Series([key[0] for key in keys], dtype=object), "row": [key[1] for key in keys]})
+    table["rendering"] = pd.Series([key[3] for key in keys], dtype=object)
     for column, kind in COLUMNS.items():
         table[column] = pd.Series([described[key].get(column) for key in keys], dtype=kind)
     return table
 
 
-def describe_patch(path: str, row: int = -1, image_column: str = "image") -> dict:
+def describe_patch(path: str, row: int = -1, image_column: str = "image", rendering: str = "") -> dict:
     """Return what `check_images` says of one patch; of a refused one only the verdict and the reason."""
     try:
         data = read_patch(path, row, image_column)
-        image, conversions = decode_image(data, name_patch(path, row))
+        image, conversions = decode_image(data, name_patch(path, row), rendering=rendering)
     except ImageRefused as error:
         return {"verdict": "refused", "reason": error.reason, "conversions": ""}
     grey = image.convert("L")
@@ -114,6 +121,7 @@ def describe_patch(path: str, row: int = -1, image_column: str = "image") -> dic
         "thumbnail": grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes(),
         "contrast": float(np.asarray(grey).std()),
         "background_fraction": compute_background_fraction(np.asarray(image)),
+        "placement": json.dumps(image.info["placement"]),
     }
 
 
@@ -125,7 +133,7 @@ def compute_background_fraction(pixels: np.ndarray) -> float:
     return np.count_nonzero(glass | padding) / glass.size
 
 
-def _describe_patches(keys: list[tuple[str, int, str]]) -> list[dict]:
+def _describe_patches(keys: list[tuple[str, int, str, str]]) -> list[dict]:
     return [describe_patch(*key) for key in keys]
 
 
@@ -140,7 +148,7 @@ def _stamp(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _load_cache(path: Path) -> dict[tuple[str, int, str], dict]:
+def _load_cache(path: Path) -> dict[tuple[str, int, str, str], dict]:
     if not path.exists():
         return {}
     try:
@@ -151,12 +159,12 @@ def _load_cache(path: Path) -> dict[tuple[str, int, str], dict]:
     if (table.schema.metadata or {}).get(b"intake_version") != str(INTAKE_VERSION).encode():
         logger.info("the image cache %s is of another version: every patch is checked again", path)
         return {}
-    return {(entry.pop("path"), entry.pop("row"), entry.pop("column")): entry for entry in table.to_pylist()}
+    return {tuple(entry.pop(name) for name in KEYS): entry for entry in table.to_pylist()}
 
 
-def _save_cache(path: Path, entries: Mapping[tuple[str, int, str], dict]) -> None:
+def _save_cache(path: Path, entries: Mapping[tuple[str, int, str, str], dict]) -> None:
     rows = [
-        {"path": key[0], "row": key[1], "column": key[2], **entry}
+        {**dict(zip(KEYS, key, strict=True)), **entry}
         for key, entry in entries.items()
         if entry["verdict"] != "refused"
     ]

@@ -40,7 +40,7 @@ def describe_row(rows: Dataset, dataset: str, processor: ProcessorMixin, max_len
     index = rows.with_format(None)["dataset"].index(dataset)
     row, place = rows[index], rows.with_format(None)[index]
     if "images" in row:
-        where, pictures = ", ".join(place["images"]), row["images"]
+        where, pictures = ", ".join(image["path"] for image in place["images"]), row["images"]
     else:
         place = place["image"]
         where = place["path"] + (f" row {place['row']}" if place["row"] >= 0 else "")

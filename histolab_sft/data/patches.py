@@ -69,7 +69,7 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
     """
     patches = list_patches(histo_args)
     pictures = list_pictures(patches) if "images" in patches else patches
-    references = pictures[["path", "row", "column"]].to_dict("records")
+    references = pictures.reindex(columns=["path", "row", "column", "rendering"], fill_value="").to_dict("records")
     intake = check_images(references, cache_folder=cache_folder() / "intake")
     hashes = intake["pixel_sha256"].set_axis(pictures.index)
     patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes

@@ -9,20 +9,27 @@ from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import open_patch
+from histolab_sft.data.intake import check_images
 from histolab_sft.data.readers import split_of
 from histolab_sft.data.records import READER_KEYS, RECORDS
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
+from histolab_sft.folders import cache_folder
+from histolab_sft.metrics.boxes import Box
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.box_geometry import move_boxes
+from histolab_sft.tasks.boxes import place
 
 logger = logging.getLogger(__name__)
 
 
 def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
-    """Return one row a question of a data set: `images, split, group, id, task, ask, answer, dataset, protocol`.
+    """Return one row a question of a data set.
 
-    `images` are paths, `ask` what the task needs to word the question, `answer` the truth in the task's own form, None
-    where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left out, and counted.
+    It has `images, rendering, split, group, id, task, ask, answer, dataset, protocol`: `images` are paths, `rendering`
+    is what `open_patch` does to them, `ask` what the task needs to word the question, `answer` the truth in the task's
+    own form, None where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left out and counted.
 
     Raises:
         FileNotFoundError: The source, or a picture, isn't there.
@@ -53,6 +60,7 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
         questions["split"] = ""
     test_given = bool((questions["split"] == "test").any())
     questions = _cap(_split(questions, config, histo_args), config, histo_args, test_given)
+    questions = _place_boxes(_render(questions, config), config)
     hidden = questions["answer"].isna() & (questions["split"] != "test")
     if hidden.any():
         raise ValueError(
@@ -89,7 +97,9 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
         except ValueError as error:
             raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
         completions.append(None if hidden else [{"role": "assistant", "content": target}])
-    rows = questions.assign(
+    places = zip(questions["images"], questions["rendering"], strict=True)
+    rows = questions.drop(columns="rendering").assign(
+        images=[[{"path": path, "rendering": rendering} for path in paths] for paths, rendering in places],
         prompt=prompts,
         completion=completions,
         ask=[json.dumps(ask, ensure_ascii=False) for ask in questions["ask"]],
@@ -104,9 +114,47 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
 
 def list_pictures(questions: pd.DataFrame) -> pd.DataFrame:
     """Return one row a picture, under the index of its question, with the columns that intake and audit read."""
-    pictures = questions[["images", "dataset", "split", "group"]].explode("images").rename(columns={"images": "path"})
+    columns = ["images", "rendering", "dataset", "split", "group"]
+    pictures = questions[columns].explode("images").rename(columns={"images": "path"})
     # A picture may have several questions with answers of their own: it is of no class.
     return pictures.assign(row=-1, column="image", label=None)
+
+
+def _render(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
+    """Say in `rendering` how each row's pictures are shown."""
+    looks = [choose_rendering(config, inverted) for inverted in questions["inverted"]]
+    return questions.drop(columns="inverted").assign(rendering=looks)
+
+
+def _place_boxes(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
+    """Tell boxes where their picture is once the data set's steps were taken.
+
+    A row outside of test of which a step cuts away a whole box is left out, as its answer would say less than is true.
+    """
+    if not config.image_steps or not (questions["task"] == "boxes").all():
+        return questions
+    references = [
+        {"path": paths[0], "row": -1, "rendering": rendering}
+        for paths, rendering in zip(questions["images"], questions["rendering"], strict=True)
+    ]
+    placements = check_images(references, cache_folder=cache_folder() / "intake")["placement"]
+    asks = [
+        # Of a refused picture nothing is known; whether that stops the run is for the audit to say.
+        ask if placement is None else ask | {"placement": json.loads(placement)}
+        for ask, placement in zip(questions["ask"], placements, strict=True)
+    ]
+    lost = [
+        len(answer or []) - len(move_boxes([Box(*box) for box in answer or []], place(ask)))
+        for ask, answer in zip(asks, questions["answer"], strict=True)
+    ]
+    questions = questions.assign(ask=asks)
+    gone = (pd.Series(lost, index=questions.index) > 0) & (questions["split"] != "test")
+    if sum(lost):
+        logger.warning(
+            "data set %r: image_steps cut away %d boxes; %d rows outside of test are left out for it",
+            *(config.name, sum(lost), gone.sum()),
+        )
+    return questions[~gone].reset_index(drop=True)
 
 
 def _choose_task(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
@@ -161,7 +209,7 @@ def _cap(questions: pd.DataFrame, config: DatasetConfig, histo_args: HistoArgume
 
 
 def _open_images(batch: dict) -> dict:
-    """Turn the paths of the rows that are being read into pictures."""
+    """Turn the references of the rows that are being read into pictures."""
     if "images" in batch:
-        batch["images"] = [[open_patch(path) for path in paths] for paths in batch["images"]]
+        batch["images"] = [[open_patch(**image) for image in images] for images in batch["images"]]
     return batch

@@ -80,13 +80,16 @@ def list_uploads(paths: Sequence[Path], folder: Path) -> list[Upload]:
     return uploads
 
 
-def open_upload(path: Path) -> tuple[Image.Image, list[str]]:
+def open_upload(path: Path, rendering: str = "") -> tuple[Image.Image, list[str]]:
     """Return an uploaded picture as 8-bit RGB, and the conversions in words.
+
+    `rendering` is that of the data set (`picture_config.choose_rendering`), so that a picture looks as in training; a
+    picture that has been rendered already takes none.
 
     Raises:
         ImageRefused: It is no picture that can be used; `reason` says why, and names no path.
     """
-    return decode_image(read_patch(str(path)), "the picture")
+    return decode_image(read_patch(str(path)), "the picture", rendering=rendering)
 
 
 def format_csv(table: pd.DataFrame) -> str:

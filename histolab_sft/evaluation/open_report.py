@@ -15,6 +15,9 @@ from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
 from histolab_sft.evaluation.open_tables import name_score
 from histolab_sft.evaluation.report import render_page
 from histolab_sft.evaluation.report_tables import flatten, format_score
+from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks.box_geometry import move_boxes
+from histolab_sft.tasks.boxes import place
 
 EXAMPLES = 8
 RATES = ("unparsed_rate", "truncated_rate", "repaired_rate")
@@ -95,8 +98,10 @@ def list_examples(tables: dict[str, pd.DataFrame], questions: Dataset) -> list[d
         pictures = question["images"]
         if task == "boxes":
             boxes = {"truth": truth} | answers
-            size = tuple(json.loads(tables["baseline"]["ask"].iloc[row])["size"])
-            pictures = [draw_boxes(pictures[0], size, {name: drawn or [] for name, drawn in boxes.items()})]
+            # Those of the stored picture, on the one that the model saw.
+            placement = place(json.loads(tables["baseline"]["ask"].iloc[row]))
+            moved = {name: move_boxes([Box(*box) for box in drawn or []], placement) for name, drawn in boxes.items()}
+            pictures = [draw_boxes(pictures[0], placement.size, moved)]
         examples.append(
             {
                 "id": hash_id(question["id"]),
@@ -124,7 +129,7 @@ def _describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], q
         "name": name,
         "anchor": f"data-{quote(name, safe='').replace('%', '_')}",
         "task": entry["task"],
-        "explained": EXPLAINED[entry["task"]],
+        "explained": EXPLAINED.get(entry["task"], ""),
         "n": entry["n"],
         "groups": entry["n_groups"],
         "protocol": entry["split_protocol"],

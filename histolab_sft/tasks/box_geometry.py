@@ -1,8 +1,39 @@
 """Move boxes along with the picture they belong to. Boxes are original-pixel xyxy, sizes (width, height)."""
 
+from typing import NamedTuple
+
 from histolab_sft.metrics.boxes import Box
 
 Size = tuple[int, int]
+Area = tuple[float, float, float, float]
+
+
+class Placement(NamedTuple):
+    """Where a picture is in the one made of it: its part `seen` fills `drawn`, an area of the new one of `size`.
+
+    Both areas are left, top, right and bottom in pixels, of the one and of the other.
+    """
+
+    size: Size
+    seen: Area
+    drawn: Area
+
+
+def place_whole(size: Size) -> Placement:
+    """Return where a picture of `size` is in itself."""
+    return Placement(size, (0, 0, *size), (0, 0, *size))
+
+
+def move_boxes(boxes: list[Box], placement: Placement) -> list[Box]:
+    """Return the parts of `boxes` that are seen, in pixels of the new picture."""
+    seen, drawn = placement.seen, placement.drawn
+    sizes = [(right - left, bottom - top) for left, top, right, bottom in (seen, drawn)]
+    return pad_boxes(resize_boxes(crop_boxes(boxes, seen), *sizes), *drawn[:2])
+
+
+def restore_boxes(boxes: list[Box], placement: Placement) -> list[Box]:
+    """Return boxes of the new picture in pixels of the original: what `move_boxes` undoes, but for what it cut off."""
+    return move_boxes(boxes, placement._replace(seen=placement.drawn, drawn=placement.seen))
 
 
 def clip_boxes(boxes: list[Box], size: Size) -> list[Box]:

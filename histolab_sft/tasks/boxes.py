@@ -13,7 +13,7 @@ from histolab_sft.metrics.measures import boxes_measure
 from histolab_sft.metrics.weighted import Measure
 from histolab_sft.tasks import box_codecs
 from histolab_sft.tasks.box_codecs import DecodedBoxes
-from histolab_sft.tasks.box_geometry import Size
+from histolab_sft.tasks.box_geometry import Placement, Size, move_boxes, place_whole, restore_boxes
 
 CODECS = {
     "box_2d": (box_codecs.encode_box_2d, box_codecs.decode_box_2d),
@@ -109,18 +109,29 @@ def parse(text: str, size: Size, codec: str = "box_2d") -> DecodedBoxes | None:
 
 def format_question(ask: Mapping, config: DatasetConfig) -> str:
     """Return the prompt of a record, in the data set's codec."""
-    return format_prompt(ask["question"], _codec(config), tuple(ask["size"]), config.instruction)
+    return format_prompt(ask["question"], _codec(config), place(ask).size, config.instruction)
 
 
 def format_answer(ask: Mapping, answer: list, config: DatasetConfig) -> str:
     """Return the target of a record: boxes `[x1, y1, x2, y2, label or None]` in the data set's codec."""
-    return format_target([Box(*box) for box in answer], tuple(ask["size"]), _codec(config))
+    placement = place(ask)
+    return format_target(move_boxes([Box(*box) for box in answer], placement), placement.size, _codec(config))
 
 
 def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[list | None, bool]:
     """Return the boxes in the model's `text`, None for unparsed, and whether their list had to be mended."""
-    found = parse(text, tuple(ask["size"]), _codec(config))
-    return (None, False) if found is None else ([list(box) for box in found.boxes], found.repaired)
+    placement = place(ask)
+    found = parse(text, placement.size, _codec(config))
+    if found is None:
+        return None, False
+    return [list(box) for box in restore_boxes(found.boxes, placement)], found.repaired
+
+
+def place(ask: Mapping) -> Placement:
+    """Return where the stored picture, in whose pixels boxes are kept, is in the one that the model sees."""
+    if "placement" not in ask:
+        return place_whole(tuple(ask["size"]))
+    return Placement(*map(tuple, ask["placement"]))
 
 
 def guess_answers(train: Sequence[tuple[Mapping, list]], asks: Sequence[Mapping], config: DatasetConfig) -> list:

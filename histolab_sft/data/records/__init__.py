@@ -1,7 +1,8 @@
 """Readers of data sets whose rows bring their own questions and answers; `format` in a recipe names one.
 
 A reader takes `source` and the data set's `config` and gives one row a question, in sorted order: `images` (paths),
-`split` (the data's own word), `group` (patient or None), `id`, `task`, `ask` and `answer` (None where hidden).
+`split` (the data's own word), `group` (patient or None), `id`, `task`, `ask` and `answer` (None where hidden), and
+`inverted` where the stored grey values run from white to black.
 """
 
 from histolab_sft.data.records.biomarkers import read_biomarkers
@@ -12,6 +13,7 @@ from histolab_sft.data.records.indiana import read_indiana
 from histolab_sft.data.records.llava import read_llava
 from histolab_sft.data.records.padchest import read_padchest
 from histolab_sft.data.records.padchest_gr import read_padchest_gr
+from histolab_sft.data.records.questions import read_questions
 from histolab_sft.data.records.yolo_seg import read_yolo_seg
 
 RECORDS = {
@@ -23,6 +25,7 @@ RECORDS = {
     "llava": read_llava,
     "padchest": read_padchest,
     "padchest_gr": read_padchest_gr,
+    "questions": read_questions,
     "yolo_seg": read_yolo_seg,
 }
 # Keys of a data set that one reader alone takes, as keywords.

@@ -28,7 +28,7 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
         ValueError: A manifest can't be read or lacks a column, or `group_by` doesn't match.
     """
     rows, left_out, repeats = [], defaultdict(list), Counter()
-    for path in _list_manifests(source, config):
+    for path in list_manifests(source, config):
         table = read_manifest(path)
         image = config.image_column or "image"
         caption = config.label_column if config.label_column in table else CAPTION_COLUMN
@@ -43,9 +43,9 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
             repeats[name] += 1
             rows.append(
                 {
-                    "images": [_find_picture(path.parent, row[image])],
-                    "split": _find_split(row, path, config),
-                    "group": find_group(row[image], config, _drop_empty(row)),
+                    "images": [find_picture(path.parent, row[image])],
+                    "split": find_split(row, path, config),
+                    "group": find_group(row[image], config, drop_empty(row)),
                     "id": f"{config.name}/{name}" + (f"#{repeats[name]}" if repeats[name] > 1 else ""),
                     "task": "report",
                     "ask": {"style": "caption"},
@@ -87,7 +87,8 @@ def _read_line(line: str, number: int) -> dict:
         raise ValueError(f"line {number}: {error}") from error
 
 
-def _list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
+def list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
+    """Return `source` where it is a file, else the manifests in it that are named after a split."""
     if source.is_file():
         return [source]
     paths = sorted(p for p in source.glob("*") if p.suffix in SUFFIXES and split_of(p.stem, config))
@@ -99,7 +100,8 @@ def _list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
     return paths
 
 
-def _find_picture(folder: Path, place: str) -> str:
+def find_picture(folder: Path, place: str) -> str:
+    """Return the path of the picture at `place`, seen from the manifest's folder or the one above it."""
     below = folder / place
     return str(below if below.is_file() else folder.parent / place)
 
@@ -110,11 +112,16 @@ def _find_flaw(image, caption) -> str | None:
     return None if isinstance(caption, str) and re.search(r"\w", caption) else "no caption"
 
 
-def _drop_empty(row: dict) -> dict:
-    return {key: value for key, value in row.items() if not pd.isna(value) and value != ""}
+def drop_empty(row: dict) -> dict:
+    """Return the cells of a row that hold something."""
+    return {key: value for key, value in row.items() if isinstance(value, list | dict) or not _is_empty(value)}
 
 
-def _find_split(row: dict, path: Path, config: DatasetConfig) -> str:
+def _is_empty(value) -> bool:
+    return pd.isna(value) or value == ""
+
+
+def find_split(row: dict, path: Path, config: DatasetConfig) -> str:
     """Return the row's own word for its split, else the manifest's name where that is a split's."""
     own = row.get(config.split_column)
     if isinstance(own, str) and own.strip():

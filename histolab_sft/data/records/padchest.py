@@ -19,9 +19,10 @@ from histolab_sft.tasks.report import NORMAL, format_sections, image_findings, r
 logger = logging.getLogger(__name__)
 
 PATTERN = "PADCHEST*.csv*"
+PHOTOMETRIC = "PhotometricInterpretation_DICOM"
 # The file has 36 columns; who the patient was is none of the model's business.
 COLUMNS = (
-    *("ImageID", "ImageDir", "PatientID", "Projection", "PhotometricInterpretation_DICOM", "MethodLabel"),
+    *("ImageID", "ImageDir", "PatientID", "Projection", PHOTOMETRIC, "MethodLabel"),
     *("Labels", "LabelsLocalizationsBySentence"),
 )
 NO_VALUE = {"", "nan", "None"}
@@ -32,7 +33,8 @@ def read_padchest(source: Path, config: DatasetConfig) -> pd.DataFrame:
     """Return one `report` record a picture; `source` is the CSV or its folder, `<ImageDir>/<ImageID>` lie beside it.
 
     What holds for a picture is its `Labels`; the sentences only add where a finding lies. A picture of which nothing
-    is known (no labels, `exclude`, only `unchanged`) is left out and counted, never taken for a normal one.
+    is known (no labels, `exclude`, only `unchanged`) is left out and counted, never taken for a normal one. A picture
+    that was MONOCHROME1 is a negative, as its PNG has the DICOM file's values.
 
     Raises:
         FileNotFoundError: The CSV, or a picture that it names, isn't there.
@@ -60,6 +62,7 @@ def read_padchest(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "task": "report",
                 "ask": {"style": "sectioned", "projection": read_projection(row["Projection"])},
                 "answer": format_sections(locate_findings(row["Labels"], row["LabelsLocalizationsBySentence"])),
+                "inverted": row[PHOTOMETRIC] == "MONOCHROME1",
             }
         )
     _log_caveats(table, config)
@@ -137,11 +140,11 @@ def _find_flaw(row: dict[str, str]) -> str | None:
 
 
 def _log_caveats(table: pd.DataFrame, config: DatasetConfig) -> None:
-    """Say how many labels are a model's, and how many pictures may be negatives."""
+    """Say how many labels are a model's, and how many pictures are negatives."""
     written = (table["MethodLabel"] == "Physician").sum()
-    inverted = (table["PhotometricInterpretation_DICOM"] == "MONOCHROME1").sum()
+    inverted = (table[PHOTOMETRIC] == "MONOCHROME1").sum()
     logger.info(
-        "data set %r: physicians labelled %d of %d rows, a model the rest; %d pictures were MONOCHROME1, which may be "
+        "data set %r: physicians labelled %d of %d rows, a model the rest; %d pictures were MONOCHROME1 and are "
         "inverted",
         *(config.name, written, len(table), inverted),
     )

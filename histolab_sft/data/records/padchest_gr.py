@@ -61,6 +61,7 @@ def read_padchest_gr(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "task": task,
                 "study": study,
                 "projection": facts["Projection"],
+                "inverted": facts[padchest.PHOTOMETRIC] == "MONOCHROME1",
             }
         )
     check_pictures((row["images"][0] for row in rows), config)
@@ -154,20 +155,21 @@ def _read_studies(path: Path, config: DatasetConfig) -> dict[str, dict]:
 
 
 def _read_master(folder: Path, config: DatasetConfig) -> dict[str, dict]:
-    """Return picture -> PatientID, split and Projection.
+    """Return picture -> PatientID, split, Projection and photometric interpretation.
 
-    The projection stands in PadChest's own table: `unknown` where neither that nor a column of this name is here.
+    The last two stand in PadChest's own table: unknown where neither that nor columns of these names are here.
     """
     path = find_file(folder, "master_table.csv*", config)
-    master = padchest.read_columns(path, (*MASTER_COLUMNS, "Projection"))
+    shared = ("Projection", padchest.PHOTOMETRIC)
+    master = padchest.read_columns(path, (*MASTER_COLUMNS, *shared))
     check_columns(master.columns, MASTER_COLUMNS, path, config)
+    absent = [column for column in shared if column not in master]
     tables = sorted(folder.glob(padchest.PATTERN))
-    if "Projection" not in master and tables:
-        projections = padchest.read_columns(tables[0], ("ImageID", "Projection")).drop_duplicates("ImageID")
-        master = master.merge(projections, how="left", on="ImageID")
-    if "Projection" not in master:
-        master["Projection"] = ""
+    if absent and tables:
+        facts = padchest.read_columns(tables[0], ("ImageID", *absent)).drop_duplicates("ImageID")
+        master = master.merge(facts, how="left", on="ImageID")
+    master = master.reindex(columns=[*MASTER_COLUMNS, *shared])
     # One row a label: a picture stands in as many as it has.
-    master = master.drop_duplicates("ImageID").fillna({"Projection": ""})
+    master = master.drop_duplicates("ImageID").fillna(dict.fromkeys(shared, ""))
     master["Projection"] = master["Projection"].map(padchest.read_projection)
     return master.set_index("ImageID").to_dict("index")

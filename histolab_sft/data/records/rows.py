@@ -10,14 +10,14 @@ from histolab_sft.dataset_config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ["images", "split", "group", "id", "task", "ask", "answer"]
+COLUMNS = ["images", "split", "group", "id", "task", "ask", "answer", "inverted"]
 
 
 def build_table(rows: list[dict], left_out: dict[str, list[str]], config: DatasetConfig) -> pd.DataFrame:
     """Return `rows` as a table with `COLUMNS`, sorted by id, and log how many were left out and why.
 
     Args:
-        rows: Dicts with the keys `COLUMNS`.
+        rows: Dicts with the keys `COLUMNS`, of which `inverted` may be left out.
         left_out: Reason -> names of the rows that it applies to.
 
     Raises:
@@ -35,6 +35,7 @@ def build_table(rows: list[dict], left_out: dict[str, list[str]], config: Datase
         )
     check_pictures((path for row in rows for path in row["images"]), config)
     # As objects: a column of texts or numbers alone would make NaN of None.
+    rows = [{"inverted": False} | row for row in rows]
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=object).sort_values("id", ignore_index=True)
     repeated = table.loc[table["id"].duplicated(), "id"]
     if len(repeated):

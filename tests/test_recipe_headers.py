@@ -1,0 +1,136 @@
+"""What the headers of the recipes on records say about their data is so."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from open_fixture import write_data
+from PIL import Image
+from test_images import make_dicom
+
+from histolab_sft.arguments import parse_recipe, read_recipe
+from histolab_sft.data.patches import audit_recipe, format_patches, list_patches, load_patches
+
+
+def parse(recipe, home, *flags):
+    """The recipe over the data in `home`; no rank, no model."""
+    command = ["--config", f"recipes/{recipe}.yaml", "--data_dir", str(home), "--use_cpu", "true", "--bf16", "false"]
+    return parse_recipe([*command, *map(str, flags)])[0]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write the data of a recipe and return where its sources begin."""
+
+    def write(recipe):
+        content = read_recipe(f"recipes/{recipe}.yaml")
+        write_data(recipe, tmp_path, content["datasets"])
+        return tmp_path / content.get("data_dir", "")
+
+    return write
+
+
+def test_captions_may_have_any_of_the_pictures_that_the_header_names(write):
+    home = write("captioning")
+    grey = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50
+    pictures = home / "data/captioning/data/images"
+    Image.fromarray(grey).save(pictures / "train0.png")
+    Image.fromarray(grey).save(pictures / "train1.tif")
+    Image.fromarray((grey // 257).astype(np.uint8)).save(pictures / "train2.tif")
+    Image.fromarray((grey // 257).astype(np.uint8)).save(pictures / "train3.jpeg")
+    (pictures / "train4.dcm").write_bytes(make_dicom(grey, "MONOCHROME2"))
+    manifest = home / "data/captioning/dataset/train.json"
+    rows = json.loads(manifest.read_text())
+    for row, ending in zip(rows, (".png", ".tif", ".tif", ".jpeg", ".dcm"), strict=False):
+        row["image"] = row["image"].replace(".png", ending)
+    manifest.write_text(json.dumps(rows))
+    train = load_patches(parse("captioning", home))["train"]
+    assert all(row["images"][0].mode == "RGB" and row["images"][0].size == (40, 30) for row in train)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_captions_may_stand_in_tables_and_lines(write, suffix):
+    home = write("captioning")
+    before = list_patches(parse("captioning", home)).drop(columns="id")
+    for path in (home / "data/captioning/dataset").glob("*.json"):
+        table = pd.read_json(path)
+        if suffix == ".csv":
+            table.to_csv(path.with_suffix(suffix), index=False)
+        else:
+            table.to_json(path.with_suffix(suffix), orient="records", lines=True)
+        path.unlink()
+    assert list_patches(parse("captioning", home)).drop(columns="id").equals(before)
+
+
+@pytest.mark.parametrize("group_by", ["patient_id", r"train(\d)"])
+def test_without_a_test_manifest_captions_are_dealt_out_by_patient(write, group_by):
+    home = write("captioning")
+    dataset = home / "data/captioning/dataset"
+    (dataset / "test.json").unlink()
+    (dataset / "val.json").unlink()
+    rows = json.loads((dataset / "train.json").read_text())
+    for i, row in enumerate(rows):
+        row["image"] = rows[i]["image"]
+        row["patient_id"] = "p"[: group_by == "patient_id"] + str(i % 7)
+    if group_by != "patient_id":
+        rows = [{key: row[key] for key in ("image", "caption")} for row in rows]
+    (dataset / "train.json").write_text(json.dumps(rows))
+    [entry] = read_recipe("recipes/captioning.yaml")["datasets"]
+    flags = ["--datasets", json.dumps([entry | {"group_by": group_by}])]
+    table = list_patches(parse("captioning", home, *flags))
+    assert set(table["split"]) == {"train", "validation", "test"} and set(table["protocol"]) == {"seed"}
+    assert (table.groupby("group")["split"].nunique() == 1).all() and table["group"].notna().all()
+    assert list_patches(parse("captioning", home, *flags)).equals(table)
+
+
+def test_a_second_manifest_with_an_instruction_makes_the_captions_bilingual(write):
+    home = write("captioning")
+    [entry] = read_recipe("recipes/captioning.yaml")["datasets"]
+    text = open("recipes/captioning.yaml", encoding="utf-8").read()
+    instruction = "Describa los hallazgos de esta imagen médica."
+    assert f'instruction: "{instruction}"' in text
+    both = [entry, entry | {"name": "spanish", "instruction": instruction}]
+    train = load_patches(parse("captioning", home, "--datasets", json.dumps(both)))["train"].with_format(None)
+    asked = {row["dataset"]: row["prompt"][0]["content"] for row in train}
+    assert asked["spanish"] == instruction and asked["captions"].startswith("You are a medical imaging expert.")
+
+
+def test_flare_is_scored_on_a_validation_split_and_validated_on_cases_of_train(write):
+    table = list_patches(parse("flare", write("flare")))
+    named = {entry["name"]: entry["splits"]["test"] for entry in read_recipe("recipes/flare.yaml")["datasets"]}
+    assert set(named.values()) <= {"validation-public", "validation-hidden"}
+    for row in table.itertuples():
+        folder = named[row.dataset] if row.split == "test" else "training"
+        assert all(f"/{folder}/" in path for path in row.images)
+    assert (table.groupby(["dataset", "group"])["split"].nunique() == 1).all()
+    assert (table.groupby("dataset")["task"].nunique() == 1).all()
+
+
+def test_x_rays_of_padchest_gr_that_are_held_out_leave_train(write):
+    home = write("explainmyxray")
+    table = list_patches(given := parse("explainmyxray", home))
+    held = table[(table["dataset"] == "padchest_gr") & (table["split"] == "test")]
+    shared = table[(table["dataset"] == "padchest") & (table["split"] == "train")]
+    for ours, theirs in zip(shared["images"].str[0], held["images"].str[0], strict=False):
+        with open(theirs, "rb") as source, open(ours, "wb") as target:
+            target.write(source.read())
+    patches, audit, _ = audit_recipe(given, home / "out")
+    count = min(len(shared), len(held))
+    assert audit["dropped_leaks"] == count > 0 and audit["refusals"] == 0
+    assert len(patches) == len(table) - count and set(held["id"]) <= set(patches["id"])
+    # By patient, and by the master table.
+    assert (table.groupby(["dataset", "group"])["split"].nunique() == 1).all()
+    protocols = table.groupby("dataset")["protocol"].first().to_dict()
+    assert protocols == {"padchest": "seed", "padchest_gr": "official", "indiana": "seed"}
+    assert all(row["images"][0].size == (40, 40) for row in format_patches(patches, given)["train"])
+
+
+def test_own_fields_of_biomarkers_need_no_code(write):
+    home = write("immunopath")
+    [entry] = read_recipe("recipes/immunopath.yaml")["datasets"]
+    fields = [{"name": "immune_score", "range": [0, 1], "decimals": 2}]
+    own = entry | {"style": "generic", "fields": fields}
+    [row, *_] = load_patches(parse("immunopath", home, "--datasets", json.dumps([own])))["train"].with_format(None)
+    assert "immune_score" in row["prompt"][0]["content"] and "cd274" not in row["prompt"][0]["content"].lower()
+    assert json.loads(row["completion"][0]["content"].strip("`json\n")) == {"immune_score": 0.63}
