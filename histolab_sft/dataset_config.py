@@ -30,6 +30,8 @@ class DatasetConfig:
         question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
         group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
             match) is the patient or slide. Rows of one group never cross splits.
+        cohort (`str`, *optional*): Where the patients or slides are from, the data set itself if omitted. Data sets of
+            one cohort share their names, so that a patient of one must not stand in another split of the other.
         splits (`dict[str, str]` or `str`, *optional*): Split -> name of it in the data (folder, file stem or column
             value), or the name of a published split (`bach_official`).
         max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
@@ -57,6 +59,7 @@ class DatasetConfig:
     task: str | None = None
     question: str | None = None
     group_by: str | None = None
+    cohort: str | None = None
     splits: dict[str, str] | str | None = None
     max_samples: int | None = None
     image_column: str | None = None

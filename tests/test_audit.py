@@ -40,7 +40,8 @@ def shrink(image: Image.Image) -> np.ndarray:
 def make_rows(count: int, **columns) -> pd.DataFrame:
     """A clean data set: three splits, two classes each, a slide per patch."""
     splits = ["train", "validation", "test"]
-    rows = pd.DataFrame({"path": [f"{number}.png" for number in range(count)], "row": -1, "dataset": "crc"})
+    rows = pd.DataFrame({"path": [f"{number}.png" for number in range(count)], "row": -1})
+    rows["dataset"] = rows["cohort"] = "crc"
     rows["split"] = [splits[number % 3] for number in range(count)]
     rows["label"] = [("Normal", "Tumor")[number // 3 % 2] for number in range(count)]
     rows["group"] = [f"slide {number}" for number in range(count)]
@@ -143,15 +144,19 @@ def test_blank_patches_of_two_splits_are_no_leak():
     assert leaking_rows(rows, intake) == []
 
 
-def test_a_group_on_both_sides_is_refused_and_groups_of_two_data_sets_are_not_mixed_up():
+def test_a_group_on_both_sides_is_refused_and_groups_of_two_cohorts_are_not_mixed_up():
     rows = make_rows(60)
     rows.loc[[0, 1, 5], "group"] = "slide A"
     finding = find(audit_patches(rows, make_intake(rows)), "groups_across_splits")
     assert finding["level"] == "refusal" and finding["count"] == 1
     assert {patch["split"] for patch in finding["examples"][0]} == {"train", "validation", "test"}
-    rows = make_rows(60, dataset=["crc"] * 30 + ["pcam"] * 30)
+    names = ["crc"] * 30 + ["pcam"] * 30
+    rows = make_rows(60, dataset=names, cohort=names)
     rows.loc[[0, 31], "group"] = "slide A"  # train in one, validation in the other
     assert audit_patches(rows, make_intake(rows))["findings"] == []
+    rows["cohort"] = "one hospital"
+    assert find(audit_patches(rows, make_intake(rows)), "groups_across_splits")["count"] == 1
+    assert leaking_rows(rows, make_intake(rows)) == [0]
 
 
 def test_patches_without_a_group_are_counted():

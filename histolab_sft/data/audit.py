@@ -16,7 +16,7 @@ from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
 from histolab_sft.dataset_config import SPLITS
 
-ROW_COLUMNS = ("path", "row", "label", "dataset", "split", "group")
+ROW_COLUMNS = ("path", "row", "label", "dataset", "cohort", "split", "group")
 PICTURE = ["path", "row", "rendering"]
 
 
@@ -26,8 +26,9 @@ def audit_patches(
     """Return all that is wrong, or worth knowing, about the splits of a recipe.
 
     Args:
-        rows: One row a patch: `path`, `row`, `label` (class name; null for tasks without classes), `dataset`, `split`
-            (train, validation or test), `group` (slide or patient; null if unknown); `rendering` where there is one.
+        rows: One row a patch: `path`, `row`, `label` (class name; null for tasks without classes), `dataset`, `cohort`
+            (within which `group` names the same slide or patient; null if unknown), `split` (train, validation or
+            test); `rendering` where there is one.
         intake: What `check_images` says of the same patches, in any order.
         class_names: The classes that each data set should have, to notice those without any patch.
 
@@ -74,7 +75,7 @@ def leaking_rows(rows: pd.DataFrame, intake: pd.DataFrame) -> list[int]:
     table = _join(rows, intake)
     rank = table["split"].map(SPLITS.index)
     pictures = table["pixel_sha256"].where(table["contrast"] > 0)
-    groups = table["dataset"].astype(str).str.cat(table["group"].astype("string"), sep="\n")
+    groups = table["cohort"].astype(str).str.cat(table["group"].astype("string"), sep="\n")
     leaks = pd.Series(False, index=table.index)
     for key in (pictures, groups):  # rows without a key are in no group, and compare as not leaking
         leaks |= rank < rank.groupby(key).transform("max")

@@ -109,14 +109,14 @@ def check_groups(table: pd.DataFrame) -> list[dict]:
     """Slides or patients that stand on both sides of a split."""
     known, unknown = table[table["group"].notna()], table[table["group"].isna()]
     # One patch of each split stands for the group.
-    ends = known.drop_duplicates(["dataset", "group", "split"])
-    ends = ends[ends.duplicated(["dataset", "group"], keep=False)]
+    ends = known.drop_duplicates(["cohort", "group", "split"])
+    ends = ends[ends.duplicated(["cohort", "group"], keep=False)]
     return [
         # A refusal: patches of one slide share stain, scanner and patient, which a model learns instead of the tissue.
         *_find(
             *("groups_across_splits", "refusal"),
             "slides or patients have patches in more than one split, expected none; let group_by decide the splits",
-            *(ends, ["dataset", "group"]),
+            *(ends, ["cohort", "group"]),
         ),
         *_find(
             *("no_group", "warning"),

@@ -96,7 +96,9 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
-    """Return one row a patch of all data sets: `path, row, column, label, dataset, split, group, id, protocol`.
+    """Return one row a patch of all data sets.
+
+    It has `path, row, column, label, dataset, cohort, split, group, id, protocol`.
 
     Of data sets with a format it is one row a question, with the columns of `list_questions`.
     """
@@ -122,7 +124,7 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
     targets = [
         tasks[name].format_target(label) for name, label in zip(patches["dataset"], patches["label"], strict=True)
     ]
-    rows = patches.drop(columns=["path", "row", "column"]).assign(
+    rows = patches.drop(columns=["path", "row", "column", "cohort"]).assign(
         image=places,
         prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
         completion=[[{"role": "assistant", "content": target}] for target in targets],
@@ -174,6 +176,7 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
         column=config.image_column or "image",
         label=patches["label"].map(config.class_names),
         dataset=config.name,
+        cohort=config.cohort or config.name,
         protocol=protocol,
     )
 

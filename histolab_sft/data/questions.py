@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
     """Return one row a question of a data set.
 
-    It has `images, rendering, split, group, id, task, ask, answer, dataset, protocol`: `images` are paths, `rendering`
-    is what `open_patch` does to them, `ask` what the task needs to word the question, `answer` the truth in the task's
-    own form, None where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left out and counted.
+    It has `images, rendering, split, group, id, task, ask, answer, dataset, cohort, protocol`: `images` are paths,
+    `rendering` is what `open_patch` does to them, `ask` what the task needs to word the question, `answer` the truth
+    in the task's own form, None where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left
+    out and counted.
 
     Raises:
         FileNotFoundError: The source, or a picture, isn't there.
@@ -76,7 +77,7 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
         questions["group"].nunique() or "no",
         protocol := "official" if test_given else "seed",
     )
-    return questions.assign(dataset=config.name, protocol=protocol)
+    return questions.assign(dataset=config.name, cohort=config.cohort or config.name, protocol=protocol)
 
 
 def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
@@ -98,7 +99,7 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
             raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
         completions.append(None if hidden else [{"role": "assistant", "content": target}])
     places = zip(questions["images"], questions["rendering"], strict=True)
-    rows = questions.drop(columns="rendering").assign(
+    rows = questions.drop(columns=["rendering", "cohort"]).assign(
         images=[[{"path": path, "rendering": rendering} for path in paths] for paths, rendering in places],
         prompt=prompts,
         completion=completions,
@@ -114,7 +115,7 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
 
 def list_pictures(questions: pd.DataFrame) -> pd.DataFrame:
     """Return one row a picture, under the index of its question, with the columns that intake and audit read."""
-    columns = ["images", "rendering", "dataset", "split", "group"]
+    columns = ["images", "rendering", "dataset", "cohort", "split", "group"]
     pictures = questions[columns].explode("images").rename(columns={"images": "path"})
     # A picture may have several questions with answers of their own: it is of no class.
     return pictures.assign(row=-1, column="image", label=None)
