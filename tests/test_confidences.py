@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from open_fixture import write_biomarkers
 from scipy.special import log_softmax
 from tiny_models import QUESTIONS, build_qwen2_vl, build_recurrent_llava, load_tiny, paint_patches
@@ -118,6 +119,15 @@ def test_answers_and_confidences_are_kept_and_free_ones_are_others(asked, monkey
     free = predict_answers(rows["test"], *ask)
     assert (free["answer"] != first["answer"]).all() and not free["constrained"].any()
     assert set(free["log_confidences"]) == {"{}"} and set(free["predicted"]) == {"null"}
+
+
+@pytest.mark.parametrize(("task", "asked_splits"), [("report", 1), ("boxes", 1), ("biomarkers", 2)])
+def test_only_tasks_with_fields_pay_for_validation(task, asked_splits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(harness, "predict_answers", lambda rows, *_: asked.append(rows) or rows)
+    splits = {split: Dataset.from_dict({"task": [task]}) for split in ("validation", "test")}
+    validation, test = predict_splits(splits)
+    assert len(asked) == asked_splits and (validation is None) == (asked_splits == 1) and test is splits["test"]
 
 
 def draw_table(seed, n=40, n_without=3):
