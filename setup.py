@@ -51,6 +51,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "constrained": ["llguidance>=1.9"],
         "deepspeed": ["deepspeed>=0.19.8", "ninja>=1.11"],
         "demo": ["gradio>=6.31,<7"],
         "dicom": ["pydicom>=3.0"],

@@ -183,6 +183,9 @@ class HistoArguments(TrainingParts):
         default=None,
         metadata={"help": "Longest generated answer in tokens; 64 if omitted, and for records as long as their task."},
     )
+    constrained_decoding: bool = field(
+        default=False, metadata={"help": "Let JSON answers be written in no other form than that of their fields."}
+    )
     augmentation: str = field(
         default="none",
         metadata={

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import enum
+import importlib.util
 import typing
 
 from pydantic import TypeAdapter, ValidationError
@@ -130,6 +131,15 @@ def check_consistency(histo_args, training_args, model_args) -> None:
         (
             records and "balanced_accuracy" in f"{metric if stopping else ''} {training_args.metric_for_best_model}",
             "eval_balanced_accuracy is measured on class folders alone; with a format, watch loss or eval_loss",
+        ),
+        (
+            histo_args.constrained_decoding and any(config.format != "biomarkers" for config in histo_args.datasets),
+            "constrained_decoding needs the form of a JSON answer, which only data sets with format: biomarkers have; "
+            "remove it, or give them a recipe of their own",
+        ),
+        (
+            histo_args.constrained_decoding and importlib.util.find_spec("llguidance") is None,
+            "constrained_decoding needs llguidance, which isn't here; run `pip install histolab_sft[constrained]`",
         ),
         (
             training_args.trust_remote_code,

@@ -12,7 +12,7 @@ from pathlib import Path
 from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.floors import measure_floors
-from histolab_sft.evaluation.harness import hash_weights, predict, predict_answers, write_predictions
+from histolab_sft.evaluation.harness import hash_weights, predict, predict_splits, write_predictions
 from histolab_sft.evaluation.linear_probe import list_looks, measure_linear_probe
 from histolab_sft.evaluation.open_answers import score_answers, score_overall_answers
 from histolab_sft.evaluation.open_report import write_answers_report
@@ -50,7 +50,7 @@ def main(histo_args, training_args, model_args):
                 rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
                 ask = (model, reader, weights, config, histo_args, batch_size)
                 if records:
-                    test[config.name, system] = predict_answers(rows["test"], *ask)
+                    validation[config.name, system], test[config.name, system] = predict_splits(rows, *ask)
                     continue
                 validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
                 test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
@@ -72,9 +72,9 @@ def main(histo_args, training_args, model_args):
     for config in histo_args.datasets:
         protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]
         if records:
-            asked = {system: test[config.name, system] for system in SYSTEMS}
+            asked = [{system: tables[config.name, system] for system in SYSTEMS} for tables in (test, validation)]
             results["datasets"][config.name], estimates[config.name] = score_answers(
-                config, asked, select_dataset(patches["train"], config.name), protocol
+                config, *asked, select_dataset(patches["train"], config.name), protocol
             )
             continue
         results["datasets"][config.name], estimates[config.name] = score_dataset(

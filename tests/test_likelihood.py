@@ -15,7 +15,8 @@ from tiny_models import (
 )
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, shares_prefix, tokenize_answers
+from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, tokenize_answers
+from histolab_sft.models.shared_prefix import shares_prefix
 
 pytestmark = pytest.mark.model
 

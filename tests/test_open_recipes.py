@@ -22,6 +22,8 @@ TASKS = {
     "explainmyxray": {"report", "boxes"},
     "immunopath": {"biomarkers"},
 }
+# Whole answers, which the untrained model gives only where it can't do else.
+WHOLE = {"immunopath": ["--constrained_decoding", "true", "--max_new_tokens", 160]}
 # What the page shows of an answer in the task's own form
 SHOWN = {"captioning": "Radiografía", "flare": "box", "explainmyxray": "Impression", "immunopath": "cd274_expression"}
 
@@ -37,6 +39,21 @@ def run(script, flags, monkeypatch):
     return 0
 
 
+def check_confidences(entry, table, page):
+    assert entry["constrained_decoding"] and "limited to the fields' JSON" in page and "decoding was limited" in table
+    for system in ("baseline", "finetuned"):
+        assert {entry[system][rate]["value"] for rate in ("json_rate", "schema_rate", "value_rate")} == {1}
+        fields = entry[system]["fields"]
+        found = fields["cd274_expression"]["confidence"]
+        assert (found["n"], found["n_without"], found["temperature"]["n"]) == (4, 0, 3)
+        assert 0 < found["ece"]["value"] < 1 and found["temperature"]["temperature"] > 0
+        assert found["ece_calibrated"]["value"] != found["ece"]["value"]
+        # One value in the whole test split: named, not scored.
+        assert set(fields["msi_status"]["confidence"]) == {"reason"} and "confidence" not in fields["til_fraction"]
+    assert f"{fields['cd274_expression']['confidence']['ece']['value']:.3f}" in page
+    assert "ECE (after temperature)" in table and "not scored" in table
+
+
 @pytest.mark.parametrize("recipe", WRITERS)
 def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monkeypatch, capsys):
     path = f"recipes/{recipe}.yaml"
@@ -47,7 +64,7 @@ def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monke
     home = tmp_path / read_recipe(path).get("data_dir", "")
     out = tmp_path / "out"
     flags = ["--config", path, "--model_name_or_path", "embedded", "--data_dir", home, "--output_dir", out]
-    flags += ["--datasets", json.dumps(short), *CPU, *SMALL]
+    flags += ["--datasets", json.dumps(short), *CPU, *SMALL, *WHOLE.get(recipe, [])]
     steps = {"max_steps": 2, "num_train_epochs": None}
     phases = [phase | steps for phase in read_recipe(path).get("phases", [])]
     flags += ["--phases", json.dumps(phases)] if phases else []
@@ -71,6 +88,8 @@ def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monke
             assert {"truncated_rate", "unparsed_rate"} <= set(entry[system])
         assert entry["headline"] in entry["difference"] and entry["headline"] in entry["floors"]["constant"]
     page = (out / "evaluation/report.html").read_text()
+    if recipe == "immunopath":
+        check_confidences(results["datasets"]["immunopath"], table, page)
     assert SHOWN[recipe] in page and "http" not in page.replace("http-equiv", "")
 
     # The folder that would go up, and nothing more

@@ -68,6 +68,7 @@ BROKEN = [
     ({"attn_implementation": "flash_attention_2"}, "remove attn_implementation"),
     ({"model_name_or_path": "google/medgemma-4b-it", "dtype": "float16"}, "set dtype: bfloat16"),
     ({"hub_token": "not-a-real-one"}, "hf auth login"),
+    ({"constrained_decoding": True}, "only data sets with format: biomarkers have"),
 ]
 
 

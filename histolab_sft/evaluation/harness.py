@@ -19,9 +19,12 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import generate_answers
-from histolab_sft.models.likelihood import label_log_likelihoods
+from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
 from histolab_sft.processes import explain_lost_process
-from histolab_sft.tasks import TASKS, choose_limit
+from histolab_sft.tasks import TASKS, WITH_FIELDS, choose_limit
+from histolab_sft.tasks.biomarkers import list_fields
+from histolab_sft.tasks.field_grammar import format_grammar
+from histolab_sft.tasks.field_places import find_places
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +106,11 @@ def predict_answers(
 
     Returns:
         `pandas.DataFrame`: `id, dataset, group, task, ask`; `truth` (JSON text, `null` where it is hidden); `answer`
-        (what the model wrote, greedy), `truncated` (cut off before its end of turn); `predicted` (the answer read, as
-        JSON text, `null` for unparsed) and `repaired` (whether JSON in it had to be mended).
+        (what the model wrote, greedy), `truncated` (cut off before its end of turn), `constrained` (whether the
+        fields' grammar limited it); `predicted` (the answer read, as JSON text, `null` for unparsed) and `repaired`
+        (whether JSON in it had to be mended). Where the task has fields also `log_confidences`: JSON text, field ->
+        logarithms of the probabilities of its `list_options`, given the pictures, the question and the answer up to
+        there; a field that the answer doesn't give has none.
     """
     plain = questions.with_format(None)
     table = plain.select_columns(["id", "dataset", "group", "task", "ask", "answer"]).to_pandas()
@@ -123,12 +129,19 @@ def predict_answers(
         "batch_size": batch_size,
         "max_new_tokens": limit,
     }
+    grammar = format_grammar(list_fields(config)) if histo_args.constrained_decoding else None
+    if grammar:
+        settings["grammar"] = grammar
 
     def ask(rows: range) -> dict:
-        part = questions.select(rows)
-        answers = generate_answers(
-            model, processor, part["images"], prompts[rows.start : rows.stop], limit, batch_size
-        )
+        limits = None
+        if grammar:
+            # An extra of the package, which no other run needs.
+            from histolab_sft.models.constrained import compile_grammar
+
+            limits = compile_grammar(grammar, model, processor)
+        pictures, asked = questions.select(rows)["images"], prompts[rows.start : rows.stop]
+        answers = generate_answers(model, processor, pictures, asked, limit, batch_size, limits)
         return {"answer": [text for text, _ in answers], "truncated": [truncated for _, truncated in answers]}
 
     table = pd.concat([table, _ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
@@ -138,7 +151,37 @@ def predict_answers(
     ]
     table["predicted"] = [json.dumps(answer, ensure_ascii=False) for answer, _ in read]
     table["repaired"] = [repaired for _, repaired in read]
-    return table
+    table["constrained"] = histo_args.constrained_decoding
+    if name not in WITH_FIELDS:
+        return table
+
+    answered = zip(table["answer"], (answer for answer, _ in read), strict=True)
+    places = [find_places(text, answer, list_fields(config)) for text, answer in answered]
+
+    def weigh(rows: range) -> dict:
+        given = [row for row in rows if places[row]]
+        weighed = place_log_probabilities(
+            model,
+            processor,
+            questions.select(given)["images"],
+            [prompts[row] for row in given],
+            [list(places[row].values()) for row in given],
+            histo_args.candidate_batch_size,
+        )
+        found = {
+            row: {field: scores.tolist() for field, scores in zip(places[row], values, strict=True)}
+            for row, values in zip(given, weighed, strict=True)
+        }
+        return {"log_confidences": [json.dumps(found.get(row, {})) for row in rows]}
+
+    settings |= {"places": places, "candidate_batch_size": histo_args.candidate_batch_size}
+    return pd.concat([table, _ask_in_parts(config.name, settings, len(questions), weigh)], axis=1)
+
+
+def predict_splits(splits: dict[str, Dataset], *ask) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """Return `predict_answers(split, *ask)` of both splits; None for validation where nothing is fitted on it."""
+    needed = len(splits["validation"]) and splits["test"].with_format(None)["task"][0] in WITH_FIELDS
+    return predict_answers(splits["validation"], *ask) if needed else None, predict_answers(splits["test"], *ask)
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -48,8 +48,11 @@ def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) ->
     """Return which rows a system looks at when it is scored, and how often, both systems counted for those they share.
 
     Patches are scored by likelihood and in words, validation by likelihood alone; the base model's features of the
-    probe's rows are taken as well. Questions of records are answered in words, on test alone.
+    probe's rows are taken as well. Questions of records are answered in words, on test alone unless confidences are
+    weighed, which looks once more and at validation too.
     """
+    if any(config.format == "biomarkers" for config in histo_args.datasets):
+        return [(patches["validation"], 4), (patches["test"], 4)]
     if any(config.format is not None for config in histo_args.datasets):
         return [(patches["test"], 2)]
     looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]

@@ -8,6 +8,7 @@ import pandas as pd
 from datasets import Dataset
 
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.uncertainty import (
     Estimate,
     bootstrap,
@@ -16,7 +17,8 @@ from histolab_sft.evaluation.uncertainty import (
     interval,
     macro_mean,
 )
-from histolab_sft.tasks import TASKS
+from histolab_sft.tasks import TASKS, WITH_FIELDS
+from histolab_sft.tasks.biomarkers import list_fields
 
 SYSTEMS = ("baseline", "finetuned")
 FLOOR = "constant"
@@ -24,7 +26,11 @@ NOT_SHARED = "the data sets have no score in common, and a mean over different o
 
 
 def score_answers(
-    config: DatasetConfig, test: dict[str, pd.DataFrame], train: Dataset, protocol: str
+    config: DatasetConfig,
+    test: dict[str, pd.DataFrame],
+    validation: dict[str, pd.DataFrame | None],
+    train: Dataset,
+    protocol: str,
 ) -> tuple[dict, dict[str, dict[str, Estimate]]]:
     """Score both systems and the constant answer of train on one data set, on the same draws of the same questions.
 
@@ -33,6 +39,8 @@ def score_answers(
 
     Args:
         test (`dict`): System -> table from `predict_answers`.
+        validation (`dict`): The same of the validation split, for the temperature of confidences; None where the task
+            has none.
         train (`Dataset`): Rows of the same data set, from which alone the floor is fitted.
         protocol (`str`): `official` or `seed`.
 
@@ -70,6 +78,9 @@ def score_answers(
         system: described[system] | {score: interval(estimate) for score, estimate in estimates[system].items()}
         for system in answers
     }
+    if name in WITH_FIELDS:
+        for system in SYSTEMS:
+            _add_confidences(scores[system]["fields"], test[system], validation[system], config)
     units = describe_units(len(gold), groups)
     entry = {
         "n": len(gold),
@@ -80,6 +91,7 @@ def score_answers(
         "group_unit": "group" if groups is not None else "patch",
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
+        "constrained_decoding": bool(table["constrained"].all()),
         "warnings": _warn(units, protocol, n_hidden),
         "colour_floor": None,
     }
@@ -136,6 +148,15 @@ def _average(sets: list[dict]) -> dict:
         for score in shared
     }
     return overall
+
+
+def _add_confidences(fields: dict, test: pd.DataFrame, validation: pd.DataFrame, config: DatasetConfig) -> None:
+    """Add `confidence` to the entry of each field with words for values; one that isn't scored says why here too."""
+    for field in list_fields(config):
+        entry = fields[field["name"]]
+        if "values" in field:
+            reason = {"reason": entry["reason"]} if "reason" in entry else None
+            entry["confidence"] = reason or score_confidences(test, validation, field)
 
 
 def _warn(units: dict, protocol: str, n_hidden: int) -> list[str]:

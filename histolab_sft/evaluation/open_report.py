@@ -139,6 +139,8 @@ def _describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], q
         "rates": {system: {rate: format_score(entry[system][rate], True) for rate in RATES} for system in SYSTEMS},
         "labels": _list_labels(entry),
         "fields": _list_fields(entry),
+        "confidences": list_confidences(entry),
+        "constrained": entry["constrained_decoding"],
         "examples": list_examples(tables, questions),
     }
 
@@ -171,6 +173,27 @@ def _list_fields(entry: dict) -> list[dict]:
             | {"remark": field.get("reason") or field.get("warning") or ""}
         )
     return rows
+
+
+def list_confidences(entry: dict) -> list[dict]:
+    """Return one row a field with words for values: how far both systems' confidences in it can be believed."""
+    rows = []
+    for name, field in entry["finetuned"].get("fields", {}).items():
+        if "confidence" in field:
+            found = {system: entry[system]["fields"][name]["confidence"] for system in SYSTEMS}
+            row = {"name": name, "remarks": sorted({f["reason"] for f in found.values() if "reason" in f})}
+            rows.append(row | {system: _describe_confidence(f) for system, f in found.items()})
+    return rows
+
+
+def _describe_confidence(found: dict) -> dict:
+    temperature = found.get("temperature")
+    return {
+        "n": "–" if "n" not in found else f"{found['n']} of {found['n'] + found['n_without']}",
+        "temperature": "–" if temperature is None else f"{temperature['temperature']:.2f}",
+        "at_bound": temperature is not None and temperature["hit_bound"],
+        **{key: format_score(found.get(key), False)["value"] for key in ("ece", "ece_calibrated", "auroc")},
+    }
 
 
 def _describe_means(overall: dict) -> list[dict]:

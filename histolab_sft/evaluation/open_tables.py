@@ -21,7 +21,32 @@ def format_answers_table(results: dict) -> str:
         )
     lines += [f"mean of the data sets: {results['overall']['reason']}"] if "reason" in results["overall"] else []
     lines += [f"{name}: {warning}" for name, entry in results["datasets"].items() for warning in entry["warnings"]]
-    return "\n".join(lines)
+    lines += [
+        f"{name}: decoding was limited to the JSON of the fields"
+        for name, entry in results["datasets"].items()
+        if entry["constrained_decoding"]
+    ]
+    return "\n".join([*lines, *_list_confidences(results["datasets"])])
+
+
+def _list_confidences(datasets: dict) -> list[str]:
+    """One line a field: calibration error of its confidences, of both systems, in brackets after the temperature."""
+    lines = []
+    for name, entry in datasets.items():
+        for field, described in entry["finetuned"].get("fields", {}).items():
+            if "confidence" in described:
+                found = [entry[system]["fields"][field]["confidence"] for system in SYSTEMS]
+                cells = "".join(f"{_format_error(confidence):>22}" for confidence in found)
+                lines.append(f"{name:<18}{field:<26}{described['confidence'].get('n', '–'):>6}{cells}")
+    heads = "".join(f"{system:>22}" for system in SYSTEMS)
+    return [f"{'data set':<18}{'ECE (after temperature)':<26}{'rows':>6}{heads}", *lines] if lines else []
+
+
+def _format_error(confidence: dict) -> str:
+    if "ece" not in confidence:
+        return "not scored"
+    scaled = confidence.get("ece_calibrated")
+    return f"{confidence['ece']['value']:.3f}" + (f" ({scaled['value']:.3f})" if scaled else "")
 
 
 def name_score(score: str) -> str:

@@ -1,13 +1,13 @@
 """The turns that a model reads and writes, and greedy answers to a batch of patches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
-from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, GenerationConfig, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 END_OF_TURN = "<end_of_turn>"
 
@@ -18,6 +18,14 @@ def render_prompt(processor: ProcessorMixin, question: str, n_images: int = 1) -
     The text is the one that `SFTTrainer` trains on, written without TRL, so that answering needs no training stack.
     """
     return processor.apply_chat_template(_ask(question, n_images), tokenize=False, add_generation_prompt=True)
+
+
+def render_prompts(
+    processor: ProcessorMixin, questions: list[str], images: Sequence[Image.Image | list[Image.Image]]
+) -> list[str]:
+    """Return `render_prompt` of each question with its one picture or several."""
+    counts = [len(image) if isinstance(image, list) else 1 for image in images]
+    return [render_prompt(processor, question, count) for question, count in zip(questions, counts, strict=True)]
 
 
 def render_completion(processor: ProcessorMixin, question: str, answer: str) -> str:
@@ -58,6 +66,7 @@ def generate_answers(
     questions: list[str],
     max_new_tokens: int = 64,
     batch_size: int = 16,
+    limits: Callable[[], LogitsProcessor] | None = None,
 ) -> list[tuple[str, bool]]:
     """Answer each question about its patch, or its several pictures, by greedy decoding.
 
@@ -65,6 +74,7 @@ def generate_answers(
         images (`Sequence` of N pictures or lists of pictures): Read one batch at a time, so that a data set's column
             need not be in memory.
         questions (`list` of N strings): The user's words, without turn markers.
+        limits (*optional*): Called once a batch, from `compile_grammar`: what bars tokens.
 
     Returns:
         `list` of N `(text, truncated)`: what the model wrote, without special tokens, and whether `max_new_tokens`
@@ -90,12 +100,11 @@ def generate_answers(
         for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=hidden):
             rows = range(start, min(start + batch_size, len(questions)))
             pictures = [images[row] for row in rows]
-            counts = [len(picture) if isinstance(picture, list) else 1 for picture in pictures]
-            prompts = [
-                render_prompt(processor, questions[row], count) for row, count in zip(rows, counts, strict=True)
-            ]
+            prompts = render_prompts(processor, [questions[row] for row in rows], pictures)
             inputs = encode_prompts(processor, pictures, prompts).to(model.device)
-            written = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].cpu()
+            barring = [limits()] if limits else []
+            written = model.generate(**inputs, generation_config=config, logits_processor=barring)
+            written = written[:, inputs["input_ids"].shape[1] :].cpu()
             texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             stopped = torch.isin(written, stop).any(dim=1).tolist()
             answers += [(text, not ended) for text, ended in zip(texts, stopped, strict=True)]

@@ -15,6 +15,8 @@ TASKS = {
     "report": report,
     "biomarkers": biomarkers,
 }
+# Tasks whose answer is a JSON object of fields: its form is known, and each field has a confidence.
+WITH_FIELDS = ("biomarkers",)
 
 
 def choose_limit(task: str, own: int | None, recipe: int | None) -> int:

@@ -78,7 +78,7 @@ class FieldsAnswer(NamedTuple):
 
 def check_fields(fields: Sequence[Field]) -> None:
     """Raise ValueError for fields that can't be asked, written and read back without doubt."""
-    names = [_plain_key(key) for field in fields for key in (field["name"], *field.get("aliases", []))]
+    names = [plain_key(key) for field in fields for key in (field["name"], *field.get("aliases", []))]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"fields share the names {sorted(doubled)}, expected different ones; rename them")
     for field in fields:
@@ -137,7 +137,7 @@ def format_target(record: Mapping[str, object], fields: Sequence[Field] = FIELDS
         written = json.dumps(value, ensure_ascii=False)
         if not isinstance(value, str):
             written = f"{value:.{field.get('decimals', 3)}f}"
-        lines.append(f"  {json.dumps(field['name'])}: {written}")
+        lines.append(f"  {json.dumps(field['name'], ensure_ascii=False)}: {written}")
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
@@ -148,12 +148,12 @@ def parse(text: str, fields: Sequence[Field] = FIELDS) -> FieldsAnswer | None:
     field given twice under two names with different values has no legal value.
     """
     found = read_json(text, opening="{")
-    names = {_plain_key(key): field for field in fields for key in (field["name"], *field.get("aliases", []))}
+    names = {plain_key(key): field for field in fields for key in (field["name"], *field.get("aliases", []))}
     answers = []
     for value in found.values:
         answer = {}
         for key, given in value.items():
-            if field := names.get(_plain_key(key)):
+            if field := names.get(plain_key(key)):
                 read = read_value(given, field)
                 answer[field["name"]] = read if answer.get(field["name"], read) == read else None
         if answer not in answers:
@@ -191,17 +191,17 @@ def format_question(ask: Mapping, config: DatasetConfig) -> str:
             "generic, or an instruction"
         )
     values = {key: value for key, value in ask["values"].items() if f"{{{key}}}" in text}
-    return format_prompt(_fields(config), ask["style"], config.instruction, **values)
+    return format_prompt(list_fields(config), ask["style"], config.instruction, **values)
 
 
 def format_answer(ask: Mapping, answer: Mapping, config: DatasetConfig) -> str:
     """Return the target of a record."""
-    return format_target(answer, _fields(config))
+    return format_target(answer, list_fields(config))
 
 
 def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[dict | None, bool]:
     """Return the fields in the model's `text`, None for unparsed, and whether their JSON had to be mended."""
-    found = parse(text, _fields(config))
+    found = parse(text, list_fields(config))
     return (None, False) if found is None else (found.values, found.repaired)
 
 
@@ -209,7 +209,7 @@ def guess_answers(train: Sequence[tuple[Mapping, Mapping]], asks: Sequence[Mappi
     """Return the constant answer of the floor: the majority or the median of each field in train."""
     records = [answer for _, answer in train]
     guess = {}
-    for field in _fields(config):
+    for field in list_fields(config):
         seen = [records[row][field["name"]] for row in find_known(records, field["name"])]
         if seen and "values" in field:
             guess[field["name"]] = max(field["values"], key=seen.count)
@@ -222,11 +222,11 @@ def measure_answers(
     gold: Sequence, predicted: Sequence, asks: Sequence[Mapping], guesses: Sequence, config: DatasetConfig
 ) -> tuple[Measure, dict]:
     """Return the measure for the bootstrap, and what `compute_biomarkers` says of the same answers, field by field."""
-    fields = _fields(config)
+    fields = list_fields(config)
     return biomarkers_measure(gold, predicted, guesses, fields), compute_biomarkers(gold, predicted, guesses, fields)
 
 
-def _fields(config: DatasetConfig) -> Sequence[Field]:
+def list_fields(config: DatasetConfig) -> Sequence[Field]:
     return FIELDS if config.fields is None else config.fields
 
 
@@ -246,5 +246,5 @@ def _plain(value: str) -> str:
     return value.strip().casefold()
 
 
-def _plain_key(key: str) -> str:
+def plain_key(key: str) -> str:
     return re.sub(r"\W+", "_", key.casefold()).strip("_")

@@ -144,11 +144,15 @@ def measure_answers(
 ) -> tuple[Measure, dict]:
     """Return the measure for the bootstrap, and what `compute_boxes` says of the same answers.
 
-    Labels count unless the records say that there are none to be told.
+    Labels count for the records that have any to be told; for the others only where the boxes are.
     """
-    label_aware = all(ask["label_aware"] for ask in asks)
+    label_aware = any(ask["label_aware"] for ask in asks)
     truth, answers = (
-        [None if boxes is None else [Box(*box) for box in boxes] for boxes in side] for side in (gold, predicted)
+        [
+            None if boxes is None else [Box(*(box if ask["label_aware"] else box[:4])) for box in boxes]
+            for ask, boxes in zip(asks, side, strict=True)
+        ]
+        for side in (gold, predicted)
     )
     return boxes_measure(truth, answers, label_aware), compute_boxes(truth, answers, label_aware)
 

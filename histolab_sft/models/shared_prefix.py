@@ -1,0 +1,191 @@
+"""The passes behind every likelihood: one prompt, and what each of several continuations of it costs.
+
+Pictures, question and the words that all continuations begin with are read once; each then goes on from a copy of
+their keys and values.
+"""
+
+import copy
+import logging
+from functools import cache
+from itertools import takewhile
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
+
+logger = logging.getLogger(__name__)
+
+
+def score_answers(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], answers: list[list[int]], chunk: int
+) -> torch.Tensor:
+    """Return `(B, K)` float64 log-likelihoods of the same K answers (token ids) after each of B prompts.
+
+    Args:
+        inputs (`dict`): From `encode_prompts`, on the model's device.
+        chunk (`int`): Answers that are continued at once, each with a copy of all prompts' keys and values.
+    """
+    score = _score_on_shared_prefix if shares_prefix(model) else _score_whole
+    return score(model, inputs, answers, chunk)
+
+
+def score_places(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], places: list[list[list[int]]], chunk: int
+) -> list[torch.Tensor]:
+    """Return for each place of one text the log-likelihoods of its K alternatives: float64, `(K,)`, up to a constant.
+
+    Prompt and text are read once, from place to place.
+
+    Args:
+        inputs (`dict`): Of one prompt, from `encode_prompts`.
+        places (`list`): For each place, in the order of the text, the token ids of the text up to there with each of
+            the alternatives.
+    """
+    if not shares_prefix(model):
+        return [_score_whole(model, inputs, answers, chunk)[0] for answers in places]
+    prefix, scores, read = DynamicCache(config=model.config), [], 0
+    for number, answers in enumerate(places):
+        # A place's alternatives and all that comes later begin with the same words.
+        later = [answer for others in places[number:] for answer in others]
+        shared = _count_shared(later)
+        inputs = _append(model, inputs, later[0][read:shared])
+        if number == 0:
+            positions = _find_positions(model, inputs)
+            logits = _forward(model, inputs, positions, prefix, True, 1)
+        elif shared > read:
+            positions = positions[..., -1:] + torch.arange(1, shared - read + 1, device=positions.device)
+            step = {"input_ids": inputs["input_ids"][:, read - shared :], "attention_mask": inputs["attention_mask"]}
+            logits = _forward(model, step, positions, prefix, False, 1)
+        branch = prefix if number + 1 == len(places) else copy.deepcopy(prefix)
+        tails = [torch.tensor(answer[shared:]) for answer in answers]
+        scores.append(_score_tails(model, inputs, positions, branch, logits[:, -1], tails, chunk)[0])
+        read = shared
+    return scores
+
+
+def shares_prefix(model: PreTrainedModel) -> bool:
+    """Return whether the model's cache can be copied for each answer: keys and values in every layer, nothing else.
+
+    Recurrent layers (Mamba, linear attention, short convolutions) keep a state that `batch_repeat_interleave` doesn't
+    repeat. Such a model reads the picture and the question once for every answer.
+    """
+    shared = all(
+        isinstance(layer, DynamicLayer | DummyLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in DynamicCache(config=model.config).layers
+    )
+    if not shared:
+        _say_once(type(model).__name__)
+    return shared
+
+
+@cache
+def _say_once(model: str) -> None:
+    logger.warning("%s keeps more than keys and values: each answer is scored with the whole prompt, slowly", model)
+
+
+def _score_on_shared_prefix(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], answers: list[list[int]], chunk: int
+) -> torch.Tensor:
+    """Return `(B, K)` log-likelihoods with one pass over picture, question and common words, and one over the rest."""
+    # At least one token of each answer is left to be scored on its own.
+    shared = min(_count_shared(answers), min(map(len, answers)) - 1)
+    inputs = _append(model, inputs, answers[0][:shared])
+    positions = _find_positions(model, inputs)
+    prefix = DynamicCache(config=model.config)
+    logits = _forward(model, inputs, positions, prefix, True, shared + 1)
+    # The last prompt token and the common words but the last predict the common words; the last predicts what differs.
+    common = _pick(logits[:, :-1], inputs["input_ids"][:, -shared:] if shared else inputs["input_ids"][:, :0])
+    tails = [torch.tensor(answer[shared:]) for answer in answers]
+    return common.sum(-1, keepdim=True) + _score_tails(model, inputs, positions, prefix, logits[:, -1], tails, chunk)
+
+
+def _score_tails(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    positions: torch.Tensor,
+    prefix: DynamicCache,
+    logits: torch.Tensor,
+    tails: list[torch.Tensor],
+    chunk: int,
+) -> torch.Tensor:
+    """Return `(B, K)` log-likelihoods of what follows a prefix; `logits` `(B, vocabulary)` predict its first token.
+
+    Uses up the prefix.
+    """
+    scores = logits.float().log_softmax(-1)[:, [tail[0] for tail in tails]].double()
+    length = max(map(len, tails)) - 1
+    if not length:
+        return scores
+    padded = pad_sequence(tails, batch_first=True).to(model.device)
+    mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True).to(model.device)
+    for start in range(0, len(tails), chunk):
+        part = slice(start, min(start + chunk, len(tails)))
+        ids, seen = padded[part].repeat(len(scores), 1), mask[part].repeat(len(scores), 1)
+        repeats = part.stop - part.start
+        copied = prefix if part.stop == len(tails) else copy.deepcopy(prefix)
+        copied.batch_repeat_interleave(repeats)
+        # The last token predicts nothing, so it is not read.
+        rest = {
+            "input_ids": ids[:, :-1],
+            "attention_mask": torch.cat([inputs["attention_mask"].repeat_interleave(repeats, 0), seen[:, :-1]], dim=1),
+        }
+        # Text follows the prompt one place at a time under every rotary scheme, pictures' own positions included.
+        last = positions[..., -1:].repeat_interleave(repeats, -2)
+        logits = _forward(model, rest, last + torch.arange(1, length + 1, device=last.device), copied, False, 0)
+        picked = _pick(logits, ids[:, 1:]) * seen[:, 1:]
+        scores[:, part] += picked.sum(-1).view(-1, repeats)
+    return scores
+
+
+def _score_whole(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], answers: list[list[int]], chunk: int
+) -> torch.Tensor:
+    """Return `(B, K)` log-likelihoods with one pass over everything for each answer."""
+    scores = []
+    for answer in answers:
+        whole = _append(model, inputs, answer)
+        logits = _forward(model, whole, _find_positions(model, whole), None, True, len(answer) + 1)
+        scores.append(_pick(logits[:, :-1], whole["input_ids"][:, -len(answer) :]).sum(-1))
+    return torch.stack(scores, dim=1)
+
+
+def _forward(model, inputs: dict, positions: torch.Tensor, cache: DynamicCache | None, first: bool, keep: int):
+    """Return logits `(batch, length or keep, vocabulary)`; how a model wants its inputs, it says itself."""
+    prepared = model.prepare_inputs_for_generation(
+        **inputs,
+        position_ids=positions,
+        past_key_values=cache,
+        is_first_iteration=first,
+        use_cache=cache is not None,
+        logits_to_keep=keep,
+    )
+    return model(**prepared).logits
+
+
+def _find_positions(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    # Padding on the left and pictures have their own positions in each architecture; `generate` asks the same method.
+    return model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
+
+
+def _append(model, inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
+    """Return the inputs with the same text tokens after every prompt."""
+    ids = inputs["input_ids"].new_tensor(tokens).expand(len(inputs["input_ids"]), -1)
+    new = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    # Of which type an answer's tokens are (no picture's, or of PaliGemma's causal part) is asked of the same method as
+    # in `generate`, for one token.
+    types = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+    for name, grown in model._update_model_kwargs_for_generation({}, dict(types), num_new_tokens=1).items():
+        new[name] = grown[:, -1:].expand_as(ids)
+    return inputs | {name: torch.cat([inputs[name], values], dim=1) for name, values in new.items()}
+
+
+def _pick(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities `(batch, length)` of the tokens `ids`; `logits[:, i]` predict `ids[:, i]`."""
+    logits = logits.float()
+    # Long answers add up to hundreds of nats, where float32 has only five decimals left.
+    return (logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)).double()
+
+
+def _count_shared(answers: list[list[int]]) -> int:
+    return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*answers, strict=False))))
