@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,10 +18,33 @@ from huggingface_hub.errors import (
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
 # What is asked for: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
 KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "source", " --repo-type dataset")}
+# Of a base model: weights and processor, and no code.
+FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 
 
 class HubAccessError(RuntimeError):
     """A model or data set can't be had, and the message says what to do about it."""
+
+
+def fetch_base_model(name: str, revision: str = "main") -> None:
+    """Bring weights and processor of a base model on the Hub into its cache, so that loading needs no network.
+
+    Trying again is left to huggingface_hub: at 429, 5xx and time-outs, up to five times with growing pauses, each told
+    in its log. A model that is there already needs no answer from the Hub.
+
+    Args:
+        name (`str`): Id on the Hub, or a folder, with which nothing is done.
+        revision (`str`): Branch, tag or commit.
+
+    Raises:
+        HubAccessError: It can't be had.
+    """
+    if Path(name).is_dir():
+        return
+    with explain_hub_errors(name):
+        # One small file first: who may not read the model, or finds the Hub busy, is told at once.
+        hf_hub_download(name, "config.json", revision=revision)
+        snapshot_download(name, revision=revision, allow_patterns=FILES)
 
 
 @contextmanager

@@ -16,8 +16,6 @@ from transformers import HfArgumentParser
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.hub_access import HubAccessError
-from histolab_sft.models.hub_access import fetch_base_model
-from histolab_sft.models.load import locate_base_model
 from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.hub import PublishArguments, format_listing, push_folder
 from histolab_sft.publishing.merge import describe
@@ -27,7 +25,6 @@ from histolab_sft.publishing.merged import build_merged_folder, name_repository
 def main(publish_args, histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    fetch_base_model(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     patches = load_audited_patches(histo_args, training_args.output_dir)["validation"]
     folder, parity = build_merged_folder(patches, histo_args, training_args, model_args)
     print(f"merged = adapter on {parity['n_patches']} patches: {describe(parity)}")

@@ -11,7 +11,7 @@ import pytest
 from steady_runs import start_recipe, write_inputs, write_recipe
 from trl import ModelConfig
 
-from histolab_sft.models.hub_access import HubAccessError, explain_hub_errors, fetch_base_model
+from histolab_sft.hub_access import HubAccessError, explain_hub_errors, fetch_base_model
 from histolab_sft.models.load import build_meta_model, load_base_model, load_processor
 
 pytestmark = pytest.mark.model
@@ -189,6 +189,10 @@ def test_a_missing_model_offline_tells_how_to_fetch_it(server, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubAccessError, match="HF_HUB_OFFLINE is set: fetch it once with `hf download lab/tiny`"):
         fetch_base_model(MODEL)
+    # Scoring, merging and the demo load the model by one function, the look ahead only the processor.
+    for load_it in (lambda: load_base_model(ModelConfig(MODEL)), lambda: load_processor(MODEL)):
+        with pytest.raises(HubAccessError, match="HF_HUB_OFFLINE is set"):
+            load_it()
 
 
 def test_a_folder_is_left_alone(server, folder):

@@ -18,7 +18,6 @@ from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.page import Demo, build_page
 from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import DataSet, Systems
-from histolab_sft.models.hub_access import fetch_base_model
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
 from histolab_sft.publishing.space import describe_base_model, describe_data_sets, paint_examples
 
@@ -53,7 +52,6 @@ def load_demo(
     pictures, painted = _load_examples(histo_args, examples)
     entries, remarks = describe_data_sets(histo_args, Path(training_args.output_dir))
     base_model = locate_base_model(model_args.model_name_or_path)
-    fetch_base_model(base_model, model_args.model_revision)
     model = load_base_model(model_args)
     processor = load_processor(base_model, model_args.model_revision)
     try:

@@ -21,6 +21,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
 from histolab_sft.models import tiny
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
 from histolab_sft.models.cache_choice import OFF
@@ -46,10 +47,13 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
 
     Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
     and demo see the same ones on every machine.
+
+    Raises:
+        HubAccessError: It can't be had.
     """
-    return complete_turns(
-        AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
-    )
+    with explain_hub_errors(name):
+        processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
+    return complete_turns(processor)
 
 
 def load_base_model(model_args: ModelConfig, histo_args: HistoArguments | None = None) -> PreTrainedModel:
@@ -58,13 +62,18 @@ def load_base_model(model_args: ModelConfig, histo_args: HistoArguments | None =
     Args:
         histo_args (`HistoArguments`, *optional*): Whose dtypes count, and whose `vision_cache` may keep the model on
             the CPU until its pictures are encoded (see `placement`). Without them it goes where there is room.
+
+    Raises:
+        HubAccessError: It can't be had.
     """
     compute, tower, cache = None, None, OFF
     if histo_args is not None:
         compute, tower = histo_args.bnb_4bit_compute_dtype, histo_args.vision_tower_dtype
         cache = histo_args.vision_cache
+    base_model = locate_base_model(model_args.model_name_or_path)
+    fetch_base_model(base_model, model_args.model_revision)
     model = AutoModelForImageTextToText.from_pretrained(
-        locate_base_model(model_args.model_name_or_path),
+        base_model,
         quantization_config=build_quantization_config(model_args, compute),
         **{"device_map": _choose_device()} | choose_device_map(cache),
         **build_model_init_kwargs(model_args),

@@ -5,9 +5,9 @@ from transformers.utils.hub import resolve_revision
 from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.hub_access import fetch_base_model
 from histolab_sft.models.continued import build_starting_point
 from histolab_sft.models.fit import settle_hardware
-from histolab_sft.models.hub_access import fetch_base_model
 from histolab_sft.models.load import (
     build_model_init_kwargs,
     build_quantization_config,
