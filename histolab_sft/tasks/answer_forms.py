@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from histolab_sft.evaluation.figures import COLOURS
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.box_geometry import resize_boxes
 from histolab_sft.tasks.report import read_sections
 
 SIDE = 320  # pixels of a shown picture
-TRUTH_COLOUR = "#00795C"
-BOX_COLOURS = {"truth": TRUTH_COLOUR, "baseline": COLOURS["baseline"], "finetuned": COLOURS["finetuned"]}
+# Okabe & Ito 2008, told apart under every form of colour blindness.
+BOX_COLOURS = {"truth": "#00795C", "baseline": "#D55E00", "finetuned": "#0072B2"}
 
 
 def describe_answer(task: str, answer: object) -> dict:
@@ -34,15 +33,15 @@ def describe_answer(task: str, answer: object) -> dict:
     return {"kind": "text", "text": _write(answer)}
 
 
-def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, list]) -> Image.Image:
-    """Return a copy of at most `SIDE` pixels a side with boxes on it.
+def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, list], side: int = SIDE) -> Image.Image:
+    """Return a copy of at most `side` pixels a side with boxes on it.
 
     Args:
         size: (width, height) of the picture that the boxes are of; `image` may be another size of it.
         boxes: `truth`, `baseline` or `finetuned` -> boxes `[x1, y1, x2, y2, label or None]`, the first drawn lowest.
     """
     shown = Image.fromarray(np.asarray(image.convert("RGB")))
-    shown.thumbnail((SIDE, SIDE))
+    shown.thumbnail((side, side))
     canvas = ImageDraw.Draw(shown)
     for name, drawn in boxes.items():
         for box in resize_boxes([Box(*box) for box in drawn], size, shown.size):
@@ -54,10 +53,10 @@ def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, li
     return shown
 
 
-def encode_picture(image: Image.Image) -> str:
-    """Return the picture as a data address: at most `SIDE` pixels, written anew from its pixels and nothing else."""
+def encode_picture(image: Image.Image, side: int = SIDE) -> str:
+    """Return the picture as a data address: at most `side` pixels, written anew from its pixels and nothing else."""
     bare = Image.fromarray(np.asarray(image.convert("RGB")))
-    bare.thumbnail((SIDE, SIDE))
+    bare.thumbnail((side, side))
     buffer = io.BytesIO()
     bare.save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -73,4 +72,4 @@ def _order(corners: list[float]) -> list[float]:
 def _write(value: object) -> str:
     if value is None:
         return "not a legal value"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return f"{value:.10g}" if isinstance(value, int | float) else str(value)
