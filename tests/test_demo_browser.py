@@ -318,7 +318,7 @@ def test_records_are_asked_by_keyboard_and_in_a_narrow_window(record_page, tmp_p
     tab_to(page, "#ask")
     page.keyboard.press("Enter")
     wait_for_words(page)
-    assert "cd274_expression" in page.inner_text("#answers [data-system=finetuned]")
+    assert "immune_score" in page.inner_text("#answers [data-system=finetuned]")
     tab_to(page, "#answers .hs-records + details summary")
     page.keyboard.press("Enter")
     assert "LUAD" in page.locator("#answers .hs-records + details p").inner_text()

@@ -48,7 +48,7 @@ def build_record_page(
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             upload = gr.File(
-                label="Upload a picture, or several of one case",
+                label="Upload pictures of one case",
                 file_count="multiple",
                 file_types=[*IMAGE_SUFFIXES],
                 height=150,
@@ -87,9 +87,7 @@ def build_record_page(
                 elem_id="asked",
             )
             wording = gr.Dropdown(**_list_wordings(first), label="A question of the data", elem_id="wording")
-            question = gr.Textbox(
-                **_show_question(first, 0), label="Question", lines=2, max_lines=8, elem_id="question"
-            )
+            question = gr.Textbox(**_show_question(first, 0), lines=2, max_lines=8, elem_id="question")
             options = gr.Textbox(
                 **_show_options(first, 0), label="Possible answers, one a line", lines=2, elem_id="options"
             )
@@ -158,9 +156,11 @@ def _list_wordings(record_set: RecordSet) -> dict:
 
 
 def _show_question(record_set: RecordSet, number: int) -> dict:
+    free = "question" in record_set.asks[number]
     return {
         "value": _word(record_set, number),
-        "interactive": "question" in record_set.asks[number],
+        "label": "Question, yours to change" if free else "Question, fixed for this task",
+        "interactive": free,
         "max_length": MAX_LETTERS,
     }
 

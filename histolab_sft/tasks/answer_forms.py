@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.box_geometry import resize_boxes
@@ -42,14 +42,18 @@ def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, li
     """
     shown = Image.fromarray(np.asarray(image.convert("RGB")))
     shown.thumbnail((side, side))
-    canvas = ImageDraw.Draw(shown)
+    canvas, longest = ImageDraw.Draw(shown), max(shown.size)
+    font, width = ImageFont.load_default(size=max(10, longest // 32)), max(2, longest // 200)
     for name, drawn in boxes.items():
         for box in resize_boxes([Box(*box) for box in drawn], size, shown.size):
             # A pixel of air at the edge, where half a line would be cut off.
             corners = [max(box.x1, 1), max(box.y1, 1), min(box.x2, shown.width - 2), min(box.y2, shown.height - 2)]
-            canvas.rectangle(_order(corners), width=2, outline=BOX_COLOURS[name])
+            canvas.rectangle(_order(corners), width=width, outline=BOX_COLOURS[name])
             if box.label:
-                canvas.text((corners[0] + 3, corners[1] + 2), box.label, fill=BOX_COLOURS[name])
+                place = (corners[0] + width + 1, corners[1] + width)
+                # On a ground of its own: tissue and bone leave no letter legible.
+                canvas.rectangle(canvas.textbbox(place, box.label, font), fill=BOX_COLOURS[name])
+                canvas.text(place, box.label, "white", font)
     return shown
 
 
