@@ -12,7 +12,7 @@ from pathlib import Path
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation.harness import hash_weights, predict_answers
-from histolab_sft.evaluation.submission import list_submitted, write_submissions
+from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
 from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
 from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.processes import check_processes
@@ -27,14 +27,17 @@ def main(histo_args, training_args, model_args):
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
         patches = load_audited_patches(histo_args, training_args.output_dir)
+    questions = {config.name: select_dataset(patches["test"], config.name) for config in configs}
+    # Before the model is asked for hours.
+    plan_files([name for rows in questions.values() for name in rows.with_format(None)["id"]], histo_args)
     model = load_finetuned(load_base_model(model_args, histo_args), model_args, training_args.output_dir, histo_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     weights, answers = hash_weights(model), {}
-    looks = [(select_dataset(patches["test"], config.name), 1) for config in configs]
+    looks = [(rows, 1) for rows in questions.values()]
     with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
         for config in configs:
             ask = (model, reader, weights, config, histo_args, training_args.per_device_eval_batch_size)
-            answers[config.name] = predict_answers(select_dataset(patches["test"], config.name), *ask)
+            answers[config.name] = predict_answers(questions[config.name], *ask)
     if training_args.process_index > 0:
         return
     written = write_submissions(answers, histo_args, Path(training_args.output_dir, "submission"))

@@ -178,7 +178,7 @@ def test_entries_of_one_split_share_a_file_that_is_whole_by_data_set(flare, tmp_
 
 def test_a_data_set_without_an_entry_for_each_of_its_tasks_is_refused(flare, tmp_path):
     histo_args, answers = list_entries(flare, TASKS_OF_HIDDEN | {"iugc": ("boxes",)})
-    with pytest.raises(ValueError, match="1 ids without an answer, such as validation_hidden:iugc"):
+    with pytest.raises(ValueError, match="1 questions aren't asked, such as validation_hidden:iugc"):
         write_submissions(answers, histo_args, tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 

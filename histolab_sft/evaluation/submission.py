@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -41,13 +42,43 @@ def list_submitted(histo_args: HistoArguments) -> list[DatasetConfig]:
     return configs
 
 
+def plan_files(ids: Iterable[str], histo_args: HistoArguments) -> dict[str, set[str]]:
+    """Return FLARE's splits that the questions are of, and the folders of the data sets in each.
+
+    Data sets of a split of which nothing is asked are named in the log.
+
+    Raises:
+        ValueError: A question is of FLARE's train split, or only some of a data set's questions are asked.
+    """
+    [config, *_] = list_submitted(histo_args)
+    records = {record.id: record for record in list_flare(Path(histo_args.data_dir, config.source), config)}
+    asked = {name: records[name] for name in ids}
+    plan = {}
+    for record in asked.values():
+        plan.setdefault(record.split, set()).add(record.dataset)
+    if taken := sum(record.split == "training" for record in asked.values()):
+        raise ValueError(
+            f"{taken} test questions are of FLARE's split training, expected those of a split to be submitted; "
+            "name it by `splits`, as in `splits: {train: training, test: validation-hidden}`"
+        )
+    for split, datasets in plan.items():
+        rest = {
+            name: record.dataset for name, record in records.items() if record.split == split and name not in asked
+        }
+        if missing := [name for name, dataset in rest.items() if dataset in datasets]:
+            raise ValueError(
+                f"{len(missing)} questions aren't asked, such as {missing[0]}, expected all of a data set's; give "
+                "each of its tasks an entry in the recipe, and mend pictures that were refused"
+            )
+        if rest:
+            logger.warning("%s: the recipe doesn't ask %s", split, ", ".join(sorted(set(rest.values()))))
+    return plan
+
+
 def write_submissions(
     answers: dict[str, pd.DataFrame], histo_args: HistoArguments, folder: Path
 ) -> dict[Path, tuple[int, int]]:
     """Write `folder/<split>/predictions.json` of every split that was asked, all its data sets in one file.
-
-    Data sets of a split that aren't in the recipe are left out, and named in the log; of those that are, every
-    question must have an answer, so that one with several tasks has an entry for each.
 
     Args:
         answers (`dict`): Name of the data set's entry -> table of its test split from `predict_answers`.
@@ -56,28 +87,17 @@ def write_submissions(
         File -> how many answers are in it, and how many of them are empty.
 
     Raises:
-        ValueError: As `write_submission`, or questions of FLARE's train split were taken for test.
+        ValueError: As `plan_files` and `write_submission`.
     """
     configs = list_submitted(histo_args)
     source = Path(histo_args.data_dir, configs[0].source)
     asked = pd.concat([answers[config.name] for config in configs], ignore_index=True)
-    filled = pd.DataFrame(
-        {"id": asked["id"], "answer": [json.loads(text) for text in asked["predicted"]]}, dtype=object
-    )
-    records = {record.id: record for record in list_flare(source, configs[0])}
-    splits = pd.Series([records[name].split for name in filled["id"]], dtype=object)
-    if (splits == "training").any():
-        raise ValueError(
-            f"{(splits == 'training').sum()} test questions are of FLARE's split training, expected those of a split "
-            "to be submitted; name it by `splits`, as in `splits: {train: training, test: validation-hidden}`"
-        )
+    read = [json.loads(text) for text in asked["predicted"]]
+    filled = pd.DataFrame({"id": asked["id"], "answer": pd.Series(read, dtype=object)})
     written = {}
-    for split in sorted(splits.unique()):
-        part = filled[splits == split].reset_index(drop=True)
-        datasets = {records[name].dataset for name in part["id"]}
-        others = {record.dataset for record in records.values() if record.split == split} - datasets
-        if others:
-            logger.warning("%s: the recipe doesn't ask %s; they aren't in the file", split, ", ".join(sorted(others)))
+    for split, datasets in sorted(plan_files(filled["id"], histo_args).items()):
+        ids = {r.id for r in list_flare(source, configs[0]) if r.split == split and r.dataset in datasets}
+        part = filled[filled["id"].isin(ids)].reset_index(drop=True)
         path = folder / split / NO_QUESTIONS
         written[path] = (len(part), write_submission(part, source, configs[0], path, split, datasets))
     return written
