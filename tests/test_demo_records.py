@@ -11,12 +11,15 @@ import pytest
 from demo_run import app_command, call, file_data, find_function, running, send_upload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_fixture import WRITERS, write_data
 from PIL import Image
 from record_demo_run import ANSWERS, DATASETS, noise, write_record_run
 
+from histolab_sft.arguments import HistoArguments, read_recipe
 from histolab_sft.demo.record_cards import ABSENT, format_record_answers
-from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, fill_ask
-from histolab_sft.publishing.space_records import list_wordings
+from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, build_data_set, fill_ask
+from histolab_sft.publishing.space_records import describe_records, list_wordings
+from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 from histolab_sft.tasks.biomarkers import FIELDS
 
@@ -131,6 +134,20 @@ def test_a_question_about_one_case_alone_is_not_shown_to_others():
     assert list_wordings(table(asks, ["a", "b", "b"])) == [{"question": ""}]
     fixed = [{"style": "training", "values": {"cancer_type": kind}} for kind in ("LUAD", "LUSC", "LUAD")]
     assert list_wordings(table(fixed, ["a", "b", "c"])) == [fixed[0], fixed[1]]
+
+
+@pytest.mark.parametrize("recipe", WRITERS)
+def test_every_shipped_recipe_on_records_has_questions_for_the_page(recipe, tmp_path):
+    keys = read_recipe(f"recipes/{recipe}.yaml")
+    write_data(recipe, tmp_path, keys["datasets"])
+    home = str(tmp_path / keys.get("data_dir", ""))
+    for entry in describe_records(HistoArguments(datasets=keys["datasets"], data_dir=home)):
+        record_set = build_data_set(json.loads(json.dumps(entry)))
+        for ask in record_set.asks:
+            options = "\n".join(ask.get("options") or ask.get("vocabulary") or [])
+            filled = fill_ask(record_set, ask, "What is there?", options, [GREY])
+            question = TASKS[record_set.task].format_question(filled, record_set.config)
+            assert ("What is there?" in question) == ("question" in ask) and "{" not in question.replace('[{"box', "")
 
 
 @pytest.fixture(scope="module")
