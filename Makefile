@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill test-distributed test-browser quality data check train evaluate push-adapter push-merged app space bench bench-gpu clean
+.PHONY: help install demo test test-fast test-kill test-distributed test-browser quality data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -68,6 +68,9 @@ train: install ## fine-tune RECIPE
 
 evaluate: install ## score the base model and the adapter of RECIPE
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE) $(ARGS)
+
+submission: install ## answer FLARE's questions with the adapter of RECIPE, in the challenge's files
+	$(BIN)/python recipes/write_submission.py --config $(RECIPE) $(ARGS)
 
 check: install ## look at RECIPE before anything is loaded: config, data, masks
 	$(BIN)/python recipes/preflight.py --config $(RECIPE) $(ARGS)

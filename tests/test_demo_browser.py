@@ -1,5 +1,6 @@
 """The demo as a person uses it, in Chromium. Screenshots go to `outputs/demo_screenshots`, to be looked at."""
 
+import contextlib
 import csv
 import io
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from demo_run import app_command, running, write_run
 from PIL import Image
+from record_demo_run import noise, write_record_run
 
 from histolab_sft.data.synthetic import write_synthetic_patches
 
@@ -58,6 +60,26 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
+    with opened(browser, address, "#classify") as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def record_address(tmp_path_factory, untrained_model):
+    folder = tmp_path_factory.mktemp("records")
+    with running(app_command(write_record_run(folder, untrained_model)), folder) as (_, port):
+        yield f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture
+def record_page(browser, record_address):
+    with opened(browser, record_address, "#ask") as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser, address, button):
+    """Yield the page, which may ask no other server and mustn't fail."""
     page = browser.new_page(viewport=WIDE)
     page.set_default_timeout(SECONDS)
     page.elsewhere, page.failed = [], []
@@ -65,7 +87,7 @@ def page(browser, address):
     page.on("response", lambda response: page.failed.append(response.url) if response.status >= 400 else None)
     page.on("pageerror", lambda error: page.failed.append(str(error)))
     page.goto(address)
-    page.wait_for_selector("#classify")
+    page.wait_for_selector(button)
     yield page
     page.close()
     assert not page.elsewhere, "the page asked another server"
@@ -238,6 +260,76 @@ def test_text_has_enough_contrast(page):
     # 4.5 to 1, WCAG 2.2, success criterion 1.4.3
     pale = [text for text, front, back in colours if measure_contrast(front, back) < 4.5]
     assert not pale
+
+
+def choose(page, name):
+    """Choose a data set from the list, as a person does."""
+    page.click("#asked input")
+    before = page.locator("#question textarea").input_value()
+    page.get_by_role("option", name=f"{name}:").click()
+    page.wait_for_function("before => document.querySelector('#question textarea').value != before", arg=before)
+
+
+# What each task shows of the answer that the adapter has learnt
+RECORD_FORMS = {
+    "boxes": ("2 boxes", "lesion"),
+    "biomarkers": ("cd274_expression", "0.626"),
+    "multilabel": ("Dental Caries", "Pulp Diseases"),
+    "quantity": ("13",),
+    "classification": ("Malignant",),
+    "report": ("No effusion.",),
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_task_shows_both_answers_in_its_own_form(record_page, tmp_path, scheme):
+    page = record_page
+    page.emulate_media(color_scheme=scheme)
+    page.reload()
+    page.wait_for_selector("#ask")
+    assert "Research use only" in page.inner_text(".hs-notice")
+    noise((320, 240)).save(tmp_path / "one.png")
+    page.set_input_files("#upload input[type=file]", tmp_path / "one.png")
+    page.wait_for_selector("#pictures img")
+    for name, words in RECORD_FORMS.items():
+        choose(page, name)
+        page.click("#ask")
+        wait_for_words(page)
+        shown = page.inner_text("#answers [data-system=finetuned]")
+        assert "Unparsed" not in shown and all(word in shown for word in words)
+        assert name == "report" or "Unparsed" in page.inner_text("#answers [data-system=baseline]")
+        assert page.locator("#answers [data-system=finetuned] img").count() == (name == "boxes")
+        page.screenshot(path=SCREENSHOTS / f"record_{name}_{scheme}.png", full_page=True)
+        assert not [text for text, *colours in page.evaluate(READ_COLOURS) if measure_contrast(*colours) < 4.5]
+
+
+def test_records_are_asked_by_keyboard_and_in_a_narrow_window(record_page, tmp_path):
+    page = record_page
+    page.set_viewport_size(NARROW)
+    for number in range(3):
+        noise((60 + number, 60)).save(tmp_path / f"{number}.png")
+    page.set_input_files("#upload input[type=file]", [tmp_path / f"{number}.png" for number in range(3)])
+    page.wait_for_function("document.querySelectorAll('#pictures img').length == 3")
+    tab_to(page, "#asked input")
+    for _ in range(5):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#question textarea').disabled")
+    tab_to(page, "#ask")
+    page.keyboard.press("Enter")
+    wait_for_words(page)
+    assert "immune_score" in page.inner_text("#answers [data-system=finetuned]")
+    tab_to(page, "#answers .hs-records + details summary")
+    page.keyboard.press("Enter")
+    assert "LUAD" in page.locator("#answers .hs-records + details p").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    page.screenshot(path=SCREENSHOTS / "record_narrow.png", full_page=True)
+    # Boxes are asked of one picture.
+    choose(page, "boxes")
+    page.click("#ask")
+    refused = page.locator("#answers [role=alert]")
+    refused.wait_for()
+    assert "3 pictures, expected at most 1" in refused.inner_text()
 
 
 def measure_contrast(front, back):

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from open_fixture import WRITERS, write_data
@@ -54,8 +55,21 @@ def check_confidences(entry, table, page):
     assert "ECE (after temperature)" in table and "not scored" in table
 
 
+def check_submission(folder, datasets, said):
+    """Each split that is a test split has one file, with every question of its data sets and of all their tasks."""
+    tests = [entry["splits"]["test"] for entry in datasets]
+    assert {path.parent.name for path in folder.rglob("*")} == {"submission", *tests}
+    for split in set(tests):
+        rows = json.loads((folder / split / "predictions.json").read_text())
+        assert len(rows) == 2 * tests.count(split) and all(isinstance(row["Answer"], str) for row in rows)
+        assert f"{split}/predictions.json: {len(rows)} answers" in said
+    rows = json.loads((folder / "validation-hidden" / "predictions.json").read_text())
+    found = {row["TaskType"] for row in rows if "iugc" in np.atleast_1d(row["ImageName"])[0]}
+    assert found == {"Classification", "Detection"}
+
+
 @pytest.mark.parametrize("recipe", WRITERS)
-def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monkeypatch, capsys):
+def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monkeypatch, capsys, caplog):
     path = f"recipes/{recipe}.yaml"
     datasets = read_recipe(path)["datasets"]
     write_data(recipe, tmp_path, datasets)
@@ -91,6 +105,16 @@ def test_a_shipped_recipe_on_records_goes_the_whole_road(recipe, tmp_path, monke
     if recipe == "immunopath":
         check_confidences(results["datasets"]["immunopath"], table, page)
     assert SHOWN[recipe] in page and "://" not in page
+
+    if recipe == "flare":
+        # What the evaluation has asked isn't asked again.
+        caplog.set_level("INFO")
+        assert run("write_submission", flags, monkeypatch) == 0
+        assert "answers written" in caplog.text and "patches scored" not in caplog.text
+        check_submission(out / "submission", datasets, capsys.readouterr().out)
+    else:
+        with pytest.raises(ValueError, match="no data set of format flare"):
+            run("write_submission", flags, monkeypatch)
 
     # The folder that would go up, and nothing more
     assert run("push_adapter", [*flags, "--dry_run", "true"], monkeypatch) == 0

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import yaml
 from demo_run import call, find_function, request, running, send_upload, write_run
+from record_demo_run import noise, write_record_run
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.demo.app import load_demo
 from histolab_sft.demo.hosted import load_space
+from histolab_sft.demo.records import fill_ask, put_question, word_question
 from histolab_sft.demo.systems import answer_patches
 from histolab_sft.models import tiny
 from histolab_sft.publishing.checks import PublishError
@@ -118,6 +120,27 @@ def test_the_readme_configures_the_space(space, arguments, tmp_path):
     settings = json.loads((space / "settings.json").read_text()) | {"base_model": "google/medgemma-4b-it"}
     gated = format_readme(settings, "6.0")
     assert "HF_TOKEN" in gated and yaml.safe_load(gated.split("---\n")[1])["models"] == ["google/medgemma-4b-it"]
+
+
+@pytest.mark.model
+def test_a_space_of_records_carries_their_questions_and_no_row(tmp_path, embedded):
+    write_embedded_run(tmp_path, embedded)
+    recipe = write_record_run(tmp_path, embedded, taught=False, model_name_or_path="embedded")
+    arguments = parse_recipe(["--config", str(recipe)])
+    folder = build_space(*arguments)
+    here, there = load_demo(*arguments), load_space(folder)
+    assert there.data_sets == here.data_sets and there.remarks == here.remarks == []
+    settings = (folder / "settings.json").read_text()
+    assert "Which apply?" in settings and "Heart is normal" not in settings and ".png" not in settings
+    assert not (folder / "histolab_sft" / "arguments.py").exists()
+    readme = (folder / "README.md").read_text()
+    assert "- boxes: boxes\n" in readme and "class of a patch" not in readme and yaml.safe_load(readme.split("---")[1])
+    entry = there.data_sets[0]
+    ask = fill_ask(entry, entry.asks[0], entry.asks[0]["question"], "Benign\nMalignant", [noise()])
+    question = word_question(entry, ask, there.systems.processor.tokenizer)
+    for system in ("baseline", "finetuned"):
+        answers = [put_question(demo.systems, system, [noise()], entry, ask, question) for demo in (here, there)]
+        assert answers[0] == answers[1]
 
 
 @pytest.mark.model

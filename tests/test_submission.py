@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from flare_fixture import HIDDEN, PERIAPICAL, write_flare
 
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.records.flare import read_flare
 from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.evaluation.submission import write_submission
+from histolab_sft.evaluation.submission import list_submitted, write_submission, write_submissions
 
 CONFIG = DatasetConfig(name="flare", source=".", format="flare")
 
@@ -134,3 +135,65 @@ def test_an_answer_that_is_no_option_leaves_the_old_file_as_it_was(flare, answer
 def test_a_split_without_questions_is_refused(flare, answers, tmp_path):
     with pytest.raises(ValueError, match="no question of the split 'test'"):
         write_submission(answers, flare, CONFIG, tmp_path / "predictions.json", split="test")
+
+
+TASKS_OF_HIDDEN = {
+    "dental": ("classification",),
+    "periapical": ("multilabel",),
+    "boneresorption": ("quantity",),
+    "iugc": ("classification", "boxes"),
+}
+
+
+def list_entries(root, tasks=TASKS_OF_HIDDEN, test="validation-hidden"):
+    """Recipe arguments with one entry for each data set and task, and what the model says to their questions."""
+    entries = [
+        {"name": f"{subset}-{task}", "source": root.name, "format": "flare", "subset": subset, "task": task}
+        | {"splits": {"train": "training", "test": test}}
+        for subset, listed in tasks.items()
+        for task in listed
+    ]
+    histo_args = HistoArguments(datasets=entries, data_dir=str(root.parent))
+    table = read_flare(root, CONFIG)
+    answers = {}
+    for config in histo_args.datasets:
+        folder = table["id"].str.split(":").str[1]
+        rows = table[(table["split"] == test) & (folder == config.subset) & (table["task"] == config.task)]
+        answers[config.name] = rows[["id"]].assign(predicted=[json.dumps(answer) for answer in rows["answer"]])
+    return histo_args, answers
+
+
+def test_entries_of_one_split_share_a_file_that_is_whole_by_data_set(flare, tmp_path, caplog):
+    histo_args, answers = list_entries(flare)
+    answers["dental-classification"]["predicted"] = "null"
+    written = write_submissions(answers, histo_args, tmp_path)
+    path = tmp_path / "validation-hidden" / "predictions.json"
+    assert written == {path: (5, 1)} and [entry.name for entry in tmp_path.rglob("*.json")] == ["predictions.json"]
+    found = [(row["ImageName"].split("/")[1], row["TaskType"], row["Answer"]) for row in read(path)]
+    assert ("IUGC_00445-53.png", "Detection", "[[100, 37, 307, 90]]") in found
+    assert ("IUGC_00445-53.png", "Classification", "B") in found
+    assert ("PXMT_00326.png", "Classification", "") in found
+    assert "doesn't ask IU_XRay, chromosome, neurips22cell" in caplog.text
+
+
+def test_a_data_set_without_an_entry_for_each_of_its_tasks_is_refused(flare, tmp_path):
+    histo_args, answers = list_entries(flare, TASKS_OF_HIDDEN | {"iugc": ("boxes",)})
+    with pytest.raises(ValueError, match="1 questions aren't asked, such as validation_hidden:iugc"):
+        write_submissions(answers, histo_args, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_questions_of_the_train_split_are_never_submitted(flare, tmp_path):
+    histo_args, answers = list_entries(flare, {"dental": ("classification",)}, test="training")
+    with pytest.raises(ValueError, match="2 test questions are of FLARE's split training"):
+        write_submissions(answers, histo_args, tmp_path)
+
+
+def test_a_recipe_without_flare_or_with_two_copies_of_it_is_refused(flare):
+    histo_args, _ = list_entries(flare)
+    histo_args.datasets[0].source = "elsewhere"
+    with pytest.raises(ValueError, match="expected one, since a file holds all"):
+        list_submitted(histo_args)
+    other = HistoArguments(datasets=[{"name": "captions", "source": "captions", "format": "captions"}])
+    with pytest.raises(ValueError, match="no data set of format flare in the recipe, found the formats captions"):
+        list_submitted(other)

@@ -3,7 +3,8 @@ Show the base model and the adapter of a recipe side by side, in a browser on th
 
     python -m histolab_sft.demo.app --config recipes/demo.yaml [--examples FOLDER] [--port 7860] [--any_key value]
 
-FOLDER holds `<data set>/<class>/picture`. Without it, the data sets that can be painted get painted examples.
+FOLDER holds `<data set>/<class>/picture`. Without it, the data sets that can be painted get painted examples. Of data
+sets with a format the rows are read, for their questions.
 """
 
 import argparse
@@ -16,8 +17,9 @@ from trl import ModelConfig, SFTConfig
 from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.page import Demo, build_page
+from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
-from histolab_sft.demo.systems import DataSet, Systems
+from histolab_sft.demo.systems import Systems
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
 from histolab_sft.publishing.space import describe_base_model, describe_data_sets, paint_examples
 
@@ -61,7 +63,7 @@ def load_demo(
         remarks = [NO_ADAPTER]
     return Demo(
         systems=Systems(model, processor, histo_args.max_new_tokens),
-        data_sets=[DataSet(**entry) for entry in entries],
+        data_sets=[build_data_set(entry) for entry in entries],
         base_model=describe_base_model(model_args.model_name_or_path),
         remarks=remarks + painted,
         examples=pictures,

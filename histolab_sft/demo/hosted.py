@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.page import Demo, build_page
+from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
-from histolab_sft.demo.systems import DataSet, Systems
+from histolab_sft.demo.systems import Systems
 
 
 def serve_space(folder: Path) -> None:
@@ -38,7 +39,7 @@ def load_space(folder: Path) -> Demo:
     )
     processor = AutoProcessor.from_pretrained(name, revision=revision)
     processor.chat_template = settings["chat_template"]
-    data_sets = [DataSet(**entry) for entry in settings["data_sets"]]
+    data_sets = [build_data_set(entry) for entry in settings["data_sets"]]
     examples = folder / "examples"
     return Demo(
         systems=Systems(

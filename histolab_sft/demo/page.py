@@ -12,6 +12,9 @@ from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import MAX_PATCHES, BatchRefused, classify_batch, format_csv, open_upload
 from histolab_sft.demo.checks import check_patch
+from histolab_sft.demo.record_page import build_record_page
+from histolab_sft.demo.records import RecordSet
+from histolab_sft.demo.server import ON_THE_MODEL
 from histolab_sft.demo.systems import (
     DataSet,
     Systems,
@@ -22,9 +25,6 @@ from histolab_sft.demo.systems import (
 
 # Uploads and results are looked for every ten minutes and deleted once they are an hour old.
 DELETE_CACHE = (600, 3600)
-UNUSABLE = "This picture can't be used"
-# One model, one patch at a time; what waits, waits in the queue.
-ON_THE_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Demo:
     """
 
     systems: Systems
-    data_sets: list[DataSet]
+    data_sets: list[DataSet] | list[RecordSet]
     base_model: str
     remarks: list[str] = field(default_factory=list)
     examples: list[tuple[Image.Image, str, str]] = field(default_factory=list)
@@ -47,6 +47,9 @@ def build_page(demo: Demo) -> gr.Blocks:
     """Return the page. Files are kept in `GRADIO_TEMP_DIR`, which is read here."""
     with gr.Blocks(title="HistoLab demo", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(cards.format_head(demo.base_model, len(demo.systems.names) > 1, demo.remarks))
+        if isinstance(demo.data_sets[0], RecordSet):
+            build_record_page(demo.systems, demo.data_sets, demo.examples)
+            return page
         with gr.Tabs():
             with gr.Tab("One patch"):
                 _build_patch_tab(demo)
@@ -98,7 +101,7 @@ def _build_patch_tab(demo: Demo) -> None:
         try:
             image, conversions = open_upload(path)
         except ImageRefused as error:
-            return None, cards.format_refusal(f"{UNUSABLE}: {error.reason}."), *cleared()
+            return None, cards.format_refusal(cards.describe_unusable(error.reason)), *cleared()
         converted = [f"Converted: {done}." for done in conversions]
         return image, cards.format_notes([*converted, *check_patch(image)]), *cleared()
 
@@ -131,7 +134,7 @@ def _classify(demo: Demo, path: str, name: str, reason: bool) -> Iterator[tuple[
     try:
         image, _ = open_upload(path)
     except ImageRefused as error:
-        yield cards.format_refusal(f"{UNUSABLE}: {error.reason}."), ""
+        yield cards.format_refusal(cards.describe_unusable(error.reason)), ""
         return
     answers = {system: answer_patches(systems, system, [image], data_set)[0] for system in systems.names}
     words, reasoned = {}, {system: None for system in systems.names if reason}

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 LOCAL = "127.0.0.1"
 MAX_FILE_SIZE = "10mb"
 QUEUE = 64  # what may wait; more is turned away
+# One model, one question at a time; what waits, waits in the queue.
+ON_THE_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
 MAX_MESSAGE = 2**20  # bytes of a request that isn't an upload: a page's message has some thousand
 API = "/gradio_api"
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon")

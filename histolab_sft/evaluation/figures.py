@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from histolab_sft.evaluation.report_tables import NAMES
+from histolab_sft.tasks.answer_forms import BOX_COLOURS
 
-# Okabe & Ito 2008, told apart under every form of colour blindness.
-COLOURS = {"baseline": "#D55E00", "finetuned": "#0072B2", "floor": "#767676", "linear_probe": "#00795C"}
+COLOURS = {system: BOX_COLOURS[system] for system in ("baseline", "finetuned")}
+COLOURS |= {"floor": "#767676", "linear_probe": "#00795C"}
 MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^"}
 WIDTH = 3.55  # inches, 341 pixels of a browser: drawn at the size at which it is shown, so that the text stays legible
 STYLE = {

@@ -9,13 +9,13 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from histolab_sft.data.patches import select_dataset
-from histolab_sft.evaluation.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture
 from histolab_sft.evaluation.atlas import hash_id
 from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
 from histolab_sft.evaluation.open_tables import name_score
 from histolab_sft.evaluation.report import render_page
 from histolab_sft.evaluation.report_tables import flatten, format_score
 from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
 

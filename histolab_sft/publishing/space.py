@@ -35,6 +35,7 @@ from histolab_sft.publishing.checks import (
 )
 from histolab_sft.publishing.hub import format_listing, list_files
 from histolab_sft.publishing.space_code import PACKAGE, copy_package, find_imports, pin_requirements
+from histolab_sft.publishing.space_records import describe_records
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,12 @@ def describe_demo(histo_args: HistoArguments, model_args: ModelConfig, output_di
 
 
 def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[list[dict], list[str]]:
-    """Return the fields of `demo.systems.DataSet` for each data set, and a remark if none withholds an answer."""
+    """Return the fields of `demo.systems.DataSet` for each data set, and a remark if none withholds an answer.
+
+    Of data sets with a format it is those of `demo.records.RecordSet`: written answers have no confidence.
+    """
+    if histo_args.datasets[0].format is not None:
+        return describe_records(histo_args), []
     try:
         results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])["datasets"]
     except PublishError as error:
@@ -171,7 +177,7 @@ def paint_examples(histo_args: HistoArguments, folder: Path) -> list[str]:
     Returns:
         The remark that belongs beside them; nothing where nothing was painted.
     """
-    configs = [config for config in histo_args.datasets if config.name in TISSUES]
+    configs = [config for config in histo_args.datasets if config.format is None and config.name in TISSUES]
     with TemporaryDirectory() as temporary:
         painted = Path(temporary, "painted")
         if configs:

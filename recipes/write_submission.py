@@ -1,0 +1,49 @@
+"""
+Ask the fine-tuned model FLARE's questions and write what the challenge takes, a file for each split that is the test:
+
+    python recipes/write_submission.py --config recipes/flare.yaml
+
+What an evaluation has asked before isn't asked again.
+"""
+
+import logging
+from pathlib import Path
+
+from histolab_sft.arguments import parse_recipe
+from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.evaluation.harness import hash_weights, predict_answers
+from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
+from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
+from histolab_sft.models.placement import encoded_in_turns
+from histolab_sft.processes import check_processes
+
+
+def main(histo_args, training_args, model_args):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_processes(training_args, model_args, scoring=True)
+    configs = list_submitted(histo_args)
+    histo_args.max_test_samples = None  # every question needs an answer
+
+    find_weights(training_args.output_dir, model_args.use_peft)
+    with training_args.main_process_first(desc="data audit"):
+        patches = load_audited_patches(histo_args, training_args.output_dir)
+    questions = {config.name: select_dataset(patches["test"], config.name) for config in configs}
+    # Before the model is asked for hours.
+    plan_files([name for rows in questions.values() for name in rows.with_format(None)["id"]], histo_args)
+    model = load_finetuned(load_base_model(model_args, histo_args), model_args, training_args.output_dir, histo_args)
+    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    weights, answers = hash_weights(model), {}
+    looks = [(rows, 1) for rows in questions.values()]
+    with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+        for config in configs:
+            ask = (model, reader, weights, config, histo_args, training_args.per_device_eval_batch_size)
+            answers[config.name] = predict_answers(questions[config.name], *ask)
+    if training_args.process_index > 0:
+        return
+    written = write_submissions(answers, histo_args, Path(training_args.output_dir, "submission"))
+    for path, (count, empty) in written.items():
+        print(f"{path}: {count} answers, {empty} of them empty because they couldn't be read")
+
+
+if __name__ == "__main__":
+    main(*parse_recipe())
