@@ -20,6 +20,9 @@ FLARE = [
     {"name": task, "source": "flare", "format": "flare", "subset": task, "task": task, "splits": SPLITS}
     for task in FLARE_TASKS
 ]
+# One data set has a way of its own to show its pictures.
+LOOK = {"quantity": {"intensity_window": "minmax", "image_steps": ["pad_to_square"]}}
+FLARE = [entry | LOOK.get(entry["name"], {}) for entry in FLARE]
 DATASETS = [*FLARE, {"name": "biomarkers", "source": "biomarkers", "format": "biomarkers", "style": "training"}]
 # What the adapter says, in the task's own form
 ANSWERS = {

@@ -128,7 +128,7 @@ def test_a_question_about_one_case_alone_is_not_shown_to_others():
         return pd.DataFrame(rows)
 
     often, once = {"question": "Which?", "size": [1, 2]}, {"question": "And in this man of 63?"}
-    asks = [once, often, {"question": "Which?", "size": [3, 4]}]
+    asks = [once, often, {"question": "Which?", "size": [3, 4], "placement": []}]
     assert list_wordings(table(asks, ["a", "b", "c"])) == [{"question": "Which?"}]
     assert list_wordings(table(asks, [None, None, None])) == [{"question": "Which?"}]
     assert list_wordings(table(asks, ["a", "b", "b"])) == [{"question": ""}]
@@ -168,10 +168,10 @@ def gallery(*paths):
     return [{"image": file_data(path), "caption": None} for path in paths]
 
 
-def show_uploads(port, pictures):
+def show_uploads(port, pictures, name="biomarkers", function="show_uploads"):
     """Upload files as the page does and let the page's own function open them; return what is said about it."""
-    paths = [send_upload(port, name, data)[1] for name, data in pictures.items()]
-    return call(port, find_function(port, "show_uploads"), [[file_data(path) for path in paths]])
+    paths = [send_upload(port, file, data)[1] for file, data in pictures.items()]
+    return call(port, find_function(port, function), [[file_data(path) for path in paths], name])
 
 
 def read_output(said):
@@ -188,8 +188,8 @@ def ask(port, entries, name, question="What?", options="", number=0):
 def test_the_page_offers_each_data_set_with_its_question_and_possible_answers(server):
     _, port, place = server
     for entry in DATASETS:
-        said = call(port, find_function(port, "choose_set"), [entry["name"]])
-        wording, question, options, _ = read_output(said)
+        said = call(port, find_function(port, "change_set"), [None, entry["name"]])
+        *_, wording, question, options, _ = read_output(said)
         assert question["interactive"] == (entry["name"] != "biomarkers") and question["value"]
         assert options["visible"] == (entry["name"] in ("classification", "multilabel"))
         assert wording["choices"] == [[question["value"], 0]] and not wording["visible"]
@@ -208,6 +208,17 @@ def test_several_pictures_are_one_question_and_come_back_as_bare_pixels(server):
     assert '"success":true' in answered and "data-system" in answered and "LUAD" in answered
     refused = ask(port, gallery(*(entry["image"]["path"] for entry in shown)), "boxes")
     assert "2 pictures, expected at most 1" in refused and "data-system" not in refused
+
+
+@pytest.mark.model
+def test_uploads_are_shown_as_the_data_set_shows_its_own_pictures(server):
+    _, port, _ = server
+    deep = png(Image.fromarray(np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)))
+    for function in ("show_uploads", "change_set"):
+        for name, size, brightest in (("report", (64, 48), 16), ("quantity", (64, 64), 255)):
+            [entry], *_ = read_output(show_uploads(port, {"deep.png": deep}, name, function))
+            picture = Image.open(entry["image"]["path"])
+            assert picture.size == size and abs(np.asarray(picture).max() - brightest) <= 1
 
 
 @pytest.mark.model

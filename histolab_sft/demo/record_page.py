@@ -22,6 +22,7 @@ from histolab_sft.demo.records import (
 )
 from histolab_sft.demo.server import ON_THE_MODEL
 from histolab_sft.demo.systems import Systems
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 BUTTON = "Ask"
@@ -101,11 +102,17 @@ def build_record_page(
     def choose_set(name: str) -> tuple:
         return gr.Dropdown(**_list_wordings(by_name[name])), *choose(name, 0)
 
-    def show_uploads(paths: list[str] | None) -> tuple:
+    def change_set(paths: list[str] | None, name: str) -> tuple:
+        # Each data set has a way of its own to show a stored picture.
+        shown = show_uploads(paths, name)[:2] if paths else (gr.skip(), gr.skip())
+        return *shown, *choose_set(name)
+
+    def show_uploads(paths: list[str] | None, name: str) -> tuple:
         images, converted, refused = [], [], []
+        rendering = choose_rendering(by_name[name].config)
         for path in paths or []:
             try:
-                image, conversions = open_upload(Path(path))
+                image, conversions = open_upload(Path(path), rendering)
             except ImageRefused as error:
                 refused.append(f"{Path(path).name}: {error.reason}")
                 continue
@@ -140,8 +147,9 @@ def build_record_page(
 
     private = {"api_visibility": "private"}
     for changed in (upload.upload, upload.delete, upload.clear):
-        changed(show_uploads, upload, [pictures, notes, answers], **private)
-    asked.input(choose_set, asked, [wording, question, options, answers], **private)
+        changed(show_uploads, [upload, asked], [pictures, notes, answers], **private)
+    outputs = [pictures, notes, wording, question, options, answers]
+    asked.input(change_set, [upload, asked], outputs, **private)
     wording.input(choose, [asked, wording], [question, options, answers], **private)
     button.click(ask, [pictures, asked, wording, question, options], answers, **private, **ON_THE_MODEL)
     if examples:

@@ -9,7 +9,9 @@ from histolab_sft.data.questions import list_questions
 from histolab_sft.tasks import choose_limit
 
 MAX_WORDINGS = 30  # of a data set
-KEYS = ("format", "instruction", "codec", "fields")
+KEYS = ("format", "instruction", "codec", "fields", "intensity_window", "image_steps")
+# What an `ask` says of the one picture that it is about.
+OF_A_PICTURE = ("size", "placement")
 
 
 def describe_records(histo_args: HistoArguments) -> list[dict]:
@@ -43,7 +45,7 @@ def list_wordings(questions: pd.DataFrame) -> list[dict]:
     """
     cases = {}
     for row in questions.itertuples():
-        ask = {key: value for key, value in row.ask.items() if key != "size"}
+        ask = {key: value for key, value in row.ask.items() if key not in OF_A_PICTURE}
         cases.setdefault(json.dumps(ask, ensure_ascii=False), set()).add(row.group or row.images[0])
     asks = [json.loads(text) for text in sorted(cases, key=lambda text: -len(cases[text]))]
     shared = [ask for ask in asks if "question" not in ask or len(cases[json.dumps(ask, ensure_ascii=False)]) > 1]
