@@ -19,9 +19,11 @@ from biomarker_fixture import (
 )
 from PIL import Image
 
+from histolab_sft.arguments import HistoArguments, read_recipe
 from histolab_sft.data.biomarkers.preparation import Preparation, find_stain_target, prepare_biomarkers
 from histolab_sft.data.biomarkers.reinhard import fit_target, measure_moments, pool_moments
 from histolab_sft.data.biomarkers.slides import Cutting
+from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.data.records.biomarkers import read_biomarkers
 from histolab_sft.data.records.rows import COLUMNS
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
@@ -79,6 +81,16 @@ def test_the_manifest_becomes_a_row_for_each_patient(prepared):
     names = [field["name"] for field in FIELDS]
     for answer in rows["answer"]:
         assert list(answer) == names and parse(format_target(answer)).values.keys() == set(names)
+
+
+def test_the_shipped_recipe_takes_what_the_preparation_writes(prepared, tmp_path):
+    folder, summary = prepared
+    [entry] = read_recipe("recipes/immunopath.yaml")["datasets"]
+    rows = load_audited_patches(HistoArguments(datasets=[entry | {"source": str(folder)}]), tmp_path)
+    assert {split: len(part) for split, part in rows.items()} == summary["patients"]
+    row = rows["train"][0]
+    assert len(row["images"]) == 3 and "CD274" in row["prompt"][0]["content"]
+    assert parse(row["completion"][0]["content"]).values.keys() == {field["name"] for field in FIELDS}
 
 
 def test_unknown_and_other_spellings_arrive(prepared):
