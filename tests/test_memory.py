@@ -35,7 +35,6 @@ from histolab_sft.models.memory import (
     TRAINING,
     Setup,
     compute_peak,
-    count_4bit,
     find_largest_micro_batch,
     plan_memory,
 )
@@ -46,6 +45,7 @@ from histolab_sft.models.plan import (
     plan_for_recipe,
     suggest_changes,
 )
+from histolab_sft.models.precision import count_4bit
 from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import freeze_vision_tower
 from histolab_sft.phase_config import PARTS

@@ -108,7 +108,9 @@ def test_the_intake_says_the_window_and_keeps_what_each_one_shows_apart(tmp_path
 def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, window, warned):
     paths = [write_16_bit(tmp_path / f"{top}.png", seed=top, top=top) for top in (1023, 4095, 65535)]
     intake = check_images([{"path": str(path), "row": -1, "rendering": look(window)} for path in paths])
-    rows = intake[["path", "row", "rendering"]].assign(label=None, dataset="ct", split="train", group=None)
+    rows = intake[["path", "row", "rendering"]].assign(
+        label=None, dataset="ct", cohort="ct", split="train", group=None
+    )
     found = [f for f in audit_patches(rows, intake)["findings"] if f["check"] == "dark_16_bit_images"]
     assert [finding["count"] for finding in found] == [warned] * bool(warned)
     assert all("set the data set's intensity_window" in finding["message"] for finding in found)
@@ -118,7 +120,7 @@ def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):
     path = str(write_16_bit(tmp_path / "a.png"))
     references = [{"path": path, "row": -1, "rendering": r} for r in ("", look("full", steps=["pad_to_square"]))]
     rows = check_images(references)[["path", "row", "rendering"]].assign(
-        label=None, dataset=["reports", "boxes"], split=["train", "test"], group=None
+        label=None, dataset=["reports", "boxes"], cohort="chest", split=["train", "test"], group=None
     )
     audit = audit_patches(rows, check_images(references))
     assert "copies_across_splits" in {finding["check"] for finding in audit["findings"]}

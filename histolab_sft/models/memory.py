@@ -21,6 +21,7 @@ from histolab_sft.models.activations import (
     trace_language,
     trace_tower,
 )
+from histolab_sft.models.precision import count_4bit
 from histolab_sft.models.vision_tower import find_vision_tower
 
 # The moments of a run; a part that is there in some of them counts in those. The largest is the peak.
@@ -170,17 +171,6 @@ def _weigh(model, setup: Setup) -> list[MemoryRow]:
     return rows
 
 
-def count_4bit(weights: int, double_quantized: bool) -> int:
-    """Return the bytes of one layer's `weights` in NF4: half a byte each and a scale for every 64.
-
-    A scale is a float32; quantised once more it is one byte, with a float32 for every 256 of them, their mean and
-    their table of 256 values (Dettmers et al. 2023, section 3). A table of 16 values comes with each layer.
-    """
-    scales = math.ceil(weights / 64)
-    nested = scales + 4 * (math.ceil(scales / 256) + 1 + 256)
-    return math.ceil(weights / 2) + 4 * 16 + (nested if double_quantized else 4 * scales)
-
-
 def _plan_tower(model, setup: Setup, trained: bool) -> list[MemoryRow]:
     """Rows of the pictures and of the tower's pass over them."""
     size = model.config.vision_config.to_dict().get("image_size")
@@ -231,15 +221,20 @@ def _plan_language(model, setup: Setup) -> list[MemoryRow]:
 
 
 def _plan_scoring(model, setup: Setup) -> list[MemoryRow]:
-    """Rows of the likelihood of the answers: each continues on a copy of the prompt's keys and values."""
+    """Rows of the likelihood of the answers, as `shared_prefix` reads them."""
     precision, patches = replace(setup.precision, autocast=None, adapter_casts=True), setup.scoring_batch
     traced = trace_cache(model, precision, setup.tokens)
-    answers = max(patches, setup.candidates)
-    dtype, copies = _name(precision.weights), patches + answers
+    dtype, answers = _name(precision.weights), max(patches, setup.candidates)
+    window = model.get_decoder().config.to_dict().get("sliding_window") or math.inf
+    # A tree of answers beside each prompt or, where a window would cut the prompt, a copy of it for each answer.
+    beside = answers // patches * setup.labelled
+    places = patches * (setup.tokens + beside)
+    if setup.tokens + beside >= window:
+        places = (patches + answers) * setup.tokens
     # As they come, in float32, and once more in the normalisation.
     logits = answers * setup.labelled * model.get_output_embeddings().out_features * (precision.weights.itemsize + 8)
     rows = [
-        ("keys and values", dtype, copies * traced.kept, f"{copies} x {setup.tokens} tokens"),
+        ("keys and values", dtype, round(traced.kept * places / setup.tokens), f"{places:,} tokens"),
         ("scoring, passing", dtype, patches * traced.above, "traced, one layer's pass"),
         ("logits in scoring", "float32", logits, f"{answers} answers x {setup.labelled} positions"),
     ]

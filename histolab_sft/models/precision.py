@@ -1,4 +1,6 @@
-"""A vision tower in a dtype of its own, on cards whose fast dtype the language model does not survive."""
+"""Dtypes beside the model's own: a vision tower in another one, and what layers take in 4 bits."""
+
+import math
 
 import torch
 from torch import nn
@@ -37,3 +39,14 @@ def _cast(values, dtype: torch.dtype):
         lambda value: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value,
         values,
     )
+
+
+def count_4bit(weights: int, double_quantized: bool) -> int:
+    """Return the bytes of one layer's `weights` in NF4: half a byte each and a scale for every 64.
+
+    A scale is a float32; quantised once more it is one byte, with a float32 for every 256 of them, their mean and
+    their table of 256 values (Dettmers et al. 2023, section 3). A table of 16 values comes with each layer.
+    """
+    scales = math.ceil(weights / 64)
+    nested = scales + 4 * (math.ceil(scales / 256) + 1 + 256)
+    return math.ceil(weights / 2) + 4 * 16 + (nested if double_quantized else 4 * scales)

@@ -1,18 +1,24 @@
 """The passes behind every likelihood: one prompt, and what each of several continuations of it costs.
 
-Pictures, question and the words that all continuations begin with are read once; each then goes on from a copy of
-their keys and values.
+Pictures, question and the words that all continuations begin with are read once; then the continuations, as one tree
+where the model's attention allows it, else each from a copy of their keys and values.
 """
 
 import copy
 import logging
+import math
 from functools import cache
 from itertools import takewhile
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +30,7 @@ def score_answers(
 
     Args:
         inputs (`dict`): From `encode_prompts`, on the model's device.
-        chunk (`int`): Answers that are continued at once, each with a copy of all prompts' keys and values.
+        chunk (`int`): Answers that are continued at once.
     """
     score = _score_on_shared_prefix if shares_prefix(model) else _score_whole
     return score(model, inputs, answers, chunk)
@@ -58,7 +64,7 @@ def score_places(
             step = {"input_ids": inputs["input_ids"][:, read - shared :], "attention_mask": inputs["attention_mask"]}
             logits = _forward(model, step, positions, prefix, False, 1)
         branch = prefix if number + 1 == len(places) else copy.deepcopy(prefix)
-        tails = [torch.tensor(answer[shared:]) for answer in answers]
+        tails = [answer[shared:] for answer in answers]
         scores.append(_score_tails(model, inputs, positions, branch, logits[:, -1], tails, chunk)[0])
         read = shared
     return scores
@@ -96,7 +102,7 @@ def _score_on_shared_prefix(
     logits = _forward(model, inputs, positions, prefix, True, shared + 1)
     # The last prompt token and the common words but the last predict the common words; the last predicts what differs.
     common = _pick(logits[:, :-1], inputs["input_ids"][:, -shared:] if shared else inputs["input_ids"][:, :0])
-    tails = [torch.tensor(answer[shared:]) for answer in answers]
+    tails = [answer[shared:] for answer in answers]
     return common.sum(-1, keepdim=True) + _score_tails(model, inputs, positions, prefix, logits[:, -1], tails, chunk)
 
 
@@ -106,7 +112,7 @@ def _score_tails(
     positions: torch.Tensor,
     prefix: DynamicCache,
     logits: torch.Tensor,
-    tails: list[torch.Tensor],
+    tails: list[list[int]],
     chunk: int,
 ) -> torch.Tensor:
     """Return `(B, K)` log-likelihoods of what follows a prefix; `logits` `(B, vocabulary)` predict its first token.
@@ -114,28 +120,72 @@ def _score_tails(
     Uses up the prefix.
     """
     scores = logits.float().log_softmax(-1)[:, [tail[0] for tail in tails]].double()
-    length = max(map(len, tails)) - 1
-    if not length:
-        return scores
-    padded = pad_sequence(tails, batch_first=True).to(model.device)
-    mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True).to(model.device)
+    score = _score_tree if _takes_trees(model, prefix, sum(map(len, tails[:chunk]))) else _score_rows
     for start in range(0, len(tails), chunk):
         part = slice(start, min(start + chunk, len(tails)))
-        ids, seen = padded[part].repeat(len(scores), 1), mask[part].repeat(len(scores), 1)
-        repeats = part.stop - part.start
-        copied = prefix if part.stop == len(tails) else copy.deepcopy(prefix)
-        copied.batch_repeat_interleave(repeats)
-        # The last token predicts nothing, so it is not read.
-        rest = {
-            "input_ids": ids[:, :-1],
-            "attention_mask": torch.cat([inputs["attention_mask"].repeat_interleave(repeats, 0), seen[:, :-1]], dim=1),
-        }
-        # Text follows the prompt one place at a time under every rotary scheme, pictures' own positions included.
-        last = positions[..., -1:].repeat_interleave(repeats, -2)
-        logits = _forward(model, rest, last + torch.arange(1, length + 1, device=last.device), copied, False, 0)
-        picked = _pick(logits, ids[:, 1:]) * seen[:, 1:]
-        scores[:, part] += picked.sum(-1).view(-1, repeats)
+        if max(map(len, tails[part])) > 1:
+            scores[:, part] += score(model, inputs, positions, prefix, tails[part], part.stop == len(tails))
     return scores
+
+
+def _takes_trees(model: PreTrainedModel, prefix: DynamicCache, tokens: int) -> bool:
+    """Return whether this many tokens after the prefix may each see a choice of those before.
+
+    Of all ways to compute attention, PyTorch's own is one that takes any mask; and a layer with a sliding window must
+    have kept all of the prefix, so that one mask holds for all layers.
+    """
+    windows = [layer.sliding_window for layer in prefix.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    fits = prefix.get_seq_length() + tokens < min(windows, default=math.inf)
+    return fits and model.get_decoder().config._attn_implementation == "sdpa"
+
+
+def _score_tree(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]], last: bool):
+    """Return `(B, K)` log-likelihoods of the tails but their first tokens, which stand once each as a tree in one row.
+
+    What tails begin with in common is one path, and the prefix isn't copied: SpecInfer's tree attention (Miao et al.
+    2024, section 4). A token sees the prompt and its own path. The prefix is afterwards as it was.
+    """
+    # The last token predicts nothing, so it is not read.
+    nodes = list(dict.fromkeys(tuple(tail[:end]) for tail in tails for end in range(1, len(tail))))
+    number = {node: i for i, node in enumerate(nodes)}
+    sees = torch.tensor([[node[: len(other)] == other for other in nodes] for node in nodes], device=model.device)
+    prompts, size = inputs["attention_mask"].bool(), len(nodes)
+    count = len(prompts)
+    mask = torch.cat([prompts[:, None].expand(-1, size, -1), sees.expand(count, -1, -1)], dim=-1)[:, None]
+    # Text follows the prompt one place at a time under every rotary scheme, pictures' own positions included.
+    depths = torch.tensor([len(node) for node in nodes], device=model.device)
+    ids = torch.tensor([node[-1] for node in nodes], device=model.device).expand(count, -1)
+    step = {"input_ids": ids, "attention_mask": mask}
+    logits = _forward(model, step, positions[..., -1:] + depths, prefix, False, 0).float()
+    prefix.crop(-size)
+    owners, places, words = zip(
+        *((k, number[tuple(tail[:end])], tail[end]) for k, tail in enumerate(tails) for end in range(1, len(tail))),
+        strict=True,
+    )
+    # Long answers add up to hundreds of nats, where float32 has only five decimals left.
+    picked = (logits[:, places, words] - logits.logsumexp(-1)[:, places]).double()
+    owners = torch.tensor(owners, device=model.device)
+    return picked.new_zeros(count, len(tails)).index_add_(1, owners, picked)
+
+
+def _score_rows(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]], last: bool):
+    """Return the same with a row for each prompt and tail, each on a copy of the prompt's keys and values.
+
+    Uses up the prefix if this is the `last` of its calls.
+    """
+    repeats, count = len(tails), len(inputs["input_ids"])
+    tokens = [torch.tensor(tail) for tail in tails]
+    ids = pad_sequence(tokens, batch_first=True).to(model.device).repeat(count, 1)
+    seen = pad_sequence([torch.ones_like(tail) for tail in tokens], batch_first=True).to(model.device).repeat(count, 1)
+    copied = prefix if last else copy.deepcopy(prefix)
+    copied.batch_repeat_interleave(repeats)
+    rest = {
+        "input_ids": ids[:, :-1],
+        "attention_mask": torch.cat([inputs["attention_mask"].repeat_interleave(repeats, 0), seen[:, :-1]], dim=1),
+    }
+    end = positions[..., -1:].repeat_interleave(repeats, -2)
+    logits = _forward(model, rest, end + torch.arange(1, ids.shape[1], device=end.device), copied, False, 0)
+    return (_pick(logits, ids[:, 1:]) * seen[:, 1:]).sum(-1).view(-1, repeats)
 
 
 def _score_whole(
