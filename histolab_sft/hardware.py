@@ -78,7 +78,7 @@ PROFILES = {
         "per_device_train_batch_size": (1, "what is left beside 2.8 GiB of weights"),
         "gradient_accumulation_steps": (16, _STEP),
         "per_device_eval_batch_size": (1, "as in training"),
-        "candidate_batch_size": (1, "each answer that is scored holds a copy of the prompt's keys and values"),
+        "candidate_batch_size": (1, "the logits of each answer that is read take 20 MiB"),
         "vision_cache": ("outputs/vision_cache", "a folder never declines; the tower (0.8 GiB) has no room here"),
     },
     "gpu_16gb_turing": _EVERY_GPU

@@ -41,7 +41,7 @@ def label_log_likelihoods(
         candidates (`list` of K strings, or N such lists): The answers, for all patches or for each; one may be the
             beginning of another, because the end of turn is scored.
         batch_size (`int`): Patches that are read at once.
-        candidate_batch_size (`int`): Copies of a patch's keys and values held at once, which bounds the memory.
+        candidate_batch_size (`int`): Answers that are read at once, over all patches of a batch: bounds their logits.
 
     Returns:
         `(N, K)` float64 log-likelihoods in nats and `(N, K)` int64 numbers of tokens in each answer, on the CPU. Where
