@@ -39,7 +39,7 @@ def main(histo_args, training_args, model_args):
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     batch_size = training_args.per_device_eval_batch_size
     records = histo_args.datasets[0].format is not None
-    test, validation, variants, probes = {}, {}, {}, {}
+    test, validation, variants, probes, estimates = {}, {}, {}, {}, {}
     for system in SYSTEMS:
         if system == "finetuned":
             model = load_finetuned(model, model_args, training_args.output_dir, histo_args)
@@ -68,7 +68,6 @@ def main(histo_args, training_args, model_args):
 
     provenance = describe_result(training_args.output_dir, patches, training_args.seed)
     results = {"recipe": resolve_recipe(sys.argv[1:]), "provenance": provenance, "datasets": {}}
-    estimates = {}
     for config in histo_args.datasets:
         protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]
         if records:

@@ -12,7 +12,7 @@ from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import MAX_PATCHES, BatchRefused, classify_batch, format_csv, open_upload
 from histolab_sft.demo.checks import check_patch
-from histolab_sft.demo.record_page import build_record_page
+from histolab_sft.demo.record_page import build_record_page, show_examples
 from histolab_sft.demo.records import RecordSet
 from histolab_sft.demo.server import ON_THE_MODEL
 from histolab_sft.demo.systems import (
@@ -75,17 +75,7 @@ def _build_patch_tab(demo: Demo) -> None:
             )
             notes = gr.HTML(elem_id="notes")
             if demo.examples:
-                gallery = gr.Gallery(
-                    [(image, caption) for image, _, caption in demo.examples],
-                    label="Examples",
-                    format="png",
-                    height="auto",
-                    allow_preview=False,
-                    interactive=False,
-                    object_fit="cover",
-                    buttons=[],
-                    elem_id="examples",
-                )
+                gallery = show_examples(demo.examples)
         with gr.Column(scale=4, min_width=300):
             asked = _choose_data_set(demo, "asked")
             describe = gr.Checkbox(

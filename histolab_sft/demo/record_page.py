@@ -68,17 +68,7 @@ def build_record_page(
             )
             notes = gr.HTML(elem_id="notes")
             if examples:
-                gallery = gr.Gallery(
-                    [(image, caption) for image, _, caption in examples],
-                    label="Examples",
-                    format="png",
-                    height="auto",
-                    allow_preview=False,
-                    interactive=False,
-                    object_fit="cover",
-                    buttons=[],
-                    elem_id="examples",
-                )
+                gallery = show_examples(examples)
         with gr.Column(scale=4, min_width=300):
             asked = gr.Dropdown(
                 [(f"{entry.name}: {ANSWERS[entry.task]}", entry.name) for entry in record_sets],
@@ -155,6 +145,21 @@ def build_record_page(
     if examples:
         outputs = [upload, pictures, notes, asked, wording, question, options, answers]
         gallery.select(show_example, None, outputs, **private)
+
+
+def show_examples(examples: list[tuple[Image.Image, str, str]]) -> gr.Gallery:
+    """Add the pictures, each with its caption, as one row of small ones to choose from."""
+    return gr.Gallery(
+        [(image, caption) for image, _, caption in examples],
+        label="Examples",
+        format="png",
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        object_fit="cover",
+        buttons=[],
+        elem_id="examples",
+    )
 
 
 def _list_wordings(record_set: RecordSet) -> dict:
