@@ -119,7 +119,7 @@ class HistoArguments(TrainingParts):
         default=None, metadata={"help": "Of the vision tower, if not `dtype`.", "choices": DTYPES}
     )
     candidate_batch_size: int = field(
-        default=32, metadata={"help": "Answers whose logits are held at once in scoring."}
+        default=96, metadata={"help": "Answers whose logits are held at once in scoring."}
     )
     datasets: str = field(
         default="", metadata={"help": "Data sets of the run: a YAML list, or JSON on the command line."}

@@ -31,7 +31,7 @@ def label_log_likelihoods(
     questions: list[str],
     candidates: list[str] | list[list[str]],
     batch_size: int = 8,
-    candidate_batch_size: int = 32,
+    candidate_batch_size: int = 96,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score whole answers for every patch.
 
@@ -79,7 +79,7 @@ def place_log_probabilities(
     images: Sequence[Image.Image | list[Image.Image]],
     questions: list[str],
     places: list[list[list[tuple[str, int]]]],
-    candidate_batch_size: int = 32,
+    candidate_batch_size: int = 96,
 ) -> list[list[np.ndarray]]:
     """Weigh what could stand at each of several places of a text, given the picture and the text up to there.
 

@@ -71,7 +71,7 @@ class Setup:
     cached: bool = False
     optimiser: str = "adamw_torch_fused"
     scoring_batch: int = 8
-    candidates: int = 32
+    candidates: int = 96
     on_gpu: bool = True
 
 
