@@ -170,7 +170,8 @@ def _list_fields(entry: dict) -> list[dict]:
         rows.append(
             {"name": name, "n": field["n"], "score": score and name_score(score)}
             | shown
-            | {"remark": field.get("reason") or field.get("warning") or ""}
+            # They begin with the field's name, which stands beside them here.
+            | {"remark": (field.get("reason") or field.get("warning") or "").removeprefix(f"{name}: ")}
         )
     return rows
 

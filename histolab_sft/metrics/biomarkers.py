@@ -89,7 +89,8 @@ def compute_category(name: str, gold: list[str], predicted: list, train: list[st
     }
     rare = {value: count for value, count in support.items() if 0 < count < FEW}
     if rare:
-        results["warning"] = f"{name}: {rare} test patients; a score over so few is chance"
+        counts = ", ".join(f"{count} {value}" for value, count in rare.items())
+        results["warning"] = f"{name}: only {counts} among {len(gold)} test patients; a score over so few is chance"
     if len(results["absent"]) == len(values) - 1:
         results |= dict.fromkeys(SHOWN)
         results["majority_floor"] |= dict.fromkeys(SHOWN)
