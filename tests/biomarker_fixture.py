@@ -15,6 +15,17 @@ PATIENTS = [f"TCGA-{site}-{1000 + number}" for number in range(12) for site in (
 PROJECTS = {"05": "TCGA-LUAD", "22": "TCGA-LUSC"}
 TWO_SLIDES, AT_40X, WITHOUT_SUBTYPE, SPELT_IE_F = PATIENTS[3], PATIENTS[5], PATIENTS[7], PATIENTS[8]
 SIZE = 64
+# What ImmunoPath's own example comes out as.
+WORKED_EXAMPLE = {
+    "cd274_expression": "high",
+    "msi_status": "MSS",
+    "tme_subtype": "IE/F",
+    "til_fraction": 0.675,
+    "til_density": "high",
+    "immune_phenotype": "inflamed",
+    "cd8_infiltration": "moderate",
+    "immune_score": 0.626,
+}
 
 
 def write_tables(folder, seed=0):

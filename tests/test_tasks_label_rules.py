@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from biomarker_fixture import WORKED_EXAMPLE
 
 from histolab_sft.tasks import label_rules
 from histolab_sft.tasks.biomarkers import format_target, parse
@@ -34,16 +35,7 @@ def expression(patients, seed=3):
 def test_the_worked_example_comes_out():
     rules = json.loads(json.dumps(label_rules.fit_label_rules(cohort())))
     labels = label_rules.apply_label_rules(rules, EXAMPLE, held_out=["TCGA-22-5489"]).loc["TCGA-22-5489"].to_dict()
-    assert parse(format_target(labels)).values == {
-        "cd274_expression": "high",
-        "msi_status": "MSS",
-        "tme_subtype": "IE/F",
-        "til_fraction": 0.675,
-        "til_density": "high",
-        "immune_phenotype": "inflamed",
-        "cd8_infiltration": "moderate",
-        "immune_score": 0.626,
-    }
+    assert parse(format_target(labels)).values == WORKED_EXAMPLE
 
 
 def test_phenotypes_follow_til_then_cd8():

@@ -90,16 +90,7 @@ def build_qwen2_vl():
         patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=64 * 64, temporal_patch_size=2
     )
     vision = {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    config = Qwen2VLConfig(
-        text_config={**_text(tokenizer), "rope_parameters": rope},
-        vision_config=vision,
-        image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.unk_token_id,
-        vision_start_token_id=tokenizer.boi_token_id,
-        vision_end_token_id=tokenizer.eoi_token_id,
-    )
-    return _build(config), PictureProcessor(images, tokenizer, template)
+    return _build_qwen(Qwen2VLConfig, tokenizer, vision), PictureProcessor(images, tokenizer, template)
 
 
 def build_qwen2_5_vl():
@@ -108,16 +99,7 @@ def build_qwen2_5_vl():
     tokenizer = processor.tokenizer
     vision = {"hidden_size": 32, "out_hidden_size": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
     vision |= {"intermediate_size": 48, "window_size": 32, "fullatt_block_indexes": [1]}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    config = Qwen2_5_VLConfig(
-        text_config={**_text(tokenizer), "rope_parameters": rope},
-        vision_config=vision,
-        image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.unk_token_id,
-        vision_start_token_id=tokenizer.boi_token_id,
-        vision_end_token_id=tokenizer.eoi_token_id,
-    )
-    return _build(config), processor
+    return _build_qwen(Qwen2_5_VLConfig, tokenizer, vision), processor
 
 
 def build_paligemma():
@@ -221,3 +203,17 @@ def compute_gradients(trainer):
         name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters() if parameter.requires_grad
     }
     return loss.detach(), gradients
+
+
+def _build_qwen(config, tokenizer, vision):
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    return _build(
+        config(
+            text_config={**_text(tokenizer), "rope_parameters": rope},
+            vision_config=vision,
+            image_token_id=tokenizer.image_token_id,
+            video_token_id=tokenizer.unk_token_id,
+            vision_start_token_id=tokenizer.boi_token_id,
+            vision_end_token_id=tokenizer.eoi_token_id,
+        )
+    )

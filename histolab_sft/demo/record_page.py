@@ -13,10 +13,10 @@ from histolab_sft.demo.record_cards import format_record_answers
 from histolab_sft.demo.records import (
     MAX_LETTERS,
     MAX_PICTURES,
-    OPTIONS,
     QuestionRefused,
     RecordSet,
     fill_ask,
+    find_choices,
     put_question,
     word_question,
 )
@@ -26,15 +26,6 @@ from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 BUTTON = "Ask"
-# What a task's answer is, as the choice of data sets says it.
-ANSWERS = {
-    "classification": "one of several classes",
-    "multilabel": "every label that applies",
-    "quantity": "a number",
-    "boxes": "boxes",
-    "report": "a text",
-    "biomarkers": "fields",
-}
 
 
 def build_record_page(
@@ -71,7 +62,7 @@ def build_record_page(
                 gallery = show_examples(examples)
         with gr.Column(scale=4, min_width=300):
             asked = gr.Dropdown(
-                [(f"{entry.name}: {ANSWERS[entry.task]}", entry.name) for entry in record_sets],
+                [(f"{entry.name}: {TASKS[entry.task].ANSWER_IS}", entry.name) for entry in record_sets],
                 value=first.name,
                 label="Data set, and so the task",
                 filterable=False,
@@ -179,7 +170,7 @@ def _show_question(record_set: RecordSet, number: int) -> dict:
 
 
 def _show_options(record_set: RecordSet, number: int) -> dict:
-    key = OPTIONS.get(record_set.task)
+    key = find_choices(record_set.asks[number])
     return {
         "value": "\n".join(record_set.asks[number][key]) if key else "",
         "visible": key is not None,

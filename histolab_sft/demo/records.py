@@ -17,7 +17,7 @@ from histolab_sft.tasks import TASKS
 MAX_PICTURES = 16
 MAX_LETTERS = 4000  # of a question, and of its possible answers
 # Where a question lists what may be answered.
-OPTIONS = {"classification": "options", "multilabel": "vocabulary"}
+CHOICES = ("options", "vocabulary")
 
 
 class QuestionRefused(ValueError):
@@ -83,11 +83,16 @@ def fill_ask(record_set: RecordSet, ask: dict, question: str, options: str, imag
         if not question.strip():
             raise QuestionRefused("No question yet: write one.")
         filled["question"] = question.strip()
-    if key := OPTIONS.get(record_set.task):
+    if key := find_choices(ask):
         filled[key] = list(dict.fromkeys(line.strip() for line in options.splitlines() if line.strip()))
         if len(filled[key]) < 2:
             raise QuestionRefused(f"{len(filled[key])} possible answers, expected two or more; write one a line.")
     return filled
+
+
+def find_choices(ask: dict) -> str | None:
+    """Return the key under which a question lists its possible answers, None where it doesn't."""
+    return next((key for key in CHOICES if key in ask), None)
 
 
 def word_question(record_set: RecordSet, ask: dict, tokenizer: PreTrainedTokenizerBase) -> str:

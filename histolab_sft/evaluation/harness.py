@@ -62,15 +62,8 @@ def predict(
     questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
     task = TASKS[config.task]
     targets = [task.format_target(option) for option in options]
-    settings = {
-        "weights": weights,
-        "processor": processor.image_processor.to_json_string(),
-        "template": processor.chat_template,
-        "transformers": transformers.__version__,
-        "questions": questions,
-        "pixels": list(patches.with_format(None)["pixel_sha256"]),
+    settings = _describe_asking(patches, questions, weights, processor, batch_size) | {
         "targets": targets,
-        "batch_size": batch_size,
         "candidate_batch_size": histo_args.candidate_batch_size,
         "max_new_tokens": histo_args.max_new_tokens if generate else 0,
     }
@@ -82,7 +75,7 @@ def predict(
         )
         found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
         if generate:
-            found |= _generate(model, processor, part, asked, histo_args.max_new_tokens, batch_size)
+            found |= _generate(model, processor, part["image"], asked, histo_args.max_new_tokens, batch_size)
         return found
 
     table = pd.concat([table, _ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
@@ -119,16 +112,7 @@ def predict_answers(
     task = TASKS[name]
     prompts = [prompt[0]["content"] for prompt in plain["prompt"]]
     limit = choose_limit(name, config.max_new_tokens, histo_args.max_new_tokens)
-    settings = {
-        "weights": weights,
-        "processor": processor.image_processor.to_json_string(),
-        "template": processor.chat_template,
-        "transformers": transformers.__version__,
-        "questions": prompts,
-        "pixels": list(plain["pixel_sha256"]),
-        "batch_size": batch_size,
-        "max_new_tokens": limit,
-    }
+    settings = _describe_asking(questions, prompts, weights, processor, batch_size) | {"max_new_tokens": limit}
     grammar = format_grammar(list_fields(config)) if histo_args.constrained_decoding else None
     if grammar:
         settings["grammar"] = grammar
@@ -141,8 +125,7 @@ def predict_answers(
 
             limits = compile_grammar(grammar, model, processor)
         pictures, asked = questions.select(rows)["images"], prompts[rows.start : rows.stop]
-        answers = generate_answers(model, processor, pictures, asked, limit, batch_size, limits)
-        return {"answer": [text for text, _ in answers], "truncated": [truncated for _, truncated in answers]}
+        return _generate(model, processor, pictures, asked, limit, batch_size, limits)
 
     table = pd.concat([table, _ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
     read = [
@@ -236,6 +219,20 @@ def _ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], 
     return pd.concat(map(pd.read_parquet, paths.values()), ignore_index=True)
 
 
-def _generate(model, processor, patches: Dataset, questions: list[str], limit: int, batch_size: int) -> dict:
-    answers = generate_answers(model, processor, patches["image"], questions, limit, batch_size)
-    return {"answer": [text for text, _ in answers], "truncated": [truncated for _, truncated in answers]}
+def _describe_asking(rows: Dataset, questions: list[str], weights: str, processor, batch_size: int) -> dict:
+    """Return what every answer hangs on, whatever else its settings are: calls with equal settings share answers."""
+    return {
+        "weights": weights,
+        "processor": processor.image_processor.to_json_string(),
+        "template": processor.chat_template,
+        "transformers": transformers.__version__,
+        "questions": questions,
+        "pixels": list(rows.with_format(None)["pixel_sha256"]),
+        "batch_size": batch_size,
+    }
+
+
+def _generate(*asked) -> dict:
+    """Return what `generate_answers` does as columns."""
+    texts, truncated = zip(*generate_answers(*asked), strict=True)
+    return {"answer": list(texts), "truncated": list(truncated)}

@@ -17,6 +17,7 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import evaluating
+from histolab_sft.tasks import WITH_FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,9 @@ def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) ->
     probe's rows are taken as well. Questions of records are answered in words, on test alone unless confidences are
     weighed, which looks once more and at validation too.
     """
-    if any(config.format == "biomarkers" for config in histo_args.datasets):
-        return [(patches["validation"], 4), (patches["test"], 4)]
     if any(config.format is not None for config in histo_args.datasets):
-        return [(patches["test"], 2)]
+        weighed = set(patches["test"].with_format(None)["task"]) & set(WITH_FIELDS)
+        return [(patches["validation"], 4), (patches["test"], 4)] if weighed else [(patches["test"], 2)]
     looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]
     if system == "baseline":
         looks += [(rows, 1) for config in histo_args.datasets for rows in select_probe_rows(patches, config).values()]

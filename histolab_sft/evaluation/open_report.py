@@ -15,20 +15,13 @@ from histolab_sft.evaluation.open_tables import name_score
 from histolab_sft.evaluation.report import render_page
 from histolab_sft.evaluation.report_tables import flatten, format_score
 from histolab_sft.metrics.boxes import Box
+from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
 
 EXAMPLES = 8
 RATES = ("unparsed_rate", "truncated_rate", "repaired_rate")
-EXPLAINED = {
-    "classification": "A written answer that names no option counts as wrong.",
-    "multilabel": "Example F1 is the mean over the questions of how well the two sets of labels agree.",
-    "quantity": "Mean absolute error; where there is no number in an answer, the median of train stands in.",
-    "boxes": "A box is found where it overlaps a true one of its label by half or more, each in one pair at most.",
-    "report": "ROUGE-L is the longest common run of words; like all scores of words it knows nothing of medicine.",
-    "biomarkers": "Field by field; an answer that can't be read, or says unknown, counts as wrong.",
-}
 
 
 def write_answers_report(
@@ -129,7 +122,7 @@ def _describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], q
         "name": name,
         "anchor": f"data-{quote(name, safe='').replace('%', '_')}",
         "task": entry["task"],
-        "explained": EXPLAINED.get(entry["task"], ""),
+        "explained": TASKS[entry["task"]].SCORED_AS,
         "n": entry["n"],
         "groups": entry["n_groups"],
         "protocol": entry["split_protocol"],

@@ -63,9 +63,8 @@ def score_places(
             positions = positions[..., -1:] + torch.arange(1, shared - read + 1, device=positions.device)
             step = {"input_ids": inputs["input_ids"][:, read - shared :], "attention_mask": inputs["attention_mask"]}
             logits = _forward(model, step, positions, prefix, False, 1)
-        branch = prefix if number + 1 == len(places) else copy.deepcopy(prefix)
         tails = [answer[shared:] for answer in answers]
-        scores.append(_score_tails(model, inputs, positions, branch, logits[:, -1], tails, chunk)[0])
+        scores.append(_score_tails(model, inputs, positions, prefix, logits[:, -1], tails, chunk)[0])
         read = shared
     return scores
 
@@ -117,14 +116,14 @@ def _score_tails(
 ) -> torch.Tensor:
     """Return `(B, K)` log-likelihoods of what follows a prefix; `logits` `(B, vocabulary)` predict its first token.
 
-    Uses up the prefix.
+    The prefix is afterwards as it was.
     """
     scores = logits.float().log_softmax(-1)[:, [tail[0] for tail in tails]].double()
     score = _score_tree if _takes_trees(model, prefix, sum(map(len, tails[:chunk]))) else _score_rows
     for start in range(0, len(tails), chunk):
         part = slice(start, min(start + chunk, len(tails)))
         if max(map(len, tails[part])) > 1:
-            scores[:, part] += score(model, inputs, positions, prefix, tails[part], part.stop == len(tails))
+            scores[:, part] += score(model, inputs, positions, prefix, tails[part])
     return scores
 
 
@@ -139,11 +138,11 @@ def _takes_trees(model: PreTrainedModel, prefix: DynamicCache, tokens: int) -> b
     return fits and model.get_decoder().config._attn_implementation == "sdpa"
 
 
-def _score_tree(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]], last: bool):
+def _score_tree(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]]):
     """Return `(B, K)` log-likelihoods of the tails but their first tokens, which stand once each as a tree in one row.
 
     What tails begin with in common is one path, and the prefix isn't copied: SpecInfer's tree attention (Miao et al.
-    2024, section 4). A token sees the prompt and its own path. The prefix is afterwards as it was.
+    2024, section 4). A token sees the prompt and its own path.
     """
     # The last token predicts nothing, so it is not read.
     nodes = list(dict.fromkeys(tuple(tail[:end]) for tail in tails for end in range(1, len(tail))))
@@ -168,16 +167,13 @@ def _score_tree(model, inputs: dict, positions, prefix: DynamicCache, tails: lis
     return picked.new_zeros(count, len(tails)).index_add_(1, owners, picked)
 
 
-def _score_rows(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]], last: bool):
-    """Return the same with a row for each prompt and tail, each on a copy of the prompt's keys and values.
-
-    Uses up the prefix if this is the `last` of its calls.
-    """
+def _score_rows(model, inputs: dict, positions, prefix: DynamicCache, tails: list[list[int]]):
+    """Return the same with a row for each prompt and tail, each on a copy of the prompt's keys and values."""
     repeats, count = len(tails), len(inputs["input_ids"])
     tokens = [torch.tensor(tail) for tail in tails]
     ids = pad_sequence(tokens, batch_first=True).to(model.device).repeat(count, 1)
     seen = pad_sequence([torch.ones_like(tail) for tail in tokens], batch_first=True).to(model.device).repeat(count, 1)
-    copied = prefix if last else copy.deepcopy(prefix)
+    copied = copy.deepcopy(prefix)
     copied.batch_repeat_interleave(repeats)
     rest = {
         "input_ids": ids[:, :-1],

@@ -1,8 +1,9 @@
 """Each kind of answer is one file that owns its wording: question, target, parser, scores.
 
 For records (a data set with a `format`), every module has `HEADLINE`, the score to look at first, `MAX_NEW_TOKENS`,
-and the functions `format_question(ask, config)`, `format_answer(ask, answer, config)`, `read_answer(text, ask,
-config)`, `guess_answers(train, asks, config)` and `measure_answers(gold, predicted, asks, guesses, config)`.
+`ANSWER_IS` and `SCORED_AS`, what page and report say of the answer and of its score, and the functions
+`format_question(ask, config)`, `format_answer(ask, answer, config)`, `read_answer(text, ask, config)`,
+`guess_answers(train, asks, config)` and `measure_answers(gold, predicted, asks, guesses, config)`.
 """
 
 from histolab_sft.tasks import biomarkers, boxes, classification, multilabel, quantity, report

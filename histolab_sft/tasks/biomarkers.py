@@ -29,11 +29,7 @@ FIELDS: list[Field] = [
         + ["pdl1_expression"],
     },
     {"name": "msi_status", "values": ["MSI-H", "MSS"], "value_aliases": {"MSI-L": "MSS"}},
-    {
-        "name": "tme_subtype",
-        "values": ["IE", "IE/F", "F", "D"],
-        "value_aliases": {"IE_F": "IE/F", "IE-F": "IE/F"},
-    },
+    {"name": "tme_subtype", "values": ["IE", "IE/F", "F", "D"], "value_aliases": {"IE_F": "IE/F", "IE-F": "IE/F"}},
     {"name": "til_fraction", "range": [0, 1]},
     {"name": "til_density", "values": ["high", "moderate", "low"], "aliases": ["til_bucket"]},
     {"name": "immune_phenotype", "values": ["inflamed", "excluded", "desert"]},
@@ -65,6 +61,8 @@ Provide your analysis as a JSON object.""",
 }
 HEADLINE = "mean_balanced_accuracy"
 MAX_NEW_TOKENS = 256
+ANSWER_IS = "fields"
+SCORED_AS = "Field by field; an answer that can't be read, or says unknown, counts as wrong."
 _DECIMAL = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 

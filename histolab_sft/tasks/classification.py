@@ -12,6 +12,8 @@ from histolab_sft.tasks.answers import parse_answer
 
 HEADLINE = "balanced_accuracy"
 MAX_NEW_TOKENS = 64
+ANSWER_IS = "one of several classes"
+SCORED_AS = "A written answer that names no option counts as wrong."
 
 # HistoLab's wording, so that its published table can be reproduced like for like.
 GENERIC_QUESTION = (

@@ -19,6 +19,8 @@ INSTRUCTION = (
 )
 HEADLINE = "example_f1"
 MAX_NEW_TOKENS = 128
+ANSWER_IS = "every label that applies"
+SCORED_AS = "Example F1 is the mean over the questions of how well the two sets of labels agree."
 SEPARATOR = "; "
 NONE = "None"
 _SEPARATORS = re.compile(r"[;,\n]")

@@ -17,6 +17,8 @@ INSTRUCTIONS = {
 }
 HEADLINE = "mae"
 MAX_NEW_TOKENS = 32
+ANSWER_IS = "a number"
+SCORED_AS = "Mean absolute error; where there is no number in an answer, the median of train stands in."
 # No question of these tasks has an answer beyond it; a base model that babbles digits reached 1e253.
 LIMIT = 1e9
 _NAME_WITH_DIGITS = re.compile(r"(?<![\w.-])[^\W\d_][\w-]*[0-9][\w-]*")

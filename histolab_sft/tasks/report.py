@@ -41,6 +41,8 @@ Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS
 }
 HEADLINE = "rouge_l"
 MAX_NEW_TOKENS = 512
+ANSWER_IS = "a text"
+SCORED_AS = "ROUGE-L is the longest common run of words; like all scores of words it knows nothing of medicine."
 NORMAL = "normal"
 NORMAL_LINE = "No significant abnormalities detected"
 # A change against an earlier picture says nothing about this one; `exclude` marks a report that can't be used.
