@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill test-distributed test-browser quality data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
+.PHONY: help install demo test test-fast test-thorough test-kill test-distributed test-browser quality data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -36,12 +36,17 @@ demo: install ## train, score and report on the embedded model and patches (CPU,
 test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: install ## every test that needs no GPU
-	$(BIN)/pytest -n 2 --dist loadfile -m "not kill and not distributed and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: export OMP_NUM_THREADS = 1
 test-fast: install ## the tests that need no model, in under a minute
-	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not kill and not distributed and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
+
+test-thorough: export HF_HUB_OFFLINE = 1
+test-thorough: export OMP_NUM_THREADS = 1
+test-thorough: install ## the long tables and the many processes that make test leaves out
+	$(BIN)/pytest -n 2 --dist loadfile -m "thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
 
 test-kill: export HF_HUB_OFFLINE = 1
 test-kill: install ## kill real runs at random points and compare what they end up with

@@ -28,7 +28,7 @@ def test_every_path_in_the_readme_exists():
 
 def test_modules_and_scripts_keep_their_budget():
     lengths = {path: len(path.read_text().splitlines()) for path in Path("histolab_sft").rglob("*.py")}
-    assert {path: length for path, length in lengths.items() if length > 250} == {}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
     lengths = {path: len(path.read_text().splitlines()) for path in Path("recipes").glob("*.py")}
     assert {path: length for path, length in lengths.items() if length > 100} == {}
 
