@@ -2,10 +2,14 @@
 
 import io
 import os
+import signal
 import struct
 import tarfile
+import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
 import h5py
@@ -216,6 +220,48 @@ def test_row_groups_in_memory_stay_under_the_limit(tmp_path, monkeypatch):
         read_patch(path, row)
     assert [key[1] for key in containers._row_groups] == [8, 9]
     containers._row_groups.clear()
+
+
+def test_threads_that_read_row_groups_in_any_order_each_get_their_own_row(tmp_path, monkeypatch):
+    path = str(tmp_path / "p.parquet")
+    stored = [os.urandom(1000) for _ in range(180)]
+    write_parquet(path, stored, group=10)
+    monkeypatch.setattr(containers, "ROW_GROUP_CACHE_BYTES", 30_000)  # groups come and go all the time
+    containers._row_groups.clear()
+    rows = np.random.default_rng(0).integers(0, 180, 4000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda row: read_patch(path, row), rows)) == [stored[row] for row in rows]
+    containers._row_groups.clear()
+
+
+def test_a_process_forked_while_a_thread_reads_can_read_itself(tmp_path):
+    path = str(tmp_path / "p.parquet")
+    write_parquet(path, [bytes([1 + row]) * 1000 for row in range(40)], group=4)
+    stop = threading.Event()
+
+    def read_on():
+        while not stop.is_set():
+            read_patch(path, int.from_bytes(os.urandom(1)) % 40)
+
+    readers = [threading.Thread(target=read_on) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if read_patch(path, 7)[0] == 8 else 1)
+            end = time.monotonic() + 20
+            while (status := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+                time.sleep(0.001)
+            if status[0] == 0:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            assert status == (child, 0)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
 
 
 def test_a_row_of_an_hdf5_file_is_opened(tmp_path):

@@ -4,10 +4,16 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors import safe_open
@@ -423,3 +429,43 @@ def test_auto_declines_a_single_pass_a_small_disk_and_a_trained_tower(tiny, tmp_
     assert cache_worthwhile(100, 3, folder, model, n_cached=50)[0]
     model.model.vision_tower.requires_grad_(True)
     assert not cache_worthwhile(10, 3, folder, model)[0]
+
+
+ENCODE_PARQUET = """
+import sys, torch
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from histolab_sft.data.images import open_patch
+from histolab_sft.models import vision_cache
+
+folder, source, cache, expected = sys.argv[1:]
+vision_cache.ThreadPoolExecutor = partial(ThreadPoolExecutor, 8)
+torch.set_num_threads(1)
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+keys = torch.load(expected)
+pictures = [(key, partial(open_patch, source, row)) for row, key in enumerate(keys["keys"])]
+built = vision_cache.build_vision_cache(model, AutoProcessor.from_pretrained(folder), pictures, cache, 8)
+assert torch.equal(built.features(keys["keys"]), keys["features"])
+"""
+
+
+@pytest.mark.thorough
+def test_twenty_fresh_processes_encode_parquet_row_groups_with_eight_threads(tiny, tmp_path):
+    model, processor = tiny
+    patches = paint_patches(72)
+    features = Features({"image": ImageFeature()})
+    Dataset.from_dict({"image": patches}, features=features).to_parquet(tmp_path / "train.parquet", batch_size=4)
+    assert pq.ParquetFile(tmp_path / "train.parquet").num_row_groups == 18
+    built = build_vision_cache(model, processor, name_patches(patches), tmp_path / "expected", batch_size=8)
+    keys = [image_key(patch) for patch in patches]
+    torch.save({"keys": keys, "features": built.features(keys)}, tmp_path / "expected.pt")
+    model.save_pretrained(tmp_path / "sharp")
+    processor.save_pretrained(tmp_path / "sharp")
+    wrong = []
+    for number in range(20):
+        places = [tmp_path / name for name in ("sharp", "train.parquet", f"cache{number}", "expected.pt")]
+        command = [sys.executable, "-c", ENCODE_PARQUET, *map(str, places)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+        wrong += [run.stderr[-500:]] if run.returncode else []
+    assert wrong == []

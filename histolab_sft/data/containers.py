@@ -2,12 +2,14 @@
 
 Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an HDF5 file with PCam's layout, or the
 n-th picture of an uncompressed tar shard. Everything is opened once per process and read only; nothing is written.
+Any number of threads and processes may read at once.
 A parquet file may also be one on the Hub (see `hub_files`), of which a row group at a time is fetched.
 """
 
 import os
 import stat
 import tarfile
+import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import PurePath
@@ -26,6 +28,12 @@ MAX_FILE_BYTES = 256 * 2**20
 ROW_GROUP_CACHE_BYTES = 64 * 2**20
 
 _row_groups: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
+# Neither the dictionary above nor an open `ParquetFile` may be used by two threads at once.
+_parquet_lock = threading.Lock()
+# A process forked while another thread reads would find the lock taken for ever, and the dictionary half changed.
+os.register_at_fork(
+    before=_parquet_lock.acquire, after_in_parent=_parquet_lock.release, after_in_child=_parquet_lock.release
+)
 
 
 def name_patch(path: str, row: int = -1) -> str:
@@ -80,6 +88,18 @@ def check_file(path: str) -> os.stat_result:
 
 
 def _read_parquet(path: str, row: int, image_column: str) -> bytes:
+    with _parquet_lock:
+        column, place = _find_row(path, row, image_column)
+    cell = column[place].as_py()
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes) or not data:
+        reason = f"column {image_column!r} has no bytes in this row, expected an encoded picture; embed the pictures"
+        raise ImageRefused(name_patch(path, row), reason)
+    return data
+
+
+def _find_row(path: str, row: int, image_column: str) -> tuple[pa.ChunkedArray, int]:
+    """Return the pictures of the row group that holds a row, and the row's place among them."""
     file, starts = _open_parquet(path, os.getpid())
     if row >= starts[-1]:
         raise ImageRefused(name_patch(path, row), f"the file has {starts[-1]} rows; correct the manifest")
@@ -93,12 +113,7 @@ def _read_parquet(path: str, row: int, image_column: str) -> bytes:
         while len(_row_groups) > 1 and sum(column.nbytes for column in _row_groups.values()) > ROW_GROUP_CACHE_BYTES:
             _row_groups.popitem(last=False)
     _row_groups.move_to_end(key)
-    cell = _row_groups[key][row - int(starts[group])].as_py()
-    data = cell["bytes"] if isinstance(cell, dict) else cell
-    if not isinstance(data, bytes) or not data:
-        reason = f"column {image_column!r} has no bytes in this row, expected an encoded picture; embed the pictures"
-        raise ImageRefused(name_patch(path, row), reason)
-    return data
+    return _row_groups[key], row - int(starts[group])
 
 
 def _read_hdf5(path: str, row: int, image_column: str) -> np.ndarray:
