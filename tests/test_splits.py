@@ -36,6 +36,46 @@ def test_no_group_crosses_splits():
     assert set(patches["split"]) == {"train", "validation", "test"}
 
 
+@pytest.mark.parametrize("known", [0.1, 0.5, 0.95])
+def test_an_unknown_patient_is_a_group_of_its_own_beside_known_ones(known):
+    patches = make_patches(slides=25)
+    patches.loc[patches.index >= known * len(patches), "group"] = None
+    patches = split_patches(patches)
+    assert patches.groupby("group")["split"].nunique().max() == 1
+    assert all(abs(counts(patches)[split] / 300 - 0.15) < 0.05 for split in ("validation", "test"))
+    assert (patches.groupby(["label", "split"]).size() >= 8).all()
+
+
+def test_a_few_groups_stay_in_train_beside_many_single_patches():
+    patches = make_patches()
+    patches.loc[[0, 1], "group"], patches.loc[[100, 201], "group"] = "pair", "twins"
+    patches = split_patches(patches)
+    assert set(patches.loc[[0, 1, 100, 201], "split"]) == {"train"}
+    assert counts(patches) == {"test": 45, "train": 210, "validation": 45}
+
+
+@pytest.mark.parametrize("place", ["train", "validation", "test"])
+def test_what_another_data_set_has_settled_is_followed_and_counts(place):
+    patches = make_patches()
+    settled = pd.Series("", index=patches.index)
+    settled[:30] = place
+    patches = split_patches(patches, settled=settled)
+    assert set(patches["split"][:30]) == {place}
+    assert all(abs(counts(patches)[split] - 45) <= 1 for split in ("validation", "test"))
+
+
+def test_a_split_that_the_data_bring_follows_nobody():
+    given = pd.concat([make_patches(80, split="train"), make_patches(20, split="test")], ignore_index=True)
+    settled = pd.Series("test", index=given.index)
+    assert split_patches(given, settled=settled)["split"].equals(split_patches(given)["split"])
+
+
+def test_a_data_set_that_is_settled_as_a_whole_is_not_dealt():
+    patches = make_patches(4)
+    settled = pd.Series(["train"] * 8 + ["validation", "validation", "test", "test"])
+    assert split_patches(patches, settled=settled)["split"].tolist() == settled.tolist()
+
+
 def test_given_splits_stay_and_the_missing_one_comes_out_of_train():
     given = pd.concat([make_patches(80, split="train"), make_patches(20, split="test")], ignore_index=True)
     patches = split_patches(given)

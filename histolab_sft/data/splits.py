@@ -8,16 +8,23 @@ from histolab_sft.dataset_config import SPLITS
 
 
 def split_patches(
-    patches: pd.DataFrame, validation_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 42
+    patches: pd.DataFrame,
+    validation_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    seed: int = 42,
+    settled: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Fill the column `split`, keeping every split that the data bring.
 
     Without splits in the data, patches are dealt out by class with the fractions given, and the patches of one group
-    (column `group`) stay together. Data with `train` and `test` alone get a validation split out of `train`, data with
-    `train` and `validation` alone a test split, and so on: `test` is never touched when it's given.
+    (column `group`) stay together; a patch without a group is a group of its own. Data with `train` and `test` alone
+    get a validation split out of `train`, data with `train` and `validation` alone a test split, and so on: `test` is
+    never touched when it's given.
 
     Args:
         patches (`pandas.DataFrame`): Columns `label`, `split` (empty where not given) and `group` (None if unknown).
+        settled (`pandas.Series`, *optional*): For each patch the split in which another data set already has its
+            patient or a copy of it, else empty. Such a patch goes there too if that split is dealt here.
 
     Raises:
         ValueError: Some patches have a split and others none, or a split comes out empty.
@@ -34,12 +41,13 @@ def split_patches(
             f"the data bring the splits {sorted(given)}, expected `train` among them; map it with `splits`"
         )
     patches.loc[patches["split"] == "", "split"] = "train"
+    settled = pd.Series("", index=patches.index) if settled is None else settled.where(~settled.isin(given), "")
     if "test" not in given:
         rest = 1.0 if not given else 1.0 - validation_fraction * ("validation" in given)
-        patches = _move_out_of_train(patches, "test", test_fraction / rest, seed)
+        patches = _move_out_of_train(patches, "test", test_fraction / rest, seed, settled)
     if "validation" not in given:
         rest = 1.0 - test_fraction if "test" not in given else 1.0
-        patches = _move_out_of_train(patches, "validation", validation_fraction / rest, seed)
+        patches = _move_out_of_train(patches, "validation", validation_fraction / rest, seed, settled)
     for split in SPLITS:
         if not (patches["split"] == split).any():
             raise ValueError(
@@ -67,25 +75,53 @@ def cap_patches(patches: pd.DataFrame, max_samples: int, seed: int = 42) -> pd.D
     return patches.loc[sorted(kept)]
 
 
-def _move_out_of_train(patches: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.DataFrame:
-    train = patches.index[patches["split"] == "train"]
-    labels, groups = patches.loc[train, "label"], patches.loc[train, "group"]
-    if groups.isna().any():
-        if labels.value_counts().min() < 2:
-            rare = labels.value_counts().idxmin()
-            raise ValueError(
-                f"label {rare!r} has one patch, expected enough for every split; bring more or leave it out"
-            )
-        size = max(round(fraction * len(train)), labels.nunique())
-        _, moved = train_test_split(train, test_size=size, stratify=labels, random_state=seed)
-    else:
-        folds = max(2, round(1 / fraction))
-        if groups.nunique() < folds:
-            raise ValueError(
-                f"the split {split} needs whole groups and there are {groups.nunique()}, expected at least {folds} "
-                f"for a fraction of {fraction:.2f}; bring more groups, raise the fraction, or give the splits yourself"
-            )
-        folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-        moved = train[next(folder.split(train, labels, groups))[1]]
-    patches.loc[moved, "split"] = split
+def _move_out_of_train(
+    patches: pd.DataFrame, split: str, fraction: float, seed: int, settled: pd.Series
+) -> pd.DataFrame:
+    """Move `fraction` of train to a split: first what is settled there, then whole groups and patches without one."""
+    train = patches[patches["split"] == "train"]
+    settled = settled[train.index]
+    followers, free = train.index[settled == split], train[settled == ""]
+    missing = fraction * len(train) - len(followers)
+    if len(free) and (missing >= 1 or not len(followers)):
+        # Where much is settled elsewhere, at most half of the rest goes.
+        share = min(missing / len(free), max(fraction, 0.5))
+        patches.loc[_draw(free, split, share, seed, spare=len(followers) > 0), "split"] = split
+    patches.loc[followers, "split"] = split
     return patches
+
+
+def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: bool) -> pd.Index:
+    """Return the index of about `fraction` of the patches; `spare` says that none at all will do as well."""
+    labels, folds = patches["label"], max(2, round(1 / fraction))
+    together = patches["group"].map(patches["group"].value_counts()) > 1
+    whole, alone = patches[together], patches[~together]
+    size = round(fraction * len(patches))
+    drawn = []
+    if whole["group"].nunique() >= folds:
+        folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+        drawn += whole.index[next(folder.split(whole, whole["label"], whole["group"]))[1]].tolist()
+        size = round(fraction * len(alone))
+    elif len(whole) and len(alone) < 2 * size and not spare:
+        raise ValueError(
+            f"the split {split} needs whole groups and there are {whole['group'].nunique() + len(alone)}, expected at "
+            f"least {folds} for a fraction of {fraction:.2f}; bring more groups, raise the fraction, or give the "
+            "splits yourself"
+        )
+    counts = alone["label"].value_counts()
+    rare = counts.index[counts < 2]
+    if len(rare) and not len(whole):
+        raise ValueError(
+            f"label {rare[0]!r} has one patch, expected enough for every split; bring more (max_samples is one "
+            "limit) or leave it out"
+        )
+    # A patch that is the only one of its label beside whole groups stays in train.
+    dealt = alone[~labels[alone.index].isin(rare)]
+    kinds = dealt["label"].nunique()
+    if not drawn:
+        size = max(size, kinds)
+    if size and kinds and len(dealt) >= 2 * kinds:
+        size = min(size, len(dealt) - kinds)
+        stratify = dealt["label"] if size >= kinds else None
+        drawn += train_test_split(dealt.index, test_size=size, stratify=stratify, random_state=seed)[1].tolist()
+    return pd.Index(drawn, dtype=patches.index.dtype)
