@@ -13,7 +13,7 @@ from histolab_sft.arguments import parse_recipe_elsewhere, resolve_recipe
 from histolab_sft.data.audit import format_audit
 from histolab_sft.data.masks import audit_masks, describe_row
 from histolab_sft.data.patches import audit_recipe, format_patches
-from histolab_sft.models.load import load_processor, locate_base_model
+from histolab_sft.models.load import load_config, load_processor, locate_base_model
 from histolab_sft.models.plan import plan_for_recipe
 
 
@@ -33,7 +33,7 @@ def main(histo_args, training_args, model_args, on_gpu):
     print("\n# One row of each data set; [brackets] mark the tokens with a loss")
     for config in histo_args.datasets:
         print(describe_row(rows, config.name, processor, training_args.max_length))
-    checked = audit_masks(rows, processor, training_args.max_length)
+    checked = audit_masks(rows, processor, load_config(model_args), training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
 
     print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu)}")

@@ -1,5 +1,7 @@
 """Five architectures take the same road: what is adapted, where the loss is, a step, the likelihoods, the adapter."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -14,10 +16,11 @@ from tiny_models import (
     load_tiny,
     paint_patches,
 )
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 from trl import ModelConfig, SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from histolab_sft.data.masks import audit_masks
+from histolab_sft.data.masks import audit_masks, count_filled_tokens
 from histolab_sft.models.generate import render_completion, render_prompt
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (
@@ -124,8 +127,9 @@ def test_the_parts_are_found_in_the_model(road):
 
 
 def test_the_loss_is_on_the_answer_and_its_end_alone(road):
-    _, _, processor = road
-    assert audit_masks(build_rows(), processor) == 6
+    _, folder, processor = road
+    config = AutoConfig.from_pretrained(folder)
+    assert audit_masks(build_rows(), processor, config) == 6
     # An answer ends in one marker, and the prompt begins with what the tokenizer puts in front of it.
     completion = processor.tokenizer(render_completion(processor, QUESTION, ANSWERS[0]), add_special_tokens=False)
     markers = [token in processor.tokenizer.added_tokens_decoder for token in completion["input_ids"]]
@@ -133,7 +137,33 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(road):
     whole = processor(images=[paint_patches(1)], text=[render_prompt(processor, QUESTION)], add_special_tokens=False)
     assert list(whole["input_ids"][0]).count(processor.tokenizer.bos_token_id) == 1
     with pytest.raises(ValueError, match="max_length"):
-        audit_masks(build_rows(), processor, max_length=len(whole["input_ids"][0]) + 2)
+        audit_masks(build_rows(), processor, config, max_length=len(whole["input_ids"][0]) + 2)
+
+
+def test_image_tokens_are_as_many_as_the_tower_fills_and_half_of_them_are_refused(road):
+    name, folder, processor = road
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    collator = DataCollatorForVisionLanguageModeling(processor=processor, completion_only_loss=True)
+    batch = collator([build_rows()[i] for i in range(2)])
+    pictures = {key: batch[key] for key in ("pixel_values", "pixel_attention_mask", "image_grid_thw") if key in batch}
+    features = model.get_image_features(**pictures).pooler_output
+    counts = count_filled_tokens(model.config, batch, [1, 1])
+    assert sum(counts) == sum(part.shape[:-1].numel() for part in features)
+
+    halved = copy.deepcopy(processor)
+    if name == "qwen2_5_vl":  # it writes as many as the picture is large
+        halved.image_processor.merge_size *= 2
+    elif name == "llava":
+        halved.patch_size *= 2
+    elif name == "idefics3":
+        halved.image_seq_len //= 2
+    elif name == "gemma3":
+        soft = processor.tokenizer.image_token
+        halved.full_image_sequence = halved.full_image_sequence.replace(2 * soft, soft)
+    else:
+        halved.image_seq_length //= 2
+    with pytest.raises(ValueError, match="image tokens, expected"):
+        audit_masks(build_rows(), halved, model.config)
 
 
 def test_likelihoods_equal_full_forward_passes(road):

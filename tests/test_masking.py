@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from histolab_sft.arguments import parse_recipe, read_recipe
+from histolab_sft.data.masks import describe_row
 from histolab_sft.data.patches import load_patches
 from histolab_sft.models.load import load_processor
 from histolab_sft.training.answer_tokens import collect_answers, find_branches, mask_deciding_tokens
@@ -85,6 +86,14 @@ def test_there_is_one_bos_and_every_image_token_survives(given):
     counts = (batch["input_ids"] == tokenizer.image_token_id).sum(dim=1)
     assert counts.tolist() == [number * processor.image_seq_length for number in pictures]
     assert (batch["labels"][batch["input_ids"] == tokenizer.image_token_id] == -100).all()
+
+
+@pytest.mark.parametrize("given", ["demo"], indirect=True)
+def test_a_row_is_shown_with_the_number_of_its_image_tokens_in_place_of_each(given):
+    processor = given.collator.processor
+    shown = describe_row(given.train, given.train[0]["dataset"], processor)
+    assert f"<{processor.image_seq_length} image tokens>" in shown
+    assert processor.tokenizer.image_token not in shown
 
 
 @pytest.mark.parametrize("given", ["flare", "immunopath"], indirect=True)

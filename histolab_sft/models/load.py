@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -54,6 +55,13 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     with explain_hub_errors(name):
         processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
     return complete_turns(processor)
+
+
+def load_config(model_args: ModelConfig) -> PretrainedConfig:
+    """Load the base model's configuration."""
+    return AutoConfig.from_pretrained(
+        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
+    )
 
 
 def load_base_model(model_args: ModelConfig, histo_args: HistoArguments | None = None) -> PreTrainedModel:
@@ -203,11 +211,8 @@ def build_lora_config(model_args: ModelConfig, scope: str, parts: Sequence[str] 
 
 def build_meta_model(model_args: ModelConfig) -> tuple[PreTrainedModel, str]:
     """Return the model without weights, and the full name of its language model."""
-    config = AutoConfig.from_pretrained(
-        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
-    )
     with unsharded(), init_empty_weights():
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(load_config(model_args))
     # Making the weights on the meta device one by one has untied the head from the embedding.
     model.tie_weights()
     decoder = model.get_decoder()
