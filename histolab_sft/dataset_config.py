@@ -43,10 +43,10 @@ class DatasetConfig:
         subset (`str`, *optional*): With `format: flare`: the one data set of the source to read.
         style (`str`, *optional*): With `format: biomarkers`: the question, a key of `tasks.biomarkers.QUESTIONS`.
         image_folder (`str`, *optional*): With `format: llava`: where the pictures lie, seen from the source.
-        intensity_window (`str` or `list`, *optional*): With a `format`: grey values of 16-bit pictures that become
-            black and white: `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such
-            as `1%`. By default the format's own (`picture_config.WINDOWS`), else `full`.
-        image_steps (`list`, *optional*): With a `format`: what is done to every picture of every split, in this order:
+        intensity_window (`str` or `list`, *optional*): Grey values of 16-bit pictures that become black and white:
+            `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such as `1%`. By default
+            the format's own (`picture_config.WINDOWS`), else `full`.
+        image_steps (`list`, *optional*): What is done to every picture of every split, in this order:
             `crop_dark_edges`, `pad_to_square`, `resize: [width, height]`, `crop: [left, top, right, bottom]`. Boxes go
             along, and answers come back in pixels of the stored picture.
         max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
@@ -88,6 +88,11 @@ class DatasetConfig:
                 f"data set {self.name!r}: streaming is {self.streaming!r}, expected true or false, and false with a "
                 "format; correct or remove it"
             )
+        try:
+            read_window(self.intensity_window)
+            read_steps(self.image_steps or [])
+        except ValueError as error:
+            raise ValueError(f"data set {self.name!r}: {error}") from error
         if self.format is None:
             self._check_classes()
         else:
@@ -130,11 +135,6 @@ class DatasetConfig:
                 f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "
                 "correct or remove it"
             )
-        try:
-            read_window(self.intensity_window)
-            read_steps(self.image_steps or [])
-        except ValueError as error:
-            raise ValueError(f"data set {self.name!r}: {error}") from error
         self.class_names = self.class_names and {str(label): str(words) for label, words in self.class_names.items()}
         if isinstance(self.splits, str):
             raise ValueError(
@@ -145,7 +145,6 @@ class DatasetConfig:
     def _check_classes(self):
         """Raise ValueError for class names that can't be asked and told apart."""
         given = {"instruction": self.instruction, "codec": self.codec, "fields": self.fields}
-        given |= {"intensity_window": self.intensity_window, "image_steps": self.image_steps}
         useless = [*(key for key, value in given.items() if value is not None), *self.reader_keys]
         if useless or self.task not in (None, "classification"):
             found = [*useless, *([f"task: {self.task}"] if self.task not in (None, "classification") else [])]

@@ -120,7 +120,7 @@ def test_bug_10_a_fallback_without_a_word(tmp_path, missing):
 
 def test_bug_11_pixels_in_the_arrow_table(trainer):
     table = trainer.train_dataset.with_format(None)
-    assert set(table[0]["image"]) == {"path", "row", "column"}
+    assert set(table[0]["image"]) == {"path", "row", "column", "rendering"}
     assert table.data.nbytes / len(table) < 2000  # a patch of 32 pixels a side would add 3,072
 
 

@@ -188,10 +188,10 @@ def test_an_archive_bomb_is_refused(tmp_path):
 
 
 def test_examples_are_read_by_data_set_and_class(painted, tmp_path):
-    examples = read_examples(painted, ["pcam", "other"])
+    examples = read_examples(painted, {"pcam": "", "other": ""})
     assert [(name, caption) for _, name, caption in examples] == [("pcam", "Normal")] * 2 + [("pcam", "Tumor")] * 2
     with pytest.raises(FileNotFoundError, match="put examples there"):
-        read_examples(tmp_path, ["pcam"])
+        read_examples(tmp_path, {"pcam": ""})
 
 
 def test_the_apps_own_options_leave_the_recipes_keys_alone():

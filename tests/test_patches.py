@@ -32,7 +32,7 @@ def test_several_data_sets_become_one_table_of_rows_for_trl(histo_args):
 def test_no_pixel_is_held_by_the_table_or_written_to_disk(histo_args):
     patches = load_patches(histo_args)
     stored = patches["train"].with_format(None)
-    assert set(stored[0]["image"]) == {"path", "row", "column"}
+    assert set(stored[0]["image"]) == {"path", "row", "column", "rendering"}
     assert all(split.cache_files == [] for split in patches.values())
 
 

@@ -52,8 +52,7 @@ def write_split_padchest(folder):
         ({"image_steps": [{"resize": [0, 896]}]}, "of 1 to 4096 pixels"),
         ({"image_steps": [{"crop": [0, 0, 5, 5.5]}]}, "left, top, right, bottom"),
         ({"image_steps": [{"pad_to_square": [1]}]}, "correct or remove it"),
-        ({"format": None, "class_names": {"a": "A", "b": "B"}, "intensity_window": "minmax"}, "add `format`"),
-        ({"format": None, "class_names": {"a": "A", "b": "B"}, "image_steps": ["pad_to_square"]}, "add `format`"),
+        ({"format": None, "class_names": {"a": "A", "b": "B"}, "intensity_window": "wide"}, "expected full, minmax"),
     ],
 )
 def test_a_window_or_a_step_that_cannot_be_taken_is_refused(keys, message):
@@ -114,6 +113,23 @@ def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, wi
     found = [f for f in audit_patches(rows, intake)["findings"] if f["check"] == "dark_16_bit_images"]
     assert [finding["count"] for finding in found] == [warned] * bool(warned)
     assert all("set the data set's intensity_window" in finding["message"] for finding in found)
+
+
+def test_what_the_audit_advises_for_12_bit_class_folders_works(tmp_path):
+    for label in ("Normal", "Tumor"):
+        (tmp_path / label).mkdir()
+        for seed in range(8):
+            write_16_bit(tmp_path / label / f"{seed}.png", seed=seed + 10 * (label == "Tumor"), top=4095)
+    entry = {"name": "ct", "source": str(tmp_path), "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
+    found = {}
+    for name, keys in (("plain", {}), ("advised", {"intensity_window": [0, 4095], "image_steps": ["pad_to_square"]})):
+        rows = load_audited_patches(HistoArguments(datasets=[entry | keys]), tmp_path / name)["train"]
+        audit = json.loads((tmp_path / name / "audit.json").read_text())
+        warned = any(finding["check"] == "dark_16_bit_images" for finding in audit["findings"])
+        found[name] = warned, max(np.asarray(row["image"]).max() for row in rows)
+        assert [hash_pixels(row["image"]) for row in rows] == rows.with_format(None)["pixel_sha256"]
+    assert found["plain"][0] and found["plain"][1] <= 16
+    assert not found["advised"][0] and found["advised"][1] >= 250
 
 
 def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):

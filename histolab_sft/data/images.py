@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -35,6 +36,11 @@ def open_patch(path: str, row: int = -1, image_column: str = "image", rendering:
     """
     image, _ = decode_image(read_patch(path, row, image_column), name_patch(path, row), rendering=rendering)
     return image
+
+
+def open_stored(reference: Mapping) -> Image.Image:
+    """Return the patch of a table's row, as `open_patch`: `path`, `row`, `column` and `rendering`."""
+    return open_patch(reference["path"], reference["row"], reference["column"], reference["rendering"])
 
 
 def hash_pixels(image: Image.Image) -> str:

@@ -8,13 +8,14 @@ from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
-from histolab_sft.data.images import open_patch
+from histolab_sft.data.images import open_stored
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.questions import format_questions, list_pictures, list_questions
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.folders import cache_folder
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     """Return one row a patch of all data sets.
 
-    It has `path, row, column, label, dataset, cohort, split, group, id, protocol`.
+    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`.
 
     Of data sets with a format it is one row a question, with the columns of `list_questions`.
     """
@@ -120,11 +121,11 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
         )
         for config in histo_args.datasets
     }
-    places = patches[["path", "row", "column"]].to_dict("records")
+    places = patches[["path", "row", "column", "rendering"]].to_dict("records")
     targets = [
         tasks[name].format_target(label) for name, label in zip(patches["dataset"], patches["label"], strict=True)
     ]
-    rows = patches.drop(columns=["path", "row", "column", "cohort"]).assign(
+    rows = patches.drop(columns=["path", "row", "column", "rendering", "cohort"]).assign(
         image=places,
         prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
         completion=[[{"role": "assistant", "content": target}] for target in targets],
@@ -174,6 +175,7 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
     )
     return patches[["path", "row", "split", "group", "id"]].assign(
         column=config.image_column or "image",
+        rendering=choose_rendering(config),
         label=patches["label"].map(config.class_names),
         dataset=config.name,
         cohort=config.cohort or config.name,
@@ -201,5 +203,5 @@ def _cap(patches: pd.DataFrame, config: DatasetConfig, histo_args: HistoArgument
 def _open_images(batch: dict) -> dict:
     """Turn the references of the rows that are being read into pictures."""
     if "image" in batch:
-        batch["image"] = [open_patch(image["path"], image["row"], image["column"]) for image in batch["image"]]
+        batch["image"] = [open_stored(image) for image in batch["image"]]
     return batch

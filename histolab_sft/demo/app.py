@@ -21,6 +21,7 @@ from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.publishing.space import describe_base_model, describe_data_sets, paint_examples
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,12 @@ def load_demo(
 
 
 def _load_examples(histo_args: HistoArguments, folder: Path | None) -> tuple[list, list[str]]:
-    names = [config.name for config in histo_args.datasets]
+    renderings = {config.name: choose_rendering(config) for config in histo_args.datasets}
     if folder is not None:
-        return read_examples(folder, names), []
+        return read_examples(folder, renderings), []
     with TemporaryDirectory() as temporary:
         remarks = paint_examples(histo_args, Path(temporary, "examples"))
-        return (read_examples(Path(temporary, "examples"), names) if remarks else []), remarks
+        return (read_examples(Path(temporary, "examples"), renderings) if remarks else []), remarks
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def _classify_chunk(systems: Systems, data_set: DataSet, uploads: Sequence[Uploa
     for upload in uploads:
         row = {"file": upload.name, "data_set": data_set.name, "refused": "", "notes": ""}
         try:
-            image, conversions = open_upload(upload.path)
+            image, conversions = open_upload(upload.path, data_set.rendering)
         except ImageRefused as error:
             row["refused"] = error.reason
         else:

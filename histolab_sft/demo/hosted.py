@@ -41,6 +41,7 @@ def load_space(folder: Path) -> Demo:
     processor.chat_template = settings["chat_template"]
     data_sets = [build_data_set(entry) for entry in settings["data_sets"]]
     examples = folder / "examples"
+    renderings = {entry.name: entry.rendering for entry in data_sets}
     return Demo(
         systems=Systems(
             PeftModel.from_pretrained(model, folder / "adapter").eval(), processor, settings["max_new_tokens"]
@@ -48,5 +49,5 @@ def load_space(folder: Path) -> Demo:
         data_sets=data_sets,
         base_model=settings["title"],
         remarks=settings["remarks"],
-        examples=read_examples(examples, [entry.name for entry in data_sets]) if examples.is_dir() else [],
+        examples=read_examples(examples, renderings) if examples.is_dir() else [],
     )

@@ -87,9 +87,11 @@ def _build_patch_tab(demo: Demo) -> None:
             answers = gr.HTML(cards.format_placeholder(), elem_id="answers")
             reasoned = gr.HTML(elem_id="reasoned")
 
-    def show_upload(path: str):
+    def show_upload(path: str | None, name: str):
+        if path is None:
+            return gr.skip(), gr.skip(), *cleared()
         try:
-            image, conversions = open_upload(path)
+            image, conversions = open_upload(path, _find_data_set(demo, name).rendering)
         except ImageRefused as error:
             return None, cards.format_refusal(cards.describe_unusable(error.reason)), *cleared()
         converted = [f"Converted: {done}." for done in conversions]
@@ -110,9 +112,10 @@ def _build_patch_tab(demo: Demo) -> None:
 
     private = {"api_visibility": "private"}
     outputs = [answers, reasoned]
-    upload.upload(show_upload, upload, [picture, notes, *outputs], **private)
+    upload.upload(show_upload, [upload, asked], [picture, notes, *outputs], **private)
     upload.clear(lambda: (None, "", *cleared()), None, [picture, notes, *outputs], **private)
-    asked.input(cleared, None, outputs, **private)
+    # Each data set has a way of its own to show a stored picture.
+    asked.input(show_upload, [upload, asked], [picture, notes, *outputs], **private)
     button.click(classify, [picture, asked, describe], outputs, **private, **ON_THE_MODEL)
     if demo.examples:
         gallery.select(show_example, None, [upload, picture, asked, notes, *outputs], **private)

@@ -22,7 +22,6 @@ from histolab_sft.demo.records import (
 )
 from histolab_sft.demo.server import ON_THE_MODEL
 from histolab_sft.demo.systems import Systems
-from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 BUTTON = "Ask"
@@ -90,7 +89,7 @@ def build_record_page(
 
     def show_uploads(paths: list[str] | None, name: str) -> tuple:
         images, converted, refused = [], [], []
-        rendering = choose_rendering(by_name[name].config)
+        rendering = by_name[name].rendering
         for path in paths or []:
             try:
                 image, conversions = open_upload(Path(path), rendering)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.demo.systems import DataSet, Systems, use_system
 from histolab_sft.models.generate import generate_answers
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 MAX_PICTURES = 16
@@ -45,6 +46,10 @@ class RecordSet:
     @property
     def config(self) -> DatasetConfig:
         return DatasetConfig(name=self.name, source=".", **self.keys)
+
+    @property
+    def rendering(self) -> str:
+        return choose_rendering(self.config)
 
 
 @dataclass(frozen=True)

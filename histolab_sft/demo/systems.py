@@ -33,6 +33,7 @@ class DataSet:
         thresholds: System -> the confidence below which its answer is withheld; None where no confidence reached the
             target on the validation split; a system that was never scored isn't listed, and withholds nothing.
         target: The accuracy on the validation split that the thresholds stand for.
+        rendering: What is done to a stored picture before it is shown (`picture_config.choose_rendering`).
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSet:
     question: str
     thresholds: dict[str, float | None] = field(default_factory=dict)
     target: float = 0.0
+    rendering: str = ""
 
 
 @dataclass(frozen=True)

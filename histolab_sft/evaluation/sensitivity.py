@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.images import open_patch
+from histolab_sft.data.images import open_stored
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.harness import predict
@@ -197,7 +197,7 @@ def _open_changed(batch: dict) -> dict:
     if "image" in batch:
         batch["image"] = [
             change_patch(
-                open_patch(image["path"], image["row"], image["column"]),
+                open_stored(image),
                 image["change"],
                 STRENGTHS[image["change"]][image["step"]],
                 image["seed"],

@@ -23,6 +23,7 @@ from histolab_sft.models.load import (
     load_processor,
     locate_base_model,
 )
+from histolab_sft.picture_config import choose_rendering
 from histolab_sft.publishing.checks import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -151,6 +152,7 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
                 "question": question,
                 "thresholds": thresholds,
                 "target": TARGET_ACCURACY,
+                "rendering": choose_rendering(config),
             }
         )
     return described, [] if any(entry["thresholds"] for entry in described) else [NOT_SCORED]
