@@ -85,7 +85,8 @@ def main(histo_args, training_args, model_args):
         )
         if histo_args.sensitivity != "none":
             asked = {system: variants[config.name, system] for system in SYSTEMS}
-            results["datasets"][config.name]["sensitivity"] = score_sensitivity(config, histo_args, asked)
+            entry = results["datasets"][config.name]
+            entry["sensitivity"] = score_sensitivity(config, histo_args, asked, entry["zero_shot"])
     if records:
         results["overall"] = score_overall_answers(estimates, results["datasets"])
     else:

@@ -52,7 +52,9 @@ def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, *
         if histo_args.sensitivity != "none":
             variants = build_variants(rows["test"], config, histo_args)
             asked = {system: draw_variants(variants, classes, SKILLS[system]) for system in SYSTEMS}
-            results["datasets"][config.name]["sensitivity"] = score_sensitivity(config, histo_args, asked)
+            results["datasets"][config.name]["sensitivity"] = score_sensitivity(
+                config, histo_args, asked, results["datasets"][config.name]["zero_shot"]
+            )
         predictions |= {(config.name, system): test[system] for system in SYSTEMS}
     results["overall"] = score_overall(estimates)
     return results, predictions, patches
@@ -102,9 +104,9 @@ def draw_scores(table, classes, skills):
 def draw_probe(rows, classes):
     """A linear probe on features that hold the class half hidden in noise."""
     features, labels = {}, {}
-    for split in ("train", "test"):
+    for split in rows:
         labels[split] = np.array(rows[split].with_format(None)["label"])
         rng = np.random.default_rng(len(labels[split]))
         index = np.array([classes.index(label) for label in labels[split]])
         features[split] = np.eye(len(classes))[index] + rng.normal(0, 0.6, (len(index), len(classes)))
-    return compute_linear_probe(features["train"], labels["train"], features["test"], labels["test"], classes)
+    return compute_linear_probe(features, labels, classes)

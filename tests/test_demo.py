@@ -90,6 +90,7 @@ def test_thresholds_come_from_the_evaluation_of_this_adapter(tmp_path, untrained
     entries, remarks = describe_data_sets(histo_args, output_dir)
     assert entries[0]["thresholds"] == {"baseline": 0.7, "finetuned": 0.7} and not remarks
     assert entries[1]["thresholds"] == {"baseline": None, "finetuned": 0.0}
+    assert entries[1]["log_priors"] == {"baseline": [-1.0, -1.0]}
     results = json.loads((output_dir / "evaluation" / "results.json").read_text())
     results["datasets"]["crc"]["classes"].reverse()
     (output_dir / "evaluation" / "results.json").write_text(json.dumps(results))

@@ -177,15 +177,4 @@ def test_probabilities_follow_from_the_scores():
     plain = probabilities(scores)
     assert plain.dtype == np.float64 and plain.sum(1) == pytest.approx([1, 1])
     assert plain[0] == pytest.approx(np.exp([0, -1, -2]) / np.exp([0, -1, -2]).sum())
-    mean = probabilities(scores, torch.tensor([[1, 1, 4], [1, 2, 3]]), length_correction=True)
-    assert mean[1] == pytest.approx(np.exp([-3, -1.5, -1]) / np.exp([-3, -1.5, -1]).sum())
-    assert probabilities(scores, prior=plain[0])[0] == pytest.approx([1 / 3] * 3)
-
-
-def test_probabilities_refuse_a_missing_count_and_a_bad_prior():
-    scores = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="without token_counts"):
-        probabilities(scores, length_correction=True)
-    for prior in ([0.5, 0.5], [1.0, 0.0, 0.5]):
-        with pytest.raises(ValueError, match="expected 3 positive numbers"):
-            probabilities(scores, prior=prior)
+    assert probabilities(scores, log_prior=np.log(plain[0]))[0] == pytest.approx([1 / 3] * 3)

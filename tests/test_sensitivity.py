@@ -123,7 +123,7 @@ def test_curves_spread_and_position_bias_follow_from_the_answers(recipe):
         "baseline": answer_variants(rows, classes, choose_first),
         "finetuned": answer_variants(rows, classes, choose_right_unless_blurred),
     }
-    scores = score_sensitivity(config, histo_args, tables)
+    scores = score_sensitivity(config, histo_args, tables, {"headline": "raw"})
 
     assert (scores["n"], scores["unit"]) == (12, "group")
     assert scores["positions"]["baseline"]["chosen"] == [1.0, 0.0]
@@ -148,7 +148,7 @@ def test_the_spread_is_the_largest_score_minus_the_smallest(recipe):
     table = answer_variants(
         rows, ["Normal", "Tumor"], lambda row: "Tumor" if row.variant == "paraphrase:2" else row.label
     )
-    scores = score_sensitivity(config, histo_args, {"baseline": table, "finetuned": table})
+    scores = score_sensitivity(config, histo_args, {"baseline": table, "finetuned": table}, {"headline": "raw"})
     assert scores["paraphrases"]["spread"] == {"baseline": 0.5, "finetuned": 0.5}
 
 

@@ -34,6 +34,8 @@ class DataSet:
             target on the validation split; a system that was never scored isn't listed, and withholds nothing.
         target: The accuracy on the validation split that the thresholds stand for.
         rendering: What is done to a stored picture before it is shown (`picture_config.choose_rendering`).
+        log_priors: System -> what is taken from its log-likelihoods of the options before they are compared; the base
+            model's leaning towards some words, where it was scored without it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class DataSet:
     thresholds: dict[str, float | None] = field(default_factory=dict)
     target: float = 0.0
     rendering: str = ""
+    log_priors: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def answer_patches(
         scores, _ = label_log_likelihoods(
             model, systems.processor, images, [data_set.question] * len(images), targets, batch_size
         )
-    return [decide(row, data_set, system) for row in probabilities(scores)]
+    return [decide(row, data_set, system) for row in probabilities(scores, data_set.log_priors.get(system))]
 
 
 def decide(row: np.ndarray, data_set: DataSet, system: str) -> Answer:

@@ -2,11 +2,11 @@
 
 On several public data sets stain and compression give the class away: on NCT-CRC a histogram of colours reaches 82 %
 (Ignatov & Malivenko 2024, arXiv 2409.11546). All floors are trained on the train split and scored on the test split of
-the same patches as the model, by a logistic regression on standardised features.
+the same patches as the model, by a logistic regression on standardised features whose penalty validation chooses.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 
 import numpy as np
@@ -14,16 +14,17 @@ from datasets import DatasetDict
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.metrics.classification import compute_classification
+from histolab_sft.metrics.classification import compute_balanced_accuracy, compute_classification
 
 COLOUR_FLOORS = ("colour_histogram", "mean_rgb")
 HISTOGRAM_BINS = 16
 FORMATS = ("JPEG", "PNG", "TIFF")
+# Strongest penalty first, so that each fit goes on from the one before.
+REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 # Luminance table of the JPEG standard (ITU-T T.81, table K.1), which encoders scale to the quality asked for.
 _LUMINANCE = np.array(
@@ -42,100 +43,82 @@ _LUMINANCE = np.array(
 
 def measure_floors(patches: DatasetDict, config: DatasetConfig) -> dict[str, dict | None]:
     """Score what needs no model on one data set of a recipe: trained on its train split, scored on its test split."""
-    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
-    labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
+    rows = {split: select_dataset(part, config.name) for split, part in patches.items()}
     places = {split: part.with_format(None)["image"] for split, part in rows.items()}
     # A picture inside a larger file has no file of its own to look at.
     single = all(place["row"] < 0 for part in places.values() for place in part)
-    files = {split: [place["path"] for place in part] if single else None for split, part in places.items()}
     return compute_floors(
-        (row["image"] for row in rows["train"]),
-        labels["train"],
-        (row["image"] for row in rows["test"]),
-        labels["test"],
+        {split: (row["image"] for row in part) for split, part in rows.items()},
+        {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()},
         list(config.class_names.values()),
-        files["train"],
-        files["test"],
+        {split: [place["path"] for place in part] for split, part in places.items()} if single else None,
     )
 
 
 def compute_floors(
-    train_images: Iterable[Image.Image],
-    train_labels: np.ndarray,
-    test_images: Iterable[Image.Image],
-    test_labels: np.ndarray,
+    images: Mapping[str, Iterable[Image.Image]],
+    labels: Mapping[str, np.ndarray],
     classes: list[str],
-    train_files: Iterable[bytes | str | PathLike] | None = None,
-    test_files: Iterable[bytes | str | PathLike] | None = None,
+    files: Mapping[str, Iterable[bytes | str | PathLike]] | None = None,
 ) -> dict[str, dict | None]:
     """Score what needs no model on the split that the model was trained and scored on.
 
     Pictures are read one at a time; only their features (57 numbers each) stay in memory.
 
     Args:
-        train_images, test_images: Pictures in any mode, in the order of the labels.
-        train_labels, test_labels (`np.ndarray`): str, shape (patches,), members of `classes`.
-        train_files, test_files (*optional*): The files of the same pictures, as bytes or paths.
+        images: `train`, `validation` and `test` -> pictures in any mode, in the order of the labels.
+        labels: The same splits -> str, shape (patches,), members of `classes`.
+        files (*optional*): The files of the same pictures, as bytes or paths.
 
     Returns:
-        `{"majority", "mean_rgb", "colour_histogram", "file"}`, each the dict of `compute_classification` plus
-        `predictions` (str, (test patches,)) and `probabilities` (None for the majority), which an interval needs and
-        `results.json` doesn't; `file` is None without files.
+        `{"majority", "mean_rgb", "colour_histogram", "file"}`, each what `compute_linear_probe` returns
+        (`probabilities` is None for the majority); `file` is None without files.
 
     Raises:
         ValueError: Another number of pictures than of labels, or a train split of a single class.
     """
-    train_labels, test_labels = np.asarray(train_labels, dtype=str), np.asarray(test_labels, dtype=str)
-    train_colours = _stack((colour_features(image) for image in train_images), train_labels, "train")
-    test_colours = _stack((colour_features(image) for image in test_images), test_labels, "test")
-    names, counts = np.unique(train_labels, return_counts=True)
-    majority = np.full(len(test_labels), names[counts.argmax()])
+    labels = {split: np.asarray(names, dtype=str) for split, names in labels.items()}
+    colours = {split: _stack(map(colour_features, part), labels[split], split) for split, part in images.items()}
+    names, counts = np.unique(labels["train"], return_counts=True)
+    majority = np.full(len(labels["test"]), names[counts.argmax()])
     floors = {
-        "majority": compute_classification(test_labels, majority, classes)
+        "majority": compute_classification(labels["test"], majority, classes)
         | {"predictions": majority, "probabilities": None},
-        "mean_rgb": compute_linear_probe(
-            train_colours[:, :3], train_labels, test_colours[:, :3], test_labels, classes
-        ),
+        "mean_rgb": compute_linear_probe({split: part[:, :3] for split, part in colours.items()}, labels, classes),
         "colour_histogram": compute_linear_probe(
-            train_colours[:, 3:], train_labels, test_colours[:, 3:], test_labels, classes
+            {split: part[:, 3:] for split, part in colours.items()}, labels, classes
         ),
         "file": None,
     }
-    if train_files is not None and test_files is not None:
-        floors["file"] = compute_linear_probe(
-            _stack((file_features(file) for file in train_files), train_labels, "train"),
-            train_labels,
-            _stack((file_features(file) for file in test_files), test_labels, "test"),
-            test_labels,
-            classes,
-        )
+    if files is not None:
+        features = {split: _stack(map(file_features, part), labels[split], split) for split, part in files.items()}
+        floors["file"] = compute_linear_probe(features, labels, classes)
     return floors
 
 
 def compute_linear_probe(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    classes: list[str],
+    features: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], classes: list[str]
 ) -> dict:
-    """Fit a standardised logistic regression (scikit-learn's default L2, C = 1) and score it on the test split.
+    """Fit a standardised logistic regression on train and score it on the test split.
 
-    For the features of a frozen vision tower, or any other.
+    For the features of a frozen vision tower, or any other. The strength of its L2 penalty is the one of
+    `REGULARISATION` with the best balanced accuracy on validation, of several the one with the least error there by
+    log-likelihood: a fixed one would hold the floor down and flatter the model.
 
     Args:
-        train_features, test_features (`np.ndarray`): float, shape (patches, features), finite.
-        train_labels, test_labels (`np.ndarray`): str, shape (patches,), members of `classes`.
+        features: `train`, `validation` and `test` -> float, shape (patches, features), finite.
+        labels: The same splits -> str, shape (patches,), members of `classes`.
 
     Returns:
-        The dict of `compute_classification`, plus `predictions` (str, (test patches,)) and `probabilities` (float64,
-        (test patches, classes); 0 for a class that the train split lacks).
+        The dict of `compute_classification`, plus `predictions` (str, (test patches,)), `probabilities` (float64,
+        (test patches, classes); 0 for a class that the train split lacks), which an interval needs and `results.json`
+        doesn't, and `regularisation_c`, scikit-learn's C.
 
     Raises:
         ValueError: A train split of a single class or with others than `classes`; features that aren't finite.
     """
-    train_labels = np.asarray(train_labels, dtype=str)
-    found = np.unique(train_labels)
+    labels = {split: np.asarray(names, dtype=str) for split, names in labels.items()}
+    found = np.unique(labels["train"])
     if len(found) < 2:
         raise ValueError(
             f"the train split holds the class {found.tolist()} alone, expected at least two of {classes}; "
@@ -145,13 +128,26 @@ def compute_linear_probe(
         raise ValueError(
             f"the train split holds the classes {found.tolist()}, expected only {classes}; check the class names"
         )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(train_features, train_labels)
-    probabilities = np.zeros((len(test_features), len(classes)))
-    probabilities[:, [classes.index(name) for name in probe.classes_]] = probe.predict_proba(test_features)
+    scaler = StandardScaler().fit(features["train"])
+    scaled = {split: scaler.transform(part) for split, part in features.items()}
+    gold = np.array([classes.index(label) for label in labels["validation"]])
+    probe, best = LogisticRegression(max_iter=5000, warm_start=True), None
+    columns = [classes.index(name) for name in found]
+    for strength in REGULARISATION:
+        probe.set_params(C=strength).fit(scaled["train"], labels["train"])
+        held_out, tested = (np.zeros((len(scaled[split]), len(classes))) for split in ("validation", "test"))
+        held_out[:, columns] = probe.predict_proba(scaled["validation"])
+        tested[:, columns] = probe.predict_proba(scaled["test"])
+        likely = np.log(np.maximum(held_out[np.arange(len(gold)), gold], 1e-12)).mean()
+        reached = (compute_balanced_accuracy(gold, held_out.argmax(axis=1)), likely)
+        if best is None or reached > best[0]:
+            best = (reached, strength, tested)
+    _, strength, probabilities = best
     predictions = np.asarray(classes, dtype=str)[probabilities.argmax(axis=1)]
-    return compute_classification(test_labels, predictions, classes, probabilities) | {
+    return compute_classification(labels["test"], predictions, classes, probabilities) | {
         "predictions": predictions,
         "probabilities": probabilities,
+        "regularisation_c": float(strength),
     }
 
 
@@ -198,30 +194,35 @@ def estimate_jpeg_quality(image: JpegImageFile) -> int:
     return int(np.abs(tables - np.array(image.quantization[0])).sum(axis=1).argmin() + 1)
 
 
-def colour_floor_line(finetuned: dict, floors: dict) -> str | None:
+def colour_floor_line(finetuned: dict, floors: dict, gains: dict[str, dict]) -> str | None:
     """Return a sentence when the fine-tuned model can't be told from a colour floor, else None.
 
-    That is when the 95 % interval of its balanced accuracy isn't wholly above that of the best colour floor.
+    That is when the 95 % interval of its paired gain in balanced accuracy over a colour floor isn't wholly above zero.
 
     Args:
         finetuned (`dict`): Scores with `balanced_accuracy` as `{"value", "ci95": [low, high]}`.
         floors (`dict`): Floor -> scores in the same form.
+        gains (`dict`): Floor -> fine-tuned minus floor in balanced accuracy on the same draws, in the same form.
     """
-    name = max(COLOUR_FLOORS, key=lambda floor: floors[floor]["balanced_accuracy"]["value"])
-    model, floor = finetuned["balanced_accuracy"], floors[name]["balanced_accuracy"]
-    if model["ci95"] is not None and floor["ci95"] is not None and model["ci95"][0] > floor["ci95"][1]:
+    name = min(COLOUR_FLOORS, key=lambda floor: gains[floor]["value"])
+    gain = gains[name]
+    if all(gains[floor]["ci95"] is not None and gains[floor]["ci95"][0] > 0 for floor in COLOUR_FLOORS):
         return None
+    below = gain["ci95"] is not None and gain["ci95"][1] < 0
     return (
-        f"Colour alone comes as far: a linear fit on {name.replace('_', ' ')} has a balanced accuracy of "
-        f"{_format(floor)}, the fine-tuned model {_format(model)}. "
-        "On this split the score is no evidence that the model reads tissue."
+        f"{'The model stays below colour' if below else 'Colour alone comes as far'}: a linear fit on "
+        f"{name.replace('_', ' ')} has a balanced accuracy of {_format(floors[name]['balanced_accuracy'])}, the "
+        f"fine-tuned model {_format(finetuned['balanced_accuracy'])}; its gain over the same patches is "
+        f"{_format(gain, signed=True)}. On this split the score is no evidence that the model reads tissue."
     )
 
 
-def _format(score: dict) -> str:
+def _format(score: dict, signed: bool = False) -> str:
+    form = "+.1%" if signed else ".1%"
+    value = f"{score['value']:{form}}"
     if score["ci95"] is None:
-        return f"{score['value']:.1%} (no interval)"
-    return f"{score['value']:.1%} ({score['ci95'][0]:.1%} to {score['ci95'][1]:.1%})"
+        return f"{value} (no interval)"
+    return f"{value} ({score['ci95'][0]:{form}} to {score['ci95'][1]:{form}})"
 
 
 def _stack(features: Iterable[np.ndarray], labels: np.ndarray, split: str) -> np.ndarray:

@@ -29,7 +29,8 @@ def measure_linear_probe(
 ) -> dict:
     """Score a logistic regression on the base model's picture features, on one data set of a recipe.
 
-    Trained on at most `TRAIN_PATCHES` patches of its train split and scored on its whole test split.
+    Trained on at most `TRAIN_PATCHES` patches of its train split, its penalty chosen on the validation split, and
+    scored on the whole test split.
 
     Args:
         model, processor: The base model, before an adapter is attached.
@@ -42,7 +43,7 @@ def measure_linear_probe(
     features = {split: encode_pictures(part, model, processor, weights, batch_size) for split, part in rows.items()}
     labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
     classes = list(config.class_names.values())
-    return compute_linear_probe(features["train"], labels["train"], features["test"], labels["test"], classes)
+    return compute_linear_probe(features, labels, classes)
 
 
 def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) -> list[tuple[Dataset, int]]:
@@ -62,8 +63,8 @@ def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) ->
 
 
 def select_probe_rows(patches: DatasetDict, config: DatasetConfig) -> dict[str, Dataset]:
-    """Return the rows of one data set that the probe is trained on and scored on, as `train` and `test`."""
-    rows = {split: select_dataset(patches[split], config.name) for split in ("train", "test")}
+    """Return the rows of one data set that the probe is trained on, chosen on and scored on: split -> rows."""
+    rows = {split: select_dataset(part, config.name) for split, part in patches.items()}
     table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
     return rows | {"train": rows["train"].select(cap_patches(table, TRAIN_PATCHES).index)}
 

@@ -28,6 +28,7 @@ from histolab_sft.evaluation.report_tables import (
     list_warnings,
 )
 from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], pa
         (folder / f"{kind}_{slug}.png").write_bytes(png)
         return {"source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "alt": f"{name}: {alt}"}
 
+    tables = tables | {"baseline": read_headline(tables["baseline"], entry["zero_shot"])}
     # First of all, since it finds out whether patches and answers belong together.
     atlas = list_mistakes(tables["finetuned"], patches, entry["classes"])
     ladder = list_rungs(entry)

@@ -1,6 +1,7 @@
 """From `results.json` to the words and numbers that a report shows."""
 
 from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.zero_shot import READINGS
 
 # Key in results.json -> name and whether it is shown in percent.
 METRICS = {
@@ -22,14 +23,15 @@ RUNGS = {
     "colour_histogram": ("colour histogram", "floor"),
     "file": ("file alone", "floor"),
     "linear_probe": ("linear probe", "linear_probe"),
-    "baseline": ("zero-shot", "baseline"),
+    "raw": ("zero-shot, raw", "baseline"),
+    "corrected": ("zero-shot, corrected", "baseline"),
     "finetuned": ("fine-tuned", "finetuned"),
 }
 
 
 def list_rungs(entry: dict) -> list[dict]:
     """Return the ladder from the bottom up: `name`, `kind` and `score` of each step that was measured."""
-    steps = entry["floors"] | {system: entry[system] for system in SYSTEMS}
+    steps = entry["floors"] | {key: entry["zero_shot"][key] for key in READINGS} | {"finetuned": entry["finetuned"]}
     return [
         {"name": name, "kind": kind, "score": steps[key]["balanced_accuracy"]}
         for key, (name, kind) in RUNGS.items()

@@ -20,6 +20,7 @@ from histolab_sft.evaluation.uncertainty import (
     macro_mean,
     score_systems,
 )
+from histolab_sft.evaluation.zero_shot import READINGS, choose_reading, fit_prior, read_headline, take_away
 from histolab_sft.metrics.calibration import (
     apply_temperature,
     compute_abstention_curve,
@@ -45,10 +46,12 @@ def score_dataset(
     """Score both systems and the floors on one data set, on the same draws of the same patches.
 
     A system's answer is the class whose whole answer it finds likeliest. What it writes when it generates is scored
-    beside it (`generation`), an answer that names no class as wrong.
+    beside it (`generation`), an answer that names no class as wrong. The baseline is the better one of the two
+    readings of the base model (`zero_shot`).
 
     Args:
-        test, validation (`dict`): System -> table from `predict`; `validation` is for the temperature alone.
+        test, validation (`dict`): System -> table from `predict`; `validation` is for what is fitted: temperature and
+            the base model's prior.
         floors (`dict`): Floor -> `predictions` and `probabilities`, from `compute_floors`.
         protocol (`str`): `official` or `seed`.
 
@@ -62,16 +65,25 @@ def score_dataset(
     labels = table["label"].to_numpy(str)
     groups = None if table["group"].isna().any() else table["group"].to_numpy(str)
 
+    log_prior = fit_prior(validation["baseline"], classes)
+    readings = {"raw": test["baseline"], "corrected": take_away(test["baseline"], log_prior)}
     answers = {}
-    for system, answered in test.items():
+    for system, answered in (readings | {"finetuned": test["finetuned"]}).items():
         scores = np.stack(answered["log_likelihoods"])
         answers[system] = (np.array(classes)[scores.argmax(axis=1)], softmax(scores, axis=1))
+    for system, answered in test.items():
         if "generated" in answered:
             answers[f"{system}_generation"] = (answered["generated"].to_numpy(str), None)
     for floor, result in floors.items():
         if result is not None:
             answers[f"floor_{floor}"] = (result["predictions"], result["probabilities"])
     scores, estimates = score_systems(labels, answers, classes, groups)
+    zero_shot = choose_reading({reading: scores[reading] for reading in READINGS}, log_prior, classes)
+    for part in (answers, scores, estimates):
+        part["baseline"] = part[zero_shot["headline"]]
+    test, validation = (
+        tables | {"baseline": read_headline(tables["baseline"], zero_shot)} for tables in (test, validation)
+    )
 
     units = describe_units(len(labels), groups)
     entry = {
@@ -81,6 +93,7 @@ def score_dataset(
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
         "warnings": _warn(units, protocol),
+        "zero_shot": zero_shot,
     }
     for system in SYSTEMS:
         entry[system] = scores[system] | _describe_generation(scores, test[system], answers, system)
@@ -100,8 +113,18 @@ def score_dataset(
     entry["difference"] = {score: interval(gain) for score, gain in gains.items()} | compute_mcnemar(
         labels, answers["baseline"][0], answers["finetuned"][0], groups
     )
-    entry["floors"] = {floor: scores.get(f"floor_{floor}") for floor in floors}
-    entry["colour_floor"] = colour_floor_line(entry["finetuned"], entry["floors"]) if floors else None
+    entry["floors"] = {
+        floor: result and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")}
+        for floor, result in floors.items()
+    }
+    score = "balanced_accuracy"
+    entry["above_floors"] = {
+        floor: {score: interval(difference(estimates["finetuned"][score], estimates[f"floor_{floor}"][score]))}
+        for floor, result in floors.items()
+        if result
+    }
+    gains = {floor: gain[score] for floor, gain in entry["above_floors"].items()}
+    entry["colour_floor"] = colour_floor_line(entry["finetuned"], entry["floors"], gains) if floors else None
     return entry, estimates
 
 

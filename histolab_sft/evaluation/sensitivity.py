@@ -17,6 +17,7 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.harness import predict
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
+from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.weighted import classification_measure
 from histolab_sft.tasks import classification
 
@@ -99,11 +100,14 @@ def list_orders(options: list[str]) -> list[list[str]]:
             return orders
 
 
-def score_sensitivity(config: DatasetConfig, histo_args: HistoArguments, tables: dict[str, pd.DataFrame]) -> dict:
+def score_sensitivity(
+    config: DatasetConfig, histo_args: HistoArguments, tables: dict[str, pd.DataFrame], zero_shot: dict
+) -> dict:
     """Return the entry `sensitivity` of `results.json`, every score a `{"value", "ci95"}` of balanced accuracy.
 
     Args:
         tables (`dict`): System -> table of `predict_variants`.
+        zero_shot (`dict`): The entry `zero_shot`: how the baseline is read, under every variant.
 
     Returns:
         `dict`: `n`, `unit`, `n_groups`; `paraphrases` and `orders`, each with `variants` (`question` or `order`, and
@@ -112,7 +116,8 @@ def score_sensitivity(config: DatasetConfig, histo_args: HistoArguments, tables:
         `unchanged` one among them, and a list of scores for each system. `robustness` is empty unless it was asked.
     """
     classes = list(config.class_names.values())
-    plain = next(iter(tables.values()))
+    tables = tables | {"baseline": read_headline(tables["baseline"], zero_shot)}
+    plain = tables["baseline"]
     plain = plain[plain["variant"] == AS_IT_IS]
     labels = plain["label"].to_numpy(str)
     groups = None if plain["group"].isna().any() else plain["group"].to_numpy(str)

@@ -3,8 +3,8 @@
 import logging
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax, logsumexp, softmax
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,31 @@ def fit_temperature(log_likelihoods: np.ndarray, label_index: np.ndarray) -> dic
         "nll_after": float(best.fun),
         "hit_bound": hit_bound,
     }
+
+
+def fit_log_prior(log_likelihoods: np.ndarray, label_index: np.ndarray) -> np.ndarray:
+    """Return what a system gives each answer whatever the picture shows: shape (classes,), logarithms of a prior.
+
+    Subtracted from the log-likelihoods, it leaves a mean probability of one divided by the number of classes for each
+    of them, over pictures weighted so that each true class counts once (prior matching, Liusie et al. 2023, arXiv
+    2309.04992; with one step in place of the best fit it is the batch calibration of Zhou et al. 2024, arXiv
+    2309.17249). Labels give the weights alone: no answer is compared with them. Same arguments as `fit_temperature`.
+    """
+    log_likelihoods, label_index = _check_matrix(log_likelihoods, label_index, "log_likelihoods")
+    scores, n_classes = log_softmax(log_likelihoods, axis=1), log_likelihoods.shape[1]
+    counts = np.bincount(label_index)
+    weights = 1 / counts[label_index]
+    weights /= weights.sum()
+
+    def objective(log_prior: np.ndarray) -> tuple[float, np.ndarray]:
+        # Convex; its gradient is the gap between the mean probabilities and equal ones.
+        shifted = scores - log_prior
+        value = weights @ logsumexp(shifted, axis=1) + log_prior.mean()
+        return value, 1 / n_classes - weights @ softmax(shifted, axis=1)
+
+    options = {"gtol": 1e-8, "ftol": 1e-14, "maxiter": 500}
+    fitted = minimize(objective, weights @ scores, jac=True, method="L-BFGS-B", options=options)
+    return log_softmax(fitted.x)
 
 
 def apply_temperature(log_likelihoods: np.ndarray, temperature: float) -> np.ndarray:

@@ -106,37 +106,17 @@ def place_log_probabilities(
     return weighed
 
 
-def probabilities(
-    log_likelihoods: torch.Tensor | np.ndarray,
-    token_counts: torch.Tensor | np.ndarray | None = None,
-    length_correction: bool = False,
-    prior: Sequence[float] | None = None,
-) -> np.ndarray:
+def probabilities(log_likelihoods: torch.Tensor | np.ndarray, log_prior: Sequence[float] | None = None) -> np.ndarray:
     """Return class probabilities: float64, shape (N, K), rows summing to 1.
 
     Args:
         log_likelihoods (`(N, K)`): From `label_log_likelihoods`.
-        token_counts (`(N, K)`, *optional*): From the same; needed for the correction.
-        length_correction (`bool`): Take the mean over an answer's tokens in place of the sum. The sum is the
-            probability that the model gives this answer and none of the others; the mean is no probability, but
-            doesn't lean towards short names where the answers were never trained (Brown et al. 2020, section 2.4).
-        prior (K floats, *optional*): What the model gives each class before it has seen a patch, such as the mean of
-            its probabilities over many patches; it is divided out (contextual calibration, Zhao et al. 2021).
-
-    Raises:
-        ValueError: The correction lacks the counts, or a prior isn't positive.
+        log_prior (K floats, *optional*): What the model gives each class whatever it sees, from
+            `metrics.calibration.fit_log_prior`; it is taken away. The sum over an answer's tokens leans towards short
+            names where the answers were never trained.
     """
     scores = np.asarray(log_likelihoods, dtype=np.float64)
-    if length_correction:
-        if token_counts is None:
-            raise ValueError("length_correction=True without token_counts; pass those that came with the scores")
-        scores = scores / np.maximum(np.asarray(token_counts), 1)
-    if prior is not None:
-        prior = np.asarray(prior, dtype=np.float64)
-        if prior.shape != scores.shape[1:] or not (prior > 0).all():
-            raise ValueError(f"prior {prior.tolist()}, expected {scores.shape[1]} positive numbers, one a class")
-        scores = scores - np.log(prior)
-    return softmax(scores, axis=1)
+    return softmax(scores if log_prior is None else scores - np.asarray(log_prior), axis=1)
 
 
 def tokenize_answers(processor: ProcessorMixin, question: str, answers: Sequence[str]) -> list[list[int]]:

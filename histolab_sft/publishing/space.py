@@ -153,9 +153,16 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
                 "thresholds": thresholds,
                 "target": TARGET_ACCURACY,
                 "rendering": choose_rendering(config),
+                "log_priors": read_log_priors(scored) if comparable else {},
             }
         )
     return described, [] if any(entry["thresholds"] for entry in described) else [NOT_SCORED]
+
+
+def read_log_priors(entry: dict) -> dict[str, list[float]]:
+    """Return what the baseline of an entry of `results.json` was read without, if it is the corrected one."""
+    zero_shot = entry["zero_shot"]
+    return {"baseline": list(zero_shot["log_prior"].values())} if zero_shot["headline"] == "corrected" else {}
 
 
 def choose_threshold(curve: dict, target: float) -> float | None:
