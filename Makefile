@@ -1,3 +1,4 @@
+# `--quiet` keeps accelerate from adding its own traceback to the message of a run that ended with one.
 # One recipe a run: make train RECIPE=recipes/my_tissue.yaml ACCELERATE_CONFIG=accelerate_configs/single_gpu.yaml
 RECIPE ?= recipes/histolab_5k.yaml
 ACCELERATE_CONFIG ?= accelerate_configs/single_gpu.yaml
@@ -28,7 +29,7 @@ $(INSTALLED): setup.py constraints.txt
 demo: export HF_HUB_OFFLINE = 1
 demo: install ## train, score and report on the embedded model and patches (CPU, offline, minutes)
 	$(BIN)/python -m histolab_sft.data.synthetic data/synthetic
-	$(BIN)/accelerate launch --config_file $(CPU) recipes/sft.py --config recipes/demo.yaml $(ARGS)
+	$(BIN)/accelerate launch --quiet --config_file $(CPU) recipes/sft.py --config recipes/demo.yaml $(ARGS)
 	$(BIN)/python recipes/evaluate.py --config recipes/demo.yaml $(ARGS)
 	@echo "open outputs/demo/evaluation/report.html"
 
@@ -69,28 +70,28 @@ data: install ## download and verify public data sets: DATASETS="crc pcam bach"
 	$(BIN)/python -m histolab_sft.data.download $(DATASETS)
 
 train: install ## fine-tune RECIPE
-	$(BIN)/accelerate launch --config_file $(ACCELERATE_CONFIG) recipes/sft.py --config $(RECIPE) $(ARGS)
+	$(BIN)/accelerate launch --quiet --config_file "$(ACCELERATE_CONFIG)" recipes/sft.py --config "$(RECIPE)" $(ARGS)
 
 evaluate: install ## score the base model and the adapter of RECIPE
-	$(BIN)/python recipes/evaluate.py --config $(RECIPE) $(ARGS)
+	$(BIN)/python recipes/evaluate.py --config "$(RECIPE)" $(ARGS)
 
 submission: install ## answer FLARE's questions with the adapter of RECIPE, in the challenge's files
-	$(BIN)/python recipes/write_submission.py --config $(RECIPE) $(ARGS)
+	$(BIN)/python recipes/write_submission.py --config "$(RECIPE)" $(ARGS)
 
 check: install ## look at RECIPE before anything is loaded: config, data, masks
-	$(BIN)/python recipes/preflight.py --config $(RECIPE) $(ARGS)
+	$(BIN)/python recipes/preflight.py --config "$(RECIPE)" $(ARGS)
 
 push-adapter: install ## publish the adapter of RECIPE (ARGS="--dry_run true" only writes the folder)
-	$(BIN)/python recipes/push_adapter.py --config $(RECIPE) $(ARGS)
+	$(BIN)/python recipes/push_adapter.py --config "$(RECIPE)" $(ARGS)
 
 push-merged: install ## publish base model and adapter of RECIPE as one, if it answers as the adapter does
-	$(BIN)/python recipes/push_merged.py --config $(RECIPE) $(ARGS)
+	$(BIN)/python recipes/push_merged.py --config "$(RECIPE)" $(ARGS)
 
 app: install ## ask base model and adapter of RECIPE in a browser, on this machine only
-	$(BIN)/python -m histolab_sft.demo.app --config $(RECIPE) $(ARGS)
+	$(BIN)/python -m histolab_sft.demo.app --config "$(RECIPE)" $(ARGS)
 
 space: install ## write a folder ready for a Gradio Space of RECIPE
-	$(BIN)/python -m histolab_sft.publishing.space --config $(RECIPE) $(ARGS)
+	$(BIN)/python -m histolab_sft.publishing.space --config "$(RECIPE)" $(ARGS)
 
 bench: install ## compare with plain TRL side by side: training, scoring, reading, memory (CPU, minutes)
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -1,6 +1,8 @@
 """QLoRA fine-tuning and honest scoring of MedGemma on histopathology patches."""
 
+import logging
 import os
+import warnings
 
 __version__ = "0.1.0"
 
@@ -8,3 +10,11 @@ __version__ = "0.1.0"
 # the user turns it on.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+# What libraries say in every run and nobody can act upon.
+# bitsandbytes: a processor without its optional kernels uses PyTorch's own operations, with the same result.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# DeepSpeed, which accelerate imports, says that it found no GPU, also in a run that doesn't use it.
+logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting accelerator to"))
+# TRL reads an attribute by its name of before transformers 5.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

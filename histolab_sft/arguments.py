@@ -4,12 +4,20 @@ import itertools
 import json
 import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.hardware import NO_PROFILE, PROFILES, apply_profile, detect_capability, detect_profile
+from histolab_sft.hardware import (
+    NO_PROFILE,
+    PROFILES,
+    apply_profile,
+    check_gpu,
+    detect_capability,
+    detect_profile,
+)
 from histolab_sft.loading import count_loader_workers
 from histolab_sft.phase_config import TrainingParts, check_parts, read_phases
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
@@ -28,11 +36,14 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
         `tuple`: The recipe's `HistoArguments`, `SFTConfig` and `ModelConfig`.
 
     Raises:
+        FileNotFoundError: There is no such recipe.
         ValueError: An unknown key (named with the nearest that exists), a token or password, a value of the wrong type
-            or out of range, keys that contradict each other, or an unknown profile.
+            or out of range, keys that contradict each other, an unknown profile, or a recipe for a GPU on a machine
+            without one.
     """
     kinds = (HistoArguments, SFTConfig, ModelConfig)
     parser = TrlParser(kinds)
+    parser.error = _refuse_command_line
     parser.set_defaults(dataloader_num_workers=count_loader_workers())
     args = sys.argv[1:] if args is None else args
     known = {action.dest for action in parser._actions} - {"help"}
@@ -42,15 +53,18 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     )
     check_keys(flags, known, "the command line")
     recipe = {}
-    if "--config" in args:
-        recipe = read_recipe(args[args.index("--config") + 1])
+    if path := _find_recipe(args):
+        recipe = read_recipe(path)
         check_secrets(recipe, "the recipe")
         check_keys(recipe, known, "the recipe")
         check_values(recipe, kinds)
     written = {*recipe, *flags}
     profile, values, notes = resolve_profile(args, written)
+    check_gpu(values | resolve_recipe(args))
     parser.set_defaults(**values)
     parsed = parser.parse_args_and_config(args)
+    given = {name: value for part in parsed for name, value in vars(part).items() if name in flags}
+    check_values(given, kinds)
     parsed[0].hardware, parsed[0].profile_notes, parsed[0].written = profile, notes, written
     check_consistency(*parsed)
     check_parts(*parsed)
@@ -83,7 +97,7 @@ def resolve_profile(args: list[str], written: set[str]) -> tuple[str, dict, list
 
 def resolve_recipe(args: list[str]) -> dict:
     """Return the recipe's own keys with the values that the command line gives them, as the run reads them."""
-    recipe = read_recipe(args[args.index("--config") + 1]) if "--config" in args else {}
+    recipe = read_recipe(path) if (path := _find_recipe(args)) else {}
     pairs = [(flag[2:], value) for flag, value in itertools.pairwise([*args, "--"]) if flag.startswith("--")]
     # `--key=value`, `--key value`, and a flag alone, which is true.
     pairs = [flag.split("=", 1) if "=" in flag else (flag, value) for flag, value in pairs]
@@ -91,13 +105,48 @@ def resolve_recipe(args: list[str]) -> dict:
     return recipe | {key: value for key, value in overrides.items() if key != "config"}
 
 
+def _find_recipe(args: list[str]) -> str | None:
+    """Return the path behind `--config`; None where a recipe's keys stand on the command line alone."""
+    if "--config" not in args:
+        if not any(flag.startswith("--datasets") for flag in args):
+            raise ValueError("no recipe, expected --config RECIPE.yaml; recipes/ holds some to copy")
+        return None
+    following = args[args.index("--config") + 1 :]
+    if not following or following[0].startswith("--"):
+        raise ValueError("nothing stands after --config, expected the path of a recipe; recipes/ holds some to copy")
+    return following[0]
+
+
 def read_recipe(path: str) -> dict:
     """Return the keys and values of a recipe's YAML."""
-    with open(path, encoding="utf-8") as file:
-        recipe = yaml.safe_load(file)
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        near = ", ".join(sorted(map(str, Path(path).parent.glob("*.yaml")))) or "no recipe"
+        raise FileNotFoundError(f"{path} is no file, expected a recipe; in its folder: {near}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} can't be read as YAML: {_place_yaml_error(error)}; correct it there") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} holds {type(recipe).__name__}, expected a mapping of keys to values")
     return recipe
+
+
+def _place_yaml_error(error: yaml.YAMLError) -> str:
+    """Return what YAML found and expected, in one line, with line and column."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).replace("\n", " ")
+    mark = error.problem_mark
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
+def _refuse_command_line(message: str) -> None:
+    """Stand in for `ArgumentParser.error`, which would print every key of three dataclasses before its message."""
+    raise ValueError(f"{message} on the command line; correct it, `--help` lists every key")
 
 
 @dataclass

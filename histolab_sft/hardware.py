@@ -7,10 +7,13 @@ prints the memory plan of a recipe for this machine and for every profile; nothi
 
 import logging
 import sys
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from pathlib import Path
 
 import psutil
 import torch
+
+from histolab_sft.errors import plain_errors
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +159,33 @@ def choose_profile(capability: tuple[int, int], free: int) -> str:
     return next(name for name in reversed(fitting) if name != "gpu_16gb_turing")
 
 
+def check_gpu(recipe: Mapping) -> None:
+    """Stop a recipe that is meant for a GPU on a machine where PyTorch finds none.
+
+    Args:
+        recipe: Keys and values of the recipe, its profile and the command line.
+
+    Raises:
+        ValueError: `use_cpu` isn't set, and no accelerator can be used; the message says why, as far as can be seen.
+    """
+    if recipe.get("use_cpu", False) or torch.accelerator.is_available():
+        return
+    cuda, driver = torch.version.cuda, Path("/proc/driver/nvidia/version").exists()
+    if driver and cuda is None:
+        reason = "there is an NVIDIA driver, but this PyTorch was built without CUDA; install a CUDA build of torch"
+    elif driver:
+        reason = (
+            f"there is an NVIDIA driver, but this PyTorch, built for CUDA {cuda}, can't use it; compare with the CUDA "
+            "version that `nvidia-smi` shows, and update the driver or install the build of torch for that version"
+        )
+    else:
+        reason = "there is no NVIDIA driver; run it on a machine with a GPU"
+    raise ValueError(
+        f"no GPU that PyTorch can use, expected one unless the recipe has use_cpu: true: {reason}. Without a GPU, "
+        "`make demo` runs everything on a tiny model, and `make check RECIPE=...` looks at this recipe and its data"
+    )
+
+
 def apply_profile(name: str, written: Set[str]) -> tuple[dict, list[str]]:
     """Return the values that a profile adds to a recipe, and where the recipe's own stand instead.
 
@@ -230,4 +260,5 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with plain_errors():
+        main(sys.argv[1:])

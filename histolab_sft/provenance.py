@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ def record_run(
         go_on (`bool`): Whether the attempts of a record that is already there are kept under `earlier`.
     """
     path = Path(path)
+    if write:
+        _make_folder(path.parent)
     record = {
         "recipe": dict(recipe),
         "seed": seed,
@@ -56,7 +59,6 @@ def record_run(
         "earlier": _read_attempts(path) if go_on and write else [],
     }
     if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     try:
         yield record
@@ -69,6 +71,18 @@ def record_run(
         record["end"] = _now()
         if write:
             write_json(path, record)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `output_dir` before anything is computed for it; raise OSError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"output_dir {folder} can't be written to ({error.strerror}); choose another folder, or mend its "
+            "owner and permissions"
+        ) from error
 
 
 def describe_result(adapter_folder: str | Path, data: Mapping[str, Dataset], seed: int) -> dict:

@@ -10,14 +10,17 @@ import sys
 import yaml
 
 from histolab_sft.arguments import parse_recipe_elsewhere, resolve_recipe
-from histolab_sft.data.audit import format_audit
-from histolab_sft.data.masks import audit_masks, describe_row
-from histolab_sft.data.patches import audit_recipe, format_patches
-from histolab_sft.models.load import load_config, load_processor, locate_base_model
-from histolab_sft.models.plan import plan_for_recipe
+from histolab_sft.errors import plain_errors
 
 
 def main(histo_args, training_args, model_args, on_gpu):
+    # A mistake in the recipe is told before these are loaded, which takes seconds.
+    from histolab_sft.data.audit import format_audit
+    from histolab_sft.data.masks import audit_masks, describe_row
+    from histolab_sft.data.patches import audit_recipe, format_patches, leave_out_refused
+    from histolab_sft.models.load import load_config, load_processor, locate_base_model
+    from histolab_sft.models.plan import plan_for_recipe
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = resolve_recipe(sys.argv[1:])
     print(f"# The recipe, with what the command line says\n{yaml.safe_dump(recipe, sort_keys=False)}")
@@ -28,11 +31,11 @@ def main(histo_args, training_args, model_args, on_gpu):
     for row in refused.itertuples():
         print(f"{row.path}: {row.reason}")
 
-    rows = format_patches(patches, histo_args)["train"]
+    rows = format_patches(leave_out_refused(patches), histo_args)["train"]
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     print("\n# One row of each data set; [brackets] mark the tokens with a loss")
-    for config in histo_args.datasets:
-        print(describe_row(rows, config.name, processor, training_args.max_length))
+    for name in dict.fromkeys(rows.with_format(None)["dataset"]):
+        print(describe_row(rows, name, processor, training_args.max_length))
     checked = audit_masks(rows, processor, load_config(model_args), training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
 
@@ -46,5 +49,6 @@ def main(histo_args, training_args, model_args, on_gpu):
 
 
 if __name__ == "__main__":
-    parsed, on_gpu = parse_recipe_elsewhere()
-    sys.exit(main(*parsed, on_gpu))
+    with plain_errors("Training would be refused"):
+        parsed, on_gpu = parse_recipe_elsewhere()
+        sys.exit(main(*parsed, on_gpu))

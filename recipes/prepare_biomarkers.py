@@ -16,6 +16,7 @@ from histolab_sft.data.biomarkers.preparation import MANIFEST, Preparation, prep
 from histolab_sft.data.biomarkers.quality import PatchFilter
 from histolab_sft.data.biomarkers.slides import TARGET_MPP, Cutting
 from histolab_sft.data.biomarkers.tables import UNITS
+from histolab_sft.errors import plain_errors
 
 
 def parse_preparation(arguments=None):
@@ -68,4 +69,5 @@ def main(preparation):
 
 
 if __name__ == "__main__":
-    main(parse_preparation())
+    with plain_errors():
+        main(parse_preparation())

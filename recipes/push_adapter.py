@@ -8,11 +8,11 @@ The token is the one that `hf auth login` saved, or HF_TOKEN; a recipe never hol
 """
 
 import logging
-import sys
 
 from transformers import HfArgumentParser
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.arguments import parse_recipe_elsewhere
+from histolab_sft.errors import plain_errors
 from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.hub import PublishArguments, build_publish_folder, format_listing, push_folder
 
@@ -37,7 +37,6 @@ if __name__ == "__main__":
     publish_args, recipe = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(
         return_remaining_strings=True
     )
-    try:
-        main(publish_args, *parse_recipe(recipe))
-    except PublishError as error:
-        sys.exit(f"not published: {error}")
+    with plain_errors("not published"):
+        parsed, _ = parse_recipe_elsewhere(recipe)
+        main(publish_args, *parsed)

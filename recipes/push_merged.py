@@ -9,14 +9,12 @@ saved, or HF_TOKEN; a recipe never holds one.
 """
 
 import logging
-import sys
 
 from transformers import HfArgumentParser
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.hub_access import HubAccessError
-from histolab_sft.publishing.checks import PublishError
+from histolab_sft.errors import plain_errors
 from histolab_sft.publishing.hub import PublishArguments, format_listing, push_folder
 from histolab_sft.publishing.merge import describe
 from histolab_sft.publishing.merged import build_merged_folder, name_repository
@@ -42,7 +40,5 @@ if __name__ == "__main__":
     publish_args, recipe = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(
         return_remaining_strings=True
     )
-    try:
+    with plain_errors("not published"):
         main(publish_args, *parse_recipe(recipe))
-    except (HubAccessError, PublishError) as error:
-        sys.exit(f"not published: {error}")

@@ -12,29 +12,32 @@ import logging
 import sys
 from pathlib import Path
 
-from accelerate.state import AcceleratorState
-from accelerate.utils.memory import clear_device_cache
-
 from histolab_sft.arguments import parse_recipe, resolve_recipe
-from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.processes import check_processes, explain_lost_process
-from histolab_sft.provenance import fingerprint_data, record_run
-from histolab_sft.training.assembly import build_trainer
-from histolab_sft.training.curves import draw_curves
-from histolab_sft.training.phases import (
-    begin_phase,
-    copy_result,
-    describe_phase,
-    finish_phase,
-    plan_phases,
-    select_rows,
-)
-from histolab_sft.training.signals import EXIT_CODE
+from histolab_sft.errors import plain_errors
 
 logger = logging.getLogger(__name__)
 
 
 def main(histo_args, training_args, model_args):
+    # A mistake in the recipe is told before these are loaded, which takes seconds.
+    from accelerate.state import AcceleratorState
+    from accelerate.utils.memory import clear_device_cache
+
+    from histolab_sft.data.patches import load_audited_patches
+    from histolab_sft.processes import check_processes, explain_lost_process
+    from histolab_sft.provenance import fingerprint_data, record_run
+    from histolab_sft.training.assembly import build_trainer
+    from histolab_sft.training.curves import draw_curves
+    from histolab_sft.training.phases import (
+        begin_phase,
+        copy_result,
+        describe_phase,
+        finish_phase,
+        plan_phases,
+        select_rows,
+    )
+    from histolab_sft.training.signals import EXIT_CODE
+
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.WARNING, format="%(message)s")
     check_processes(training_args, model_args)
     record = record_run(
@@ -79,4 +82,5 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*parse_recipe()))
+    with plain_errors():
+        sys.exit(main(*parse_recipe()))

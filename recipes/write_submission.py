@@ -10,15 +10,24 @@ import logging
 from pathlib import Path
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches, select_dataset
-from histolab_sft.evaluation.harness import hash_weights, predict_answers
-from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
-from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
-from histolab_sft.models.placement import encoded_in_turns
-from histolab_sft.processes import check_processes
+from histolab_sft.errors import plain_errors
 
 
 def main(histo_args, training_args, model_args):
+    # A mistake in the recipe is told before these are loaded, which takes seconds.
+    from histolab_sft.data.patches import load_audited_patches, select_dataset
+    from histolab_sft.evaluation.harness import hash_weights, predict_answers
+    from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
+    from histolab_sft.models.load import (
+        find_weights,
+        load_base_model,
+        load_finetuned,
+        load_processor,
+        locate_base_model,
+    )
+    from histolab_sft.models.placement import encoded_in_turns
+    from histolab_sft.processes import check_processes
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_processes(training_args, model_args, scoring=True)
     configs = list_submitted(histo_args)
@@ -46,4 +55,5 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    main(*parse_recipe())
+    with plain_errors():
+        main(*parse_recipe())

@@ -377,7 +377,7 @@ def test_the_screen_shows_refusals_first_with_examples():
     pixels[1] = pixels[0]
     text = format_audit(audit_patches(rows, make_intake(rows, pixels)), examples=1)
     assert text.index("REFUSAL copies_across_splits") < text.index("WARNING no_group")
-    assert "0.png (train) = 1.png (validation)" in text and "1 refusals, 1 warnings" in text
+    assert "0.png (train) = 1.png (validation)" in text and "1 refusal, 1 warning" in text
     assert "Normal 10, Tumor 10" in text
 
 

@@ -103,7 +103,7 @@ def test_bug_08_other_prompt_or_pixels_in_scoring_than_in_training(trainer, batc
 def test_bug_09_a_black_picture_in_place_of_an_unreadable_one(tmp_path):
     write_class_folders(tmp_path / "pcam", PCAM_CLASSES)
     next((tmp_path / "pcam" / "Tumor").iterdir()).write_bytes(b"\x89PNG broken")
-    with pytest.raises(ValueError, match="1 pictures can't be used"):
+    with pytest.raises(ValueError, match="1 picture can't be used"):
         load_audited_patches(make_arguments(tmp_path), tmp_path / "out")
 
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForImageTextToText
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.demo import cards
-from histolab_sft.demo.app import NO_ADAPTER, load_demo, parse_options
+from histolab_sft.demo.app import parse_options
 from histolab_sft.demo.batch import BatchRefused, classify_batch, format_csv, list_uploads
 from histolab_sft.demo.checks import check_patch
 from histolab_sft.demo.examples import read_examples
+from histolab_sft.demo.loading import NO_ADAPTER, load_demo
 from histolab_sft.demo.systems import (
     Answer,
     DataSet,

@@ -229,7 +229,7 @@ def test_the_command_lists_and_stops_when_dry_and_pushes_otherwise(tmp_path):
     assert all(name in dry.stdout for name in ALLOWED)
     assert server.calls == []
     offline = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert offline.returncode == 1
+    assert offline.returncode == 2
     assert "not published: HF_HUB_OFFLINE is set" in offline.stderr
     assert "Traceback" not in offline.stderr
     environment["HF_HUB_OFFLINE"] = "0"

@@ -63,7 +63,7 @@ def test_leaks_can_be_allowed_by_name(leaky):
 def test_an_unreadable_picture_stops_the_run_with_its_path(leaky):
     victim = leaky / "pcam/train/Normal/Normal-S00-0000.png"
     victim.write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=f"1 pictures can't be used:\n  {victim}"):
+    with pytest.raises(ValueError, match=f"1 picture can't be used:\n  {victim}"):
         prepare(leaky, leaks="drop")
 
 

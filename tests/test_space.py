@@ -13,8 +13,8 @@ from demo_run import call, find_function, request, running, send_upload, write_r
 from record_demo_run import noise, write_record_run
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.demo.app import load_demo
 from histolab_sft.demo.hosted import load_space
+from histolab_sft.demo.loading import load_demo
 from histolab_sft.demo.records import fill_ask, put_question, word_question
 from histolab_sft.demo.systems import answer_patches
 from histolab_sft.models import tiny

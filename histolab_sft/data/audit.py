@@ -15,6 +15,7 @@ import pandas as pd
 from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
 from histolab_sft.dataset_config import SPLITS
+from histolab_sft.errors import say_count
 
 ROW_COLUMNS = ("path", "row", "label", "dataset", "cohort", "split", "group")
 PICTURE = ["path", "row", "rendering"]
@@ -99,7 +100,7 @@ def format_audit(audit: dict, examples: int = 3) -> str:
         for split, counts in splits.items():
             classes = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"{dataset:<16}{split:<12}{sum(counts.values()):>9}  {classes}")
-    lines.append(f"{audit['refusals']} refusals, {audit['warnings']} warnings")
+    lines.append(f"{say_count(audit['refusals'], 'refusal')}, {say_count(audit['warnings'], 'warning')}")
     for finding in sorted(audit["findings"], key=lambda finding: finding["level"]):
         lines.append(f"{finding['level'].upper()} {finding['check']}: {finding['message']}")
         for example in finding["examples"][:examples]:

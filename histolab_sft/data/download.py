@@ -21,6 +21,7 @@ from histolab_sft.data import archives
 from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark, RemoteFile
 from histolab_sft.data.fetch import check_file, fetch, write_json
 from histolab_sft.data.layout import check_folder, image_files
+from histolab_sft.errors import plain_errors
 
 logger = logging.getLogger(__name__)
 
@@ -169,4 +170,5 @@ def _locked(folder: Path) -> Iterator[None]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    raise SystemExit(main())
+    with plain_errors():
+        raise SystemExit(main())

@@ -50,8 +50,8 @@ def count_filled_tokens(config: PretrainedConfig, batch: dict, pictures: list[in
     None for a family of models that isn't among those below: it stops by itself at the first step where it has other
     tokens than features.
 
-    It is told by the model's shape and the pictures alone, so that it can be held against the tokens that the processor
-    has written.
+    It is told by the model's shape and the pictures alone, so that it can be held against the tokens that the
+    processor has written.
 
     Args:
         batch (`dict`): Of TRL's collator.
@@ -116,8 +116,8 @@ def _check_row(name: str, answer: str, filled: int | None, tokens, labels, proce
     found = int(torch.isin(tokens, torch.tensor(processor.image_token_ids)).sum())
     if not found or filled not in (found, None):
         raise ValueError(
-            f"{name}: {found} image tokens, expected {filled or 'some'} as the vision tower fills; raise max_length or "
-            "set it to null, and check that template and processor are those of the base model"
+            f"{name}: {found} image tokens, expected {filled or 'some'} as the vision tower fills; raise max_length "
+            "or set it to null, and check that template and processor are those of the base model"
         )
 
 

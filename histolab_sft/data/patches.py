@@ -14,6 +14,7 @@ from histolab_sft.data.questions import format_questions, list_pictures, list_qu
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
+from histolab_sft.errors import AuditRefusal, say_count
 from histolab_sft.folders import cache_folder
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
@@ -42,7 +43,7 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
     Writes `audit.json` to `output_dir`. Rows also have `pixel_sha256`, the hash of the decoded picture.
 
     Raises:
-        ValueError: A picture can't be used (`refused_images: quarantine` leaves such pictures out), or the audit
+        AuditRefusal: A picture can't be used (`refused_images: quarantine` leaves such pictures out), or the audit
             refuses (`leaks: drop` takes leaking patches out of train, `leaks: allow` goes on).
     """
     patches, audit, intake = audit_recipe(histo_args, output_dir)
@@ -50,13 +51,14 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
     refused = intake.loc[intake["verdict"] == "refused"]
     if len(refused) and histo_args.refused_images == "stop":
         listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
-        raise ValueError(
-            f"{len(refused)} pictures can't be used:\n{listed}\nreplace or remove them, or leave them out by "
-            "refused_images: quarantine"
+        raise AuditRefusal(
+            f"{say_count(len(refused), 'picture')} can't be used:\n{listed}\nreplace or remove them, or leave "
+            "them out by refused_images: quarantine"
         )
     if audit["refusals"] and histo_args.leaks == "stop":
-        raise ValueError(
-            f"the audit of the splits refuses for {audit['refusals']} reasons (see {Path(output_dir, 'audit.json')}); "
+        raise AuditRefusal(
+            f"the audit of the splits refuses for {say_count(audit['refusals'], 'reason')} (see "
+            f"{Path(output_dir, 'audit.json')}); "
             "mend the data, or take leaking patches out of train by leaks: drop"
         )
     return format_patches(patches, histo_args)
@@ -94,6 +96,12 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
     audit["quarantined"], audit["dropped_leaks"] = quarantined, dropped
     write_audit(audit, Path(output_dir, "audit.json"))
     return patches, audit, intake
+
+
+def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of which every picture can be used: refused pictures have no `pixel_sha256`."""
+    hashes = patches["pixel_sha256"].explode()
+    return patches.drop(index=hashes.index[hashes.isna()].unique())
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:

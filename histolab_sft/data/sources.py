@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from histolab_sft.data.benchmarks import bach_official_splits
+from histolab_sft.data.benchmarks import BENCHMARKS, bach_official_splits
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.hub_files import list_parquet
 from histolab_sft.data.readers import (
@@ -114,7 +114,10 @@ def _find_source(config: DatasetConfig, data_dir: str) -> Path:
     else:
         hub_id = config.source.count("/") == 1 and not Path(config.source).parent.exists()
     if not hub_id:
-        raise FileNotFoundError(f"data set {config.name!r}: {source} doesn't exist; correct `source` or `data_dir`")
+        raise FileNotFoundError(
+            f"data set {config.name!r}: {source} doesn't exist; {_say_where_from(source)}correct `source` or "
+            "`data_dir`"
+        )
     try:
         with explain_hub_errors(config.source, "dataset"):
             folder = Path(snapshot_download(config.source, repo_type="dataset", allow_patterns=["*.parquet"]))
@@ -123,6 +126,15 @@ def _find_source(config: DatasetConfig, data_dir: str) -> Path:
             f"data set {config.name!r}: {source} isn't on this disk, and on the Hub {error}"
         ) from None
     return folder / "data" if (folder / "data").is_dir() else folder
+
+
+def _say_where_from(source: Path) -> str:
+    """Return how data that this project can bring are had, for a source that lies where they would."""
+    if source.parent.name == "datasets" and source.name in BENCHMARKS:
+        return f"download it by `make data DATASETS={source.name}`, or "
+    if source.parent.name == "synthetic":
+        return f"paint it by `python -m histolab_sft.data.synthetic {source.parent}`, or "
+    return ""
 
 
 def _split_manifests(source: Path, config: DatasetConfig) -> dict[Path, str]:

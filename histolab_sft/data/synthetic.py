@@ -21,6 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 from histolab_sft.data.painting import balance_stains, draw_stain, draw_tissue, paint_tissue, stain_patch
+from histolab_sft.errors import plain_errors
 
 logger = logging.getLogger(__name__)
 
@@ -171,4 +172,5 @@ def _paint_tints(patches_per_class: int, seed: int, size: int) -> Iterable[tuple
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_synthetic_patches(sys.argv[1], DEMO_PATCHES)
+    with plain_errors():
+        write_synthetic_patches(sys.argv[1], DEMO_PATCHES)

@@ -15,6 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.synthetic import TISSUES, write_synthetic_patches
+from histolab_sft.errors import plain_errors
 from histolab_sft.models.load import (
     EMBEDDED,
     build_model_init_kwargs,
@@ -216,4 +217,5 @@ def _write_json(content: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe())
+    with plain_errors():
+        main(*parse_recipe())

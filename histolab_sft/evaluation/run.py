@@ -1,0 +1,104 @@
+"""Score the base model and the fine-tuned one in the same way, from the recipe to the report."""
+
+from pathlib import Path
+
+from trl import ModelConfig, SFTConfig
+
+from histolab_sft.arguments import HistoArguments
+from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.evaluation.floors import measure_floors
+from histolab_sft.evaluation.harness import hash_weights, predict, predict_splits, write_predictions
+from histolab_sft.evaluation.linear_probe import list_looks, measure_linear_probe
+from histolab_sft.evaluation.open_answers import score_answers, score_overall_answers
+from histolab_sft.evaluation.open_report import write_answers_report
+from histolab_sft.evaluation.open_tables import format_answers_table
+from histolab_sft.evaluation.report import write_report
+from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
+from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
+from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
+from histolab_sft.models.placement import encoded_in_turns
+from histolab_sft.processes import check_processes
+from histolab_sft.provenance import describe_result
+
+
+def evaluate(
+    histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig, recipe: dict
+) -> str | None:
+    """Score both systems on the test split of every data set, and write predictions, `results.json` and the report.
+
+    Args:
+        histo_args, training_args, model_args: The parsed recipe.
+        recipe (`dict`): Its keys and values as the run reads them, for `results.json`.
+
+    Returns:
+        `str`: The table of scores; None in the processes that only help the first one.
+
+    Raises:
+        FileNotFoundError, ValueError: Weights or data aren't there, or are not what the recipe says.
+    """
+    check_processes(training_args, model_args, scoring=True)
+    folder = Path(training_args.output_dir, "evaluation")
+
+    find_weights(training_args.output_dir, model_args.use_peft)
+    with training_args.main_process_first(desc="data audit"):
+        patches = load_audited_patches(histo_args, training_args.output_dir)
+
+    model = load_base_model(model_args, histo_args)
+    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    batch_size = training_args.per_device_eval_batch_size
+    records = histo_args.datasets[0].format is not None
+    test, validation, variants, probes, estimates = {}, {}, {}, {}, {}
+    for system in SYSTEMS:
+        if system == "finetuned":
+            model = load_finetuned(model, model_args, training_args.output_dir, histo_args)
+        weights = hash_weights(model)
+        looks = list_looks(patches, histo_args, system)
+        with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+            for config in histo_args.datasets:
+                rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
+                ask = (model, reader, weights, config, histo_args, batch_size)
+                if records:
+                    validation[config.name, system], test[config.name, system] = predict_splits(rows, *ask)
+                    continue
+                validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
+                test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
+                if histo_args.sensitivity == "prompt":
+                    variants[config.name, system] = predict_variants(rows["test"], *ask)
+                if system == "baseline" and training_args.process_index == 0:
+                    probes[config.name] = measure_linear_probe(patches, config, model, reader, weights, batch_size)
+        for config in histo_args.datasets if histo_args.sensitivity == "all" else ():
+            # Changed pictures are new to the cache, and come once.
+            ask = (model, processor, weights, config, histo_args, batch_size)
+            variants[config.name, system] = predict_variants(select_dataset(patches["test"], config.name), *ask)
+    if training_args.process_index > 0:
+        return None
+    write_predictions(test, folder)
+
+    provenance = describe_result(training_args.output_dir, patches, training_args.seed)
+    results = {"recipe": recipe, "provenance": provenance, "datasets": {}}
+    for config in histo_args.datasets:
+        protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]
+        if records:
+            asked = [{system: tables[config.name, system] for system in SYSTEMS} for tables in (test, validation)]
+            results["datasets"][config.name], estimates[config.name] = score_answers(
+                config, *asked, select_dataset(patches["train"], config.name), protocol
+            )
+            continue
+        results["datasets"][config.name], estimates[config.name] = score_dataset(
+            config,
+            test={system: test[config.name, system] for system in SYSTEMS},
+            validation={system: validation[config.name, system] for system in SYSTEMS},
+            floors=measure_floors(patches, config) | {"linear_probe": probes[config.name]},
+            protocol=protocol,
+        )
+        if histo_args.sensitivity != "none":
+            asked = {system: variants[config.name, system] for system in SYSTEMS}
+            entry = results["datasets"][config.name]
+            entry["sensitivity"] = score_sensitivity(config, histo_args, asked, entry["zero_shot"])
+    if records:
+        results["overall"] = score_overall_answers(estimates, results["datasets"])
+    else:
+        results["overall"] = score_overall(estimates)
+    write_results(results, folder)
+    (write_answers_report if records else write_report)(results, test, patches, folder)
+    return format_answers_table(results) if records else format_table(results)
