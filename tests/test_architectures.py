@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from test_likelihood import assert_scored_like_one_by_one
+from test_likelihood import ORDERS, assert_scored_like_one_by_one, name_classes
 from tiny_models import (
     build_idefics3,
     build_llava,
@@ -170,6 +170,14 @@ def test_likelihoods_equal_full_forward_passes(road):
     _, folder, processor = road
     model = load_base_model(build_model_args(folder))
     assert_scored_like_one_by_one(model, processor, paint_patches(3), [ANSWERS] * 3, 2, 3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_likelihoods_of_fifty_two_classes_equal_full_forward_passes(road, order):
+    _, folder, processor = road
+    model = load_base_model(build_model_args(folder))
+    assert_scored_like_one_by_one(model, processor, paint_patches(2), [order(name_classes(52))] * 2, 2, 8)
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["float32", "nf4"])

@@ -119,10 +119,10 @@ def _score_tails(
     The prefix is afterwards as it was.
     """
     scores = logits.float().log_softmax(-1)[:, [tail[0] for tail in tails]].double()
-    score = _score_tree if _takes_trees(model, prefix, sum(map(len, tails[:chunk]))) else _score_rows
     for start in range(0, len(tails), chunk):
         part = slice(start, min(start + chunk, len(tails)))
         if max(map(len, tails[part])) > 1:
+            score = _score_tree if _takes_trees(model, prefix, sum(map(len, tails[part]))) else _score_rows
             scores[:, part] += score(model, inputs, positions, prefix, tails[part])
     return scores
 
