@@ -179,8 +179,8 @@ class HistoArguments(TrainingParts):
     split_protocol: str = field(
         default="official",
         metadata={
-            "help": "`official` keeps the splits that the data bring; `seed` deals all patches out at random, which "
-            "leaks between patches of one patient and is for comparison with runs that did so.",
+            "help": "`official` keeps the splits that the data bring; `seed` deals all patches out at random; "
+            "patients that `group_by` doesn't name leak then, and it is for comparison with runs that did so.",
             "choices": ["official", "seed"],
         },
     )
@@ -194,8 +194,8 @@ class HistoArguments(TrainingParts):
     leaks: str = field(
         default="stop",
         metadata={
-            "help": "What to do when the audit of the splits refuses: `drop` takes what is also in a later split out "
-            "of the earlier one, `allow` trains all the same.",
+            "help": "What to do when the audit of the splits refuses: `drop` takes copies, near copies and patients "
+            "that are also in a later split out of the earlier one, and counts them; `allow` trains all the same.",
             "choices": ["stop", "drop", "allow"],
         },
     )

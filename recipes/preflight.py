@@ -15,7 +15,7 @@ from histolab_sft.errors import plain_errors
 
 def main(histo_args, training_args, model_args, on_gpu):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
-    from histolab_sft.data.audit import format_audit
+    from histolab_sft.data.audit import explain_refusal, format_audit
     from histolab_sft.data.masks import audit_masks, describe_row
     from histolab_sft.data.patches import audit_recipe, format_patches, leave_out_refused
     from histolab_sft.models.load import load_config, load_processor, locate_base_model
@@ -27,9 +27,6 @@ def main(histo_args, training_args, model_args, on_gpu):
 
     patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
     print(f"# The data\n{format_audit(audit)}")
-    refused = intake[intake["verdict"] == "refused"]
-    for row in refused.itertuples():
-        print(f"{row.path}: {row.reason}")
 
     rows = format_patches(leave_out_refused(patches), histo_args)["train"]
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
@@ -41,10 +38,8 @@ def main(histo_args, training_args, model_args, on_gpu):
 
     print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu)}")
 
-    stopped = (len(refused) and histo_args.refused_images == "stop") or (
-        audit["refusals"] and histo_args.leaks == "stop"
-    )
-    print("\nTraining would be refused: see above." if stopped else "\nReady to train.")
+    stopped = explain_refusal(audit, intake, histo_args, training_args.output_dir)
+    print(f"\nTraining would be refused: {stopped}" if stopped else "\nReady to train.")
     return 1 if stopped else 0
 
 

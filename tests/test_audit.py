@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from histolab_sft.data import audit as auditing
 from histolab_sft.data import duplicates
-from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
+from histolab_sft.data.audit import format_audit, write_audit
 from histolab_sft.data.checks import compute_association
+from histolab_sft.data.copies import find_near_copies, leaking_rows
 from histolab_sft.data.duplicates import SAME_PICTURE, find_near_duplicates
 from histolab_sft.data.intake import check_images
 
@@ -62,6 +64,14 @@ def make_intake(rows: pd.DataFrame, pixels: list | None = None, **columns) -> pd
     return intake.assign(contrast=30.0, background_fraction=0.1).assign(**columns)
 
 
+def audit_patches(rows, intake, class_names=None):
+    return auditing.audit_patches(rows, intake, find_near_copies(intake), class_names) | {"dropped": []}
+
+
+def leaks_of(rows, intake):
+    return leaking_rows(rows, intake, find_near_copies(intake)).to_dict()
+
+
 def find(audit: dict, check: str) -> dict:
     (finding,) = [finding for finding in audit["findings"] if finding["check"] == check]
     return finding
@@ -80,7 +90,7 @@ def test_a_clean_data_set_has_no_findings():
     assert audit["images"]["crc"]["split"]["test"] == {
         "formats": {"PNG": 20}, "sizes": {"96 x 96": 20}, "modes": {"RGB": 20}
     }  # fmt: skip
-    assert leaking_rows(rows, make_intake(rows)) == []
+    assert leaks_of(rows, make_intake(rows)) == {}
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 2), (1, 2)])
@@ -120,10 +130,12 @@ def test_one_picture_with_two_labels_is_a_warning_and_across_splits_a_refusal_to
     across[4] = across[0]  # train Normal, validation Tumor
     audit = audit_patches(rows, make_intake(rows, inside))
     assert checks_of(audit, "refusal") == set()
-    assert find(audit, "conflicting_labels")["message"].startswith("1 pictures carry more than one label (0 of them")
+    assert find(audit, "conflicting_labels")["message"].startswith(
+        "1 pictures or near copies carry more than one label (0 of them"
+    )
     audit = audit_patches(rows, make_intake(rows, across))
     assert checks_of(audit, "refusal") == {"copies_across_splits"}
-    assert "(1 of them across splits)" in find(audit, "conflicting_labels")["message"]
+    assert "(1 of them across splits, 0 as near copies)" in find(audit, "conflicting_labels")["message"]
 
 
 def test_the_same_picture_in_two_data_sets_may_have_two_labels():
@@ -141,7 +153,7 @@ def test_blank_patches_of_two_splits_are_no_leak():
     intake.loc[:1, "contrast"] = 0.0
     audit = audit_patches(rows, intake)
     assert checks_of(audit) == {"blank_copies"} and audit["refusals"] == 0
-    assert leaking_rows(rows, intake) == []
+    assert leaks_of(rows, intake) == {}
 
 
 def test_a_group_on_both_sides_is_refused_and_groups_of_two_cohorts_are_not_mixed_up():
@@ -156,7 +168,7 @@ def test_a_group_on_both_sides_is_refused_and_groups_of_two_cohorts_are_not_mixe
     assert audit_patches(rows, make_intake(rows))["findings"] == []
     rows["cohort"] = "one hospital"
     assert find(audit_patches(rows, make_intake(rows)), "groups_across_splits")["count"] == 1
-    assert leaking_rows(rows, make_intake(rows)) == [0]
+    assert leaks_of(rows, make_intake(rows)) == {0: "same patient or slide"}
 
 
 def test_patches_without_a_group_are_counted():
@@ -340,7 +352,7 @@ def test_a_leak_is_found_from_the_files_to_the_audit(tmp_path):
     near = find(audit, "near_copies_across_splits")
     assert near["level"] == "warning" and near["count"] == 1
     assert {patch["patch"] for patch in near["examples"][0]} == {str(tmp_path / "9.png"), str(tmp_path / "11.png")}
-    assert leaking_rows(rows, intake) == [0, 6]
+    assert leaks_of(rows, intake) == {0: "equal pixels", 6: "equal pixels", 9: "near copy"}
 
 
 @settings(max_examples=30, deadline=None)
@@ -353,7 +365,7 @@ def test_without_the_leaking_rows_nothing_crosses_splits_and_test_is_whole(patch
     rows["split"] = random.choices(["train", "validation", "test"], k=len(rows))
     rows.index = random.sample(range(1000), len(rows))  # positions, whatever the index says
     intake = make_intake(rows, [picture for picture, _ in patches])
-    leaks = leaking_rows(rows, intake)
+    leaks = [*leaks_of(rows, intake)]
     kept = rows.drop(rows.index[leaks])
     assert "test" not in set(rows["split"].iloc[leaks])
     assert not {"copies_across_splits", "groups_across_splits"} & checks_of(audit_patches(kept, intake))
@@ -361,14 +373,15 @@ def test_without_the_leaking_rows_nothing_crosses_splits_and_test_is_whole(patch
 
 def test_the_audit_is_written_whole_with_sorted_keys(tmp_path):
     rows = make_rows(60, group=None)
-    audit = audit_patches(rows, make_intake(rows))
+    audit, copies = audit_patches(rows, make_intake(rows)), pd.DataFrame({"set": []})
     path = tmp_path / "new" / "audit.json"
-    write_audit(audit, path)
+    write_audit(audit, copies, path.parent)
     first = path.read_bytes()
     assert json.loads(first) == audit
     assert list(json.loads(first)) == sorted(audit)
-    write_audit(dict(reversed(audit.items())), path)
-    assert path.read_bytes() == first and [entry.name for entry in path.parent.iterdir()] == ["audit.json"]
+    write_audit(dict(reversed(audit.items())), copies, path.parent)
+    assert path.read_bytes() == first
+    assert {entry.name for entry in path.parent.iterdir()} == {"audit.json", "copies.parquet"}
 
 
 def test_the_screen_shows_refusals_first_with_examples():

@@ -66,7 +66,7 @@ def test_a_test_split_that_the_data_bring_is_never_capped_but_by_its_own_key(tmp
         write_class_folders(tmp_path / "data/datasets/pcam" / split, PCAM_CLASSES, per_class=count)
     keys = {"datasets": [entry("pcam", PCAM_CLASSES)], "data_dir": str(tmp_path), "max_samples": 20}
     patches = load_patches(HistoArguments(**keys))
-    assert {split: len(rows) for split, rows in patches.items()} == {"train": 18, "validation": 2, "test": 20}
+    assert {split: len(rows) for split, rows in patches.items()} == {"train": 17, "validation": 3, "test": 20}
     assert len(load_patches(HistoArguments(**keys, max_test_samples=6))["test"]) == 6
 
 

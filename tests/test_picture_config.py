@@ -9,8 +9,9 @@ from chest_fixture import PADCHEST_ROWS, SIZE, make_config, write_16_bit, write_
 from PIL import Image
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.audit import audit_patches, leaking_rows
+from histolab_sft.data.audit import audit_patches
 from histolab_sft.data.containers import ImageRefused
+from histolab_sft.data.copies import find_near_copies, leaking_rows
 from histolab_sft.data.images import hash_pixels, open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.patches import load_audited_patches, load_patches
@@ -110,7 +111,11 @@ def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, wi
     rows = intake[["path", "row", "rendering"]].assign(
         label=None, dataset="ct", cohort="ct", split="train", group=None
     )
-    found = [f for f in audit_patches(rows, intake)["findings"] if f["check"] == "dark_16_bit_images"]
+    found = [
+        f
+        for f in audit_patches(rows, intake, find_near_copies(intake))["findings"]
+        if f["check"] == "dark_16_bit_images"
+    ]
     assert [finding["count"] for finding in found] == [warned] * bool(warned)
     assert all("set the data set's intensity_window" in finding["message"] for finding in found)
 
@@ -138,9 +143,11 @@ def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):
     rows = check_images(references)[["path", "row", "rendering"]].assign(
         label=None, dataset=["reports", "boxes"], cohort="chest", split=["train", "test"], group=None
     )
-    audit = audit_patches(rows, check_images(references))
+    intake = check_images(references)
+    near = find_near_copies(intake)
+    audit = audit_patches(rows, intake, near)
     assert "copies_across_splits" in {finding["check"] for finding in audit["findings"]}
-    assert leaking_rows(rows, check_images(references)) == [0]
+    assert leaking_rows(rows, intake, near).to_dict() == {0: "equal pixels"}
 
 
 def test_padchest_is_windowed_by_itself_and_its_negatives_are_turned(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments, read_recipe
+from histolab_sft.data.audit import format_audit
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.dataset_config import DatasetConfig
 
@@ -53,7 +54,10 @@ def test_a_copy_across_splits_is_refused_and_named(leaky):
 def test_leaks_can_be_dropped_from_train_alone(leaky):
     patches = prepare(leaky, leaks="drop")
     assert {split: len(rows) for split, rows in patches.items()} == {"train": 11, "validation": 12, "test": 12}
-    assert json.loads((leaky / "out" / "audit.json").read_text())["dropped_leaks"] == 1
+    counted = {"key": "leaks: drop", "reason": "equal pixels", "dataset": "pcam", "split": "train", "label": "Tumor"}
+    audit = json.loads((leaky / "out" / "audit.json").read_text())
+    assert audit["dropped"] == [counted | {"rows": 1}]
+    assert "leaks: drop left out 1 row of pcam's train split (Tumor 1; equal pixels 1)" in format_audit(audit)
 
 
 def test_leaks_can_be_allowed_by_name(leaky):
@@ -71,7 +75,8 @@ def test_an_unreadable_picture_can_be_quarantined_and_is_counted(leaky):
     (leaky / "pcam/train/Normal/Normal-S00-0000.png").write_bytes(b"not a picture")
     patches = prepare(leaky, leaks="drop", refused_images="quarantine")
     assert len(patches["train"]) == 10
-    assert json.loads((leaky / "out" / "audit.json").read_text())["quarantined"] == 1
+    dropped = json.loads((leaky / "out" / "audit.json").read_text())["dropped"]
+    assert {entry["key"]: entry["rows"] for entry in dropped} == {"refused_images: quarantine": 1, "leaks: drop": 1}
 
 
 def test_the_split_protocol_seed_deals_out_all_patches_anew(leaky):

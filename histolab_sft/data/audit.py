@@ -12,17 +12,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
+from histolab_sft.data.copies import join_intake
 from histolab_sft.dataset_config import SPLITS
 from histolab_sft.errors import say_count
 
 ROW_COLUMNS = ("path", "row", "label", "dataset", "cohort", "split", "group")
-PICTURE = ["path", "row", "rendering"]
+AUDIT_NAME, COPIES_NAME = "audit.json", "copies.parquet"
 
 
 def audit_patches(
-    rows: pd.DataFrame, intake: pd.DataFrame, class_names: Mapping[str, Sequence[str]] | None = None
+    rows: pd.DataFrame,
+    intake: pd.DataFrame,
+    near: pd.DataFrame,
+    class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
     """Return all that is wrong, or worth knowing, about the splits of a recipe.
 
@@ -31,6 +36,7 @@ def audit_patches(
             (within which `group` names the same slide or patient; null if unknown), `split` (train, validation or
             test); `rendering` where there is one.
         intake: What `check_images` says of the same patches, in any order.
+        near: What `find_near_copies` says of them.
         class_names: The classes that each data set should have, to notice those without any patch.
 
     Returns:
@@ -45,8 +51,8 @@ def audit_patches(
     usable = table[table["verdict"] != "refused"]
     findings = [
         *checks.check_verdicts(table),
-        *checks.check_copies(usable),
-        *checks.check_near_copies(usable),
+        *checks.check_copies(usable, near),
+        *checks.check_near_copies(usable, near),
         *checks.check_groups(table),
         *checks.check_classes(table, class_names or {}),
         *checks.check_shortcuts(usable),
@@ -67,30 +73,35 @@ def audit_patches(
     }
 
 
-def leaking_rows(rows: pd.DataFrame, intake: pd.DataFrame) -> list[int]:
-    """Return the positions of rows to drop so that no picture and no group crosses splits.
+def explain_refusal(audit: dict, intake: pd.DataFrame, histo_args: HistoArguments, folder: str | Path) -> str | None:
+    """Return why training and scoring are refused on these data, and what to do; None if they aren't."""
+    refused = intake.loc[intake["verdict"] == "refused"]
+    if len(refused) and histo_args.refused_images == "stop":
+        listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
+        return (
+            f"{say_count(len(refused), 'picture')} can't be used:\n{listed}\nreplace or remove them, or leave them out "
+            "by refused_images: quarantine"
+        )
+    if audit["refusals"] and histo_args.leaks == "stop":
+        return (
+            f"the audit of the splits refuses for {say_count(audit['refusals'], 'reason')} (see "
+            f"{Path(folder, AUDIT_NAME)}); mend the data, or take leaking patches out of train by leaks: drop"
+        )
+    return None
 
-    Evaluation splits stay whole: what is also in test leaves train and validation, what is also in validation leaves
-    train. Near-duplicates stay; whether they are the same tissue is for a person to judge.
+
+def write_audit(audit: dict, copies: pd.DataFrame, folder: str | Path) -> None:
+    """Write `audit.json`, with sorted keys, and `copies.parquet` (`list_copies`), which names what the first counts.
+
+    Each is written in one step: a reader never sees half of it.
     """
-    table = _join(rows, intake)
-    rank = table["split"].map(SPLITS.index)
-    pictures = table["pixel_sha256"].where(table["contrast"] > 0)
-    groups = table["cohort"].astype(str).str.cat(table["group"].astype("string"), sep="\n")
-    leaks = pd.Series(False, index=table.index)
-    for key in (pictures, groups):  # rows without a key are in no group, and compare as not leaking
-        leaks |= rank < rank.groupby(key).transform("max")
-    return table.index[leaks].tolist()
-
-
-def write_audit(audit: dict, path: str | Path) -> None:
-    """Write the audit as JSON with sorted keys, in one step: a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unfinished = Path(folder, path.name)
-        unfinished.write_text(json.dumps(audit, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        Path(unfinished, AUDIT_NAME).write_text(json.dumps(audit, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        copies.to_parquet(Path(unfinished, COPIES_NAME), index=False)
+        for name in (COPIES_NAME, AUDIT_NAME):
+            os.replace(Path(unfinished, name), folder / name)
 
 
 def format_audit(audit: dict, examples: int = 3) -> str:
@@ -100,6 +111,7 @@ def format_audit(audit: dict, examples: int = 3) -> str:
         for split, counts in splits.items():
             classes = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"{dataset:<16}{split:<12}{sum(counts.values()):>9}  {classes}")
+    lines += describe_dropped(audit)
     lines.append(f"{say_count(audit['refusals'], 'refusal')}, {say_count(audit['warnings'], 'warning')}")
     for finding in sorted(audit["findings"], key=lambda finding: finding["level"]):
         lines.append(f"{finding['level'].upper()} {finding['check']}: {finding['message']}")
@@ -108,21 +120,27 @@ def format_audit(audit: dict, examples: int = 3) -> str:
     return "\n".join(lines)
 
 
+def describe_dropped(audit: dict, dataset: str | None = None) -> list[str]:
+    """Return one line for each key of the recipe and split (of one data set) that says how many rows were left out."""
+    entries = [entry for entry in audit["dropped"] if dataset in (None, entry["dataset"])]
+    lines = []
+    for key, name, split in dict.fromkeys((entry["key"], entry["dataset"], entry["split"]) for entry in entries):
+        part = [entry for entry in entries if (entry["key"], entry["dataset"], entry["split"]) == (key, name, split)]
+        sums = [{}, {}]
+        for entry in part:
+            for counts, kind in zip(sums, (entry["label"] or checks.NO_CLASS, entry["reason"]), strict=True):
+                counts[kind] = counts.get(kind, 0) + entry["rows"]
+        classes, reasons = (", ".join(f"{kind} {count}" for kind, count in counts.items()) for counts in sums)
+        total = say_count(sum(entry["rows"] for entry in part), "row")
+        lines.append(f"{key} left out {total} of {name}'s {split} split ({classes}; {reasons})")
+    return lines
+
+
 def _join(rows: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
-    missing = [column for column in ROW_COLUMNS if column not in rows.columns]
     unknown = sorted(set(rows["split"]) - set(SPLITS)) if "split" in rows.columns else []
-    if missing or unknown:
-        raise ValueError(f"rows lack {missing} and have splits {unknown}; expected {ROW_COLUMNS} and {SPLITS}")
-    rows, intake = (
-        table.reindex(columns=[*dict.fromkeys((*columns, *PICTURE))], fill_value="")
-        for table, columns in ((rows, ROW_COLUMNS), (intake, intake.columns))
-    )
-    table = rows.merge(intake.drop_duplicates(PICTURE), on=PICTURE, how="left")
-    if table["verdict"].isna().any():
-        gone = table.loc[table["verdict"].isna(), "path"]
-        raise ValueError(f"{len(gone)} patches such as {gone.iloc[0]} aren't in the intake table; check them first")
-    # Two data sets may show one file in different ways; it is the same picture all the same.
-    table["pixel_sha256"] = table.groupby("file_sha256")["pixel_sha256"].transform("first")
+    if unknown:
+        raise ValueError(f"rows have splits {unknown}; expected {SPLITS}")
+    table = join_intake(rows, intake, ROW_COLUMNS)
     table["size"] = table["width"].astype("string").str.cat(table["height"].astype("string"), sep=" x ")
     table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]
     return table

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2_contingency
 
-from histolab_sft.data.duplicates import THUMBNAIL_SIDE, find_near_duplicates
+from histolab_sft.data.copies import place_pairs
 from histolab_sft.data.images import UNWINDOWED
 
 MAX_EXAMPLES = 50
@@ -49,8 +49,8 @@ def check_verdicts(table: pd.DataFrame) -> list[dict]:
     ]
 
 
-def check_copies(table: pd.DataFrame) -> list[dict]:
-    """Pictures whose decoded pixels are equal; that covers files that are equal byte for byte."""
+def check_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
+    """Pictures with equal decoded pixels, which covers equal files; where labels differ, near copies as well."""
     copied = table.duplicated("pixel_sha256", keep=False)
     # Blank patches of two slides are equal without being the same tissue.
     blank = table[copied & (table["contrast"] == 0)]
@@ -60,6 +60,12 @@ def check_copies(table: pd.DataFrame) -> list[dict]:
     across, within, disputed = copies[splits > 1], copies[splits == 1], copies[labels > 1]
     same_file = across[across.duplicated(["pixel_sha256", "file_sha256"], keep=False)]["pixel_sha256"].nunique()
     disputed_across = copies[(labels > 1) & (splits > 1)]["pixel_sha256"].nunique()
+    first, second = place_pairs(table, near)
+    differ = (first["dataset"] == second["dataset"]) & (first["label"].fillna("") != second["label"].fillna(""))
+    first, second = first[differ], second[differ]
+    near_across = (first["split"] != second["split"]).sum()
+    examples = [part for _, part in disputed.groupby("pixel_sha256", sort=False)]
+    examples += [pd.concat([first.loc[[at]], second.loc[[at]]]) for at in first.index[:MAX_EXAMPLES]]
     surplus = len(within) - within["pixel_sha256"].nunique()
     return [
         # A refusal: the model would be scored on pictures that it was trained or chosen on.
@@ -70,10 +76,11 @@ def check_copies(table: pd.DataFrame) -> list[dict]:
             *(across, "pixel_sha256"),
         ),
         # Warnings: a copy inside one split weighs double, and one with two labels is wrong once, but no score lies.
-        *_find(
-            *("conflicting_labels", "warning"),
-            f"pictures carry more than one label ({disputed_across} of them across splits); correct or drop them",
-            *(disputed, "pixel_sha256"),
+        *_note(
+            *("conflicting_labels", "warning", disputed["pixel_sha256"].nunique() + len(first)),
+            f"pictures or near copies carry more than one label ({disputed_across + near_across} of them across "
+            f"splits, {len(first)} as near copies); correct or drop them",
+            examples[:MAX_EXAMPLES],
         ),
         *_find(
             *("copies_within_split", "warning"),
@@ -84,24 +91,20 @@ def check_copies(table: pd.DataFrame) -> list[dict]:
     ]
 
 
-def check_near_copies(table: pd.DataFrame) -> list[dict]:
+def check_near_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
     """Pictures that show the same after compression, scaling, turning by right angles or mirroring."""
-    table = table.drop_duplicates(["pixel_sha256", "split"]).reset_index(drop=True)
-    thumbnails = np.frombuffer(b"".join(table["thumbnail"]), np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    pairs, correlations = find_near_duplicates(thumbnails)
-    pairs = pairs[np.argsort(-correlations, kind="stable")]
-    pixels, split = table["pixel_sha256"].to_numpy(), table["split"].to_numpy()
-    pairs = pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]  # equal pixels are reported by themselves
-    crossing = split[pairs[:, 0]] != split[pairs[:, 1]]
-    what = "show the same but for compression, scale, turning or mirroring; look at them"
+    first, second = place_pairs(table, near)
+    crossing = first["split"] != second["split"]
     # Warnings: two empty fields can look alike, and which of two near copies to keep is for a person to judge.
     findings = []
-    for check, place, chosen in (
-        ("near_copies_across_splits", "different splits", pairs[crossing]),
-        ("near_copies_within_split", "one split", pairs[~crossing]),
+    for check, place, cure, chosen in (
+        ("near_copies_across_splits", "different splits", "; look at them, or take them out by leaks: drop", crossing),
+        ("near_copies_within_split", "one split", "; look at them", ~crossing),
     ):
-        examples = [table.iloc[pair] for pair in chosen[:MAX_EXAMPLES]]
-        findings += _note(check, "warning", len(chosen), f"pairs of pictures in {place} {what}", examples)
+        shown = chosen.index[chosen][:MAX_EXAMPLES]
+        examples = [pd.concat([first.loc[[at]], second.loc[[at]]]) for at in shown]
+        what = f"pairs of pictures in {place} show the same but for compression, scale, turning or mirroring{cure}"
+        findings += _note(check, "warning", chosen.sum(), what, examples)
     return findings
 
 

@@ -7,14 +7,15 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.audit import audit_patches, format_audit, leaking_rows, write_audit
+from histolab_sft.data.audit import audit_patches, explain_refusal, format_audit, write_audit
+from histolab_sft.data.copies import find_near_copies, join_intake, leaking_rows, list_copies, tie_patches
+from histolab_sft.data.dealing import deal_patches, is_dealt, prepare_splits
 from histolab_sft.data.images import open_stored
 from histolab_sft.data.intake import check_images
-from histolab_sft.data.questions import format_questions, list_pictures, list_questions
+from histolab_sft.data.questions import finish_questions, format_questions, list_pictures, list_questions
 from histolab_sft.data.sources import load_source
-from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
-from histolab_sft.errors import AuditRefusal, say_count
+from histolab_sft.errors import AuditRefusal
 from histolab_sft.folders import cache_folder
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
@@ -48,19 +49,8 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
     """
     patches, audit, intake = audit_recipe(histo_args, output_dir)
     logger.info("%s", format_audit(audit))
-    refused = intake.loc[intake["verdict"] == "refused"]
-    if len(refused) and histo_args.refused_images == "stop":
-        listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
-        raise AuditRefusal(
-            f"{say_count(len(refused), 'picture')} can't be used:\n{listed}\nreplace or remove them, or leave "
-            "them out by refused_images: quarantine"
-        )
-    if audit["refusals"] and histo_args.leaks == "stop":
-        raise AuditRefusal(
-            f"the audit of the splits refuses for {say_count(audit['refusals'], 'reason')} (see "
-            f"{Path(output_dir, 'audit.json')}); "
-            "mend the data, or take leaking patches out of train by leaks: drop"
-        )
+    if reason := explain_refusal(audit, intake, histo_args, output_dir):
+        raise AuditRefusal(reason)
     return format_patches(patches, histo_args)
 
 
@@ -70,31 +60,33 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
     Returns:
         The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
     """
-    patches = list_patches(histo_args)
-    pictures = list_pictures(patches) if "images" in patches else patches
-    references = pictures.reindex(columns=["path", "row", "column", "rendering"], fill_value="").to_dict("records")
-    intake = check_images(references, cache_folder=cache_folder() / "intake")
+    patches = _list_datasets(histo_args)
+    pictures = _list_pictures(patches)
+    intake = _look_at(pictures)
     hashes = intake["pixel_sha256"].set_axis(pictures.index)
     patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes
-    quarantined = 0
+    near = find_near_copies(intake)
+    patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
+    pictures, dropped = _list_pictures(patches), []
     if histo_args.refused_images == "quarantine":
-        refused = pictures.index[(intake["verdict"] == "refused").to_numpy()].unique()
-        quarantined = len(refused)
-        patches, pictures = patches.drop(index=refused), pictures.drop(index=refused)
-    dropped = 0
+        verdicts = join_intake(pictures, intake, ("path", "row"))["verdict"]
+        refused = pictures.index[verdicts == "refused"].unique()
+        reasons = pd.Series("refused picture", index=refused)
+        patches, dropped = _drop(patches, reasons, "refused_images: quarantine", dropped)
+        pictures = pictures.loc[patches.index]
     if histo_args.leaks == "drop":
-        leaking = pictures.index[leaking_rows(pictures, intake)].unique()
-        dropped = len(leaking)
-        patches, pictures = patches.drop(index=leaking), pictures.drop(index=leaking)
+        leaks = leaking_rows(pictures, intake, near)
+        reasons = leaks.set_axis(pictures.index[leaks.index]).groupby(level=0).first()
+        patches, dropped = _drop(patches, reasons, "leaks: drop", dropped)
+        pictures = pictures.loc[patches.index]
     patches = patches.reset_index(drop=True)
     # Several questions about one picture make no copy of it.
-    pictures = pictures.drop_duplicates(["path", "row", "dataset", "split"]) if "images" in patches else patches
+    pictures = pictures.drop_duplicates(["path", "row", "dataset", "split"])
     class_names = {
         config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
     }
-    audit = audit_patches(pictures, intake, class_names)
-    audit["quarantined"], audit["dropped_leaks"] = quarantined, dropped
-    write_audit(audit, Path(output_dir, "audit.json"))
+    audit = audit_patches(pictures, intake, near, class_names) | {"dropped": dropped}
+    write_audit(audit, list_copies(pictures, intake, near), output_dir)
     return patches, audit, intake
 
 
@@ -107,15 +99,16 @@ def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     """Return one row a patch of all data sets.
 
-    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`.
-
-    Of data sets with a format it is one row a question, with the columns of `list_questions`.
+    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`. Of data sets with a
+    format it is one row a question, with the columns of `list_questions`. Pictures are decoded only if splits are
+    dealt out, as copies have to be known for it.
     """
-    tables = [
-        _list_dataset(config, histo_args) if config.format is None else list_questions(config, histo_args)
-        for config in histo_args.datasets
-    ]
-    return pd.concat(tables, ignore_index=True)
+    patches, ties = _list_datasets(histo_args), None
+    if is_dealt(patches):
+        pictures = _list_pictures(patches)
+        intake = _look_at(pictures)
+        ties = tie_patches(pictures, intake, find_near_copies(intake))
+    return _complete(patches, ties, histo_args).reset_index(drop=True)
 
 
 def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
@@ -160,52 +153,68 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
             f"data set {config.name!r}: labels in the data {sorted(found)}, keys of class_names {sorted(expected)}; "
             f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
         )
-    if histo_args.split_protocol == "seed":
-        patches["split"] = ""
-    test_given = (patches["split"] == "test").any()
-    try:
-        patches = split_patches(
-            patches, histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed
-        )
-    except ValueError as error:
-        raise ValueError(f"data set {config.name!r}: {error}") from error
-    patches = _cap(patches, config, histo_args, test_given)
-    counts = patches["split"].value_counts()
-    missing = [split for split in SPLITS if split not in counts]
-    if missing:
-        raise ValueError(f"data set {config.name!r}: the cap leaves {missing} empty; raise max_samples")
-    logger.info(
-        "%s: train=%d validation=%d test=%d patches, %s groups, %s splits",
-        config.name,
-        *(counts[split] for split in SPLITS),
-        patches["group"].nunique() or "no",
-        protocol := "official" if test_given else "seed",
-    )
-    return patches[["path", "row", "split", "group", "id"]].assign(
+    patches = prepare_splits(patches, config, histo_args)
+    return patches[["path", "row", "split", "group", "id", "protocol"]].assign(
         column=config.image_column or "image",
         rendering=choose_rendering(config),
         label=patches["label"].map(config.class_names),
         dataset=config.name,
         cohort=config.cohort or config.name,
-        protocol=protocol,
     )
 
 
-def _cap(patches: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments, test_given: bool) -> pd.DataFrame:
-    """Apply `max_samples` to all splits, but not to a test split that the data bring: that one is scored whole.
+def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
+    """Return the rows of all data sets, capped, with the splits that the data bring."""
+    tables = [
+        _list_dataset(config, histo_args) if config.format is None else list_questions(config, histo_args)
+        for config in histo_args.datasets
+    ]
+    return pd.concat(tables, ignore_index=True)
 
-    `max_test_samples` caps the test split in either case.
-    """
-    test, seed = patches["split"] == "test", histo_args.split_seed
-    if max_samples := config.max_samples or histo_args.max_samples:
-        if test_given:
-            patches = pd.concat([cap_patches(patches[~test], max_samples, seed), patches[test]])
-        else:
-            patches = cap_patches(patches, max_samples, seed)
-        test = patches["split"] == "test"
-    if histo_args.max_test_samples:
-        patches = pd.concat([patches[~test], cap_patches(patches[test], histo_args.max_test_samples, seed)])
-    return patches
+
+def _list_pictures(patches: pd.DataFrame) -> pd.DataFrame:
+    return list_pictures(patches) if "images" in patches else patches
+
+
+def _look_at(pictures: pd.DataFrame) -> pd.DataFrame:
+    references = pictures.reindex(columns=["path", "row", "column", "rendering"], fill_value="").to_dict("records")
+    return check_images(references, cache_folder=cache_folder() / "intake")
+
+
+def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoArguments) -> pd.DataFrame:
+    """Deal out the splits that are open, do what waits for them, and tell what came of it."""
+    ties = pd.Series(patches.index, index=patches.index) if ties is None else ties
+    patches = deal_patches(patches, ties, histo_args)
+    records, parts = "images" in patches, []
+    for config in histo_args.datasets:
+        part = patches[patches["dataset"] == config.name]
+        part = finish_questions(part, config) if records else part
+        counts = part["split"].value_counts()
+        missing = [split for split in SPLITS if split not in counts]
+        if missing and not records:
+            raise ValueError(f"data set {config.name!r}: the cap leaves {missing} empty; raise max_samples")
+        logger.info(
+            "%s: train=%d validation=%d test=%d %s, %s groups, %s splits",
+            config.name,
+            *(counts.get(split, 0) for split in SPLITS),
+            "questions" if records else "patches",
+            part["group"].nunique() or "no",
+            part["protocol"].iloc[0] if len(part) else "no",
+        )
+        parts.append(part)
+    return pd.concat(parts)
+
+
+def _drop(patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dict]) -> tuple[pd.DataFrame, list[dict]]:
+    """Leave out the rows that `reasons` names by index, and count them by key, reason, data set, split and class."""
+    gone = patches.loc[reasons.index].assign(key=key, reason=reasons)
+    gone["label"] = gone["label"] if "label" in gone else None
+    counts = gone.groupby(["key", "reason", "dataset", "split", "label"], dropna=False, sort=False).size()
+    entries = counts.rename("rows").reset_index().astype(object)
+    return patches.drop(index=reasons.index), [
+        *dropped,
+        *entries.where(entries.notna(), None).to_dict("records"),
+    ]
 
 
 def _open_images(batch: dict) -> dict:

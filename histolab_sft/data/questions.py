@@ -8,11 +8,11 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.data.dealing import prepare_splits
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.readers import split_of
 from histolab_sft.data.records import READER_KEYS, RECORDS
-from histolab_sft.data.splits import cap_patches, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.metrics.boxes import Box
@@ -29,12 +29,12 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
 
     It has `images, rendering, split, group, id, task, ask, answer, dataset, cohort, protocol`: `images` are paths,
     `rendering` is what `open_patch` does to them, `ask` what the task needs to word the question, `answer` the truth
-    in the task's own form, None where it is hidden. Rows of splits that a mapping in `splits` doesn't name are left
-    out and counted.
+    in the task's own form, None where it is hidden; `split` is empty where the data name none. Rows of splits that a
+    mapping in `splits` doesn't name are left out and counted.
 
     Raises:
         FileNotFoundError: The source, or a picture, isn't there.
-        ValueError: An unknown format or task, several tasks in one data set, a hidden answer outside of test.
+        ValueError: An unknown format or task, several tasks in one data set, or splits without train.
     """
     for key, value, known in (("format", config.format, RECORDS), ("task", config.task or "report", TASKS)):
         if value not in known:
@@ -57,11 +57,17 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
             counts = own[others].value_counts().to_dict()
             logger.info("%s: left out, as `splits` names others: %s", config.name, counts)
         questions = questions[~others].reset_index(drop=True)
-    if histo_args.split_protocol == "seed":
-        questions["split"] = ""
-    test_given = bool((questions["split"] == "test").any())
-    questions = _cap(_split(questions, config, histo_args), config, histo_args, test_given)
-    questions = _place_boxes(_render(questions, config), config)
+    questions = prepare_splits(questions, config, histo_args).reset_index(drop=True)
+    return _render(questions, config).assign(dataset=config.name, cohort=config.cohort or config.name)
+
+
+def finish_questions(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
+    """Do what waits for the splits of a data set: place its boxes, and refuse answers that are hidden outside of test.
+
+    Raises:
+        ValueError: A hidden answer outside of test.
+    """
+    questions = _place_boxes(questions, config)
     hidden = questions["answer"].isna() & (questions["split"] != "test")
     if hidden.any():
         raise ValueError(
@@ -69,15 +75,7 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
             f"{questions.loc[hidden, 'id'].iloc[0]}, expected hidden answers in test alone; name the splits by "
             "`splits`"
         )
-    counts = questions["split"].value_counts()
-    logger.info(
-        "%s: train=%d validation=%d test=%d questions, %s groups, %s splits",
-        config.name,
-        *(counts.get(split, 0) for split in SPLITS),
-        questions["group"].nunique() or "no",
-        protocol := "official" if test_given else "seed",
-    )
-    return questions.assign(dataset=config.name, cohort=config.cohort or config.name, protocol=protocol)
+    return questions
 
 
 def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
@@ -155,7 +153,7 @@ def _place_boxes(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame
             "data set %r: image_steps cut away %d boxes; %d rows outside of test are left out for it",
             *(config.name, sum(lost), gone.sum()),
         )
-    return questions[~gone].reset_index(drop=True)
+    return questions[~gone]
 
 
 def _choose_task(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
@@ -179,34 +177,6 @@ def _choose_task(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame
 
 def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
-
-
-def _split(questions: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
-    """Fill the column `split` where the data don't; groups stay whole, and so do questions about one picture."""
-    first = questions["images"].str[0]
-    known = questions["group"].notna()
-    table = questions.assign(label="", path=first, group=questions["group"].where(known, "picture " + first))
-    if not known.any() and not first.duplicated().any():
-        table["group"] = None
-    try:
-        table = split_patches(table, histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed)
-    except ValueError as error:
-        raise ValueError(f"data set {config.name!r}: {error}") from error
-    return questions.assign(split=table["split"])
-
-
-def _cap(questions: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments, test_given: bool) -> pd.DataFrame:
-    """Apply `max_samples` and `max_test_samples` as for patches, all questions being of one class."""
-    questions, seed = questions.assign(label=""), histo_args.split_seed
-    test = questions["split"] == "test"
-    if max_samples := config.max_samples or histo_args.max_samples:
-        whole = questions[test] if test_given else questions[:0]
-        part = questions[~test] if test_given else questions
-        questions = pd.concat([cap_patches(part, max_samples, seed), whole])
-        test = questions["split"] == "test"
-    if histo_args.max_test_samples:
-        questions = pd.concat([questions[~test], cap_patches(questions[test], histo_args.max_test_samples, seed)])
-    return questions.drop(columns="label").reset_index(drop=True)
 
 
 def _open_images(batch: dict) -> dict:

@@ -1,5 +1,7 @@
 """Divide the patches of one data set into train, validation and test: balanced by class, whole groups only."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
@@ -29,17 +31,8 @@ def split_patches(
     Raises:
         ValueError: Some patches have a split and others none, or a split comes out empty.
     """
+    given = check_given_splits(patches)
     patches = patches.copy()
-    given = set(patches["split"]) - {""}
-    if given and (patches["split"] == "").any():
-        stray = patches.loc[patches["split"] == ""].iloc[0]
-        raise ValueError(
-            f"{stray['path']} has no split while others have {sorted(given)}; name a split for every patch"
-        )
-    if given and "train" not in given:
-        raise ValueError(
-            f"the data bring the splits {sorted(given)}, expected `train` among them; map it with `splits`"
-        )
     patches.loc[patches["split"] == "", "split"] = "train"
     settled = pd.Series("", index=patches.index) if settled is None else settled.where(~settled.isin(given), "")
     if "test" not in given:
@@ -55,6 +48,21 @@ def split_patches(
                 "raise max_samples or the split's fraction, or bring more groups"
             )
     return patches
+
+
+def check_given_splits(patches: pd.DataFrame) -> set[str]:
+    """Return the splits that the data bring; errors as in `split_patches`, before any picture is looked at."""
+    given = set(patches["split"]) - {""}
+    if given and (patches["split"] == "").any():
+        stray = patches.loc[patches["split"] == ""].iloc[0]
+        raise ValueError(
+            f"{stray['path']} has no split while others have {sorted(given)}; name a split for every patch"
+        )
+    if given and "train" not in given:
+        raise ValueError(
+            f"the data bring the splits {sorted(given)}, expected `train` among them; map it with `splits`"
+        )
+    return given
 
 
 def cap_patches(patches: pd.DataFrame, max_samples: int, seed: int = 42) -> pd.DataFrame:
@@ -100,7 +108,10 @@ def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: 
     drawn = []
     if whole["group"].nunique() >= folds:
         folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-        drawn += whole.index[next(folder.split(whole, whole["label"], whole["group"]))[1]].tolist()
+        with warnings.catch_warnings():
+            # A class may have fewer patches in groups than there are folds: its patches without one are dealt below.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            drawn += whole.index[next(folder.split(whole, whole["label"], whole["group"]))[1]].tolist()
         size = round(fraction * len(alone))
     elif len(whole) and len(alone) < 2 * size and not spare:
         raise ValueError(
