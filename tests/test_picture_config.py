@@ -121,10 +121,12 @@ def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, wi
 
 
 def test_what_the_audit_advises_for_12_bit_class_folders_works(tmp_path):
-    for label in ("Normal", "Tumor"):
-        (tmp_path / label).mkdir()
-        for seed in range(8):
-            write_16_bit(tmp_path / label / f"{seed}.png", seed=seed + 10 * (label == "Tumor"), top=4095)
+    # Splits are given, as pictures that are all of one shading aren't dealt apart.
+    folders = [(split, label) for split in ("train", "validation", "test") for label in ("Normal", "Tumor")]
+    for number, folder in enumerate(folders):
+        tmp_path.joinpath(*folder).mkdir(parents=True)
+        for seed in range(3):
+            write_16_bit(tmp_path.joinpath(*folder, f"{seed}.png"), seed=seed + 10 * number, top=4095)
     entry = {"name": "ct", "source": str(tmp_path), "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
     found = {}
     for name, keys in (("plain", {}), ("advised", {"intensity_window": [0, 4095], "image_steps": ["pad_to_square"]})):

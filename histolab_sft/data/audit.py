@@ -79,8 +79,8 @@ def explain_refusal(audit: dict, intake: pd.DataFrame, histo_args: HistoArgument
     if len(refused) and histo_args.refused_images == "stop":
         listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
         return (
-            f"{say_count(len(refused), 'picture')} can't be used:\n{listed}\nreplace or remove them, or leave them out "
-            "by refused_images: quarantine"
+            f"{say_count(len(refused), 'picture')} can't be used:\n{listed}\nreplace or remove them, or leave them "
+            "out by refused_images: quarantine"
         )
     if audit["refusals"] and histo_args.leaks == "stop":
         return (

@@ -115,9 +115,9 @@ def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: 
         size = round(fraction * len(alone))
     elif len(whole) and len(alone) < 2 * size and not spare:
         raise ValueError(
-            f"the split {split} needs whole groups and there are {whole['group'].nunique() + len(alone)}, expected at "
-            f"least {folds} for a fraction of {fraction:.2f}; bring more groups, raise the fraction, or give the "
-            "splits yourself"
+            f"the split {split} needs whole groups (patients, and copies of a picture) and there are "
+            f"{whole['group'].nunique() + len(alone)}, expected at least {folds} for a fraction of {fraction:.2f}; "
+            "bring more groups, raise the fraction, or give the splits yourself"
         )
     counts = alone["label"].value_counts()
     rare = counts.index[counts < 2]
