@@ -28,8 +28,10 @@ class DatasetConfig:
         class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
             options in the prompt. Needed without a `format`; with one it renames labels that are ids in the data.
         question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
-        group_by (`str`, *optional*): Column, or regular expression on the file's path whose first group (or whole
-            match) is the patient or slide. Rows of one group never cross splits.
+        label_by (`str`, *optional*): Regular expression on the path below `source` whose first group (or whole match)
+            is the label, where neither a class folder nor a column tells it.
+        group_by (`str`, *optional*): Column, or regular expression on the path below `source` whose first group (or
+            whole match) is the patient or slide. Rows of one group never cross splits.
         cohort (`str`, *optional*): Where the patients or slides are from, the data set itself if omitted. Data sets of
             one cohort share their names, so that a patient of one must not stand in another split of the other.
         splits (`dict[str, str]` or `str`, *optional*): Split -> name of it in the data (folder, file stem or column
@@ -58,6 +60,7 @@ class DatasetConfig:
     format: str | None = None
     task: str | None = None
     question: str | None = None
+    label_by: str | None = None
     group_by: str | None = None
     cohort: str | None = None
     splits: dict[str, str] | str | None = None
@@ -114,13 +117,13 @@ class DatasetConfig:
             raise ValueError(
                 f"data set {self.name!r}: max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it"
             )
-        if self.group_by is not None:
+        for key, kind in (("label_by", "no"), ("group_by", "neither a column nor a")):
             try:
-                re.compile(self.group_by)
+                re.compile(getattr(self, key) or "")
             except re.error as error:
                 raise ValueError(
-                    f"data set {self.name!r}: group_by {self.group_by!r} is neither a column nor a regular expression "
-                    f"({error}); correct it"
+                    f"data set {self.name!r}: {key} {getattr(self, key)!r} is {kind} regular expression ({error}); "
+                    "correct it"
                 ) from error
 
     def _check_records(self):
@@ -129,6 +132,11 @@ class DatasetConfig:
             raise ValueError(
                 f"data set {self.name!r} has format: {self.format} and question, expected the data's own questions; "
                 "remove it, or change the wording about the answer's form by instruction"
+            )
+        if self.label_by is not None:
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and label_by, expected answers of the format's "
+                "own; remove label_by"
             )
         if self.class_names is not None and not isinstance(self.class_names, dict):
             raise ValueError(
@@ -151,6 +159,10 @@ class DatasetConfig:
             raise ValueError(
                 f"data set {self.name!r} has {found} and no format, expected one of classification from class folders "
                 "or manifests, or a format; add `format` or remove them"
+            )
+        if self.label_by is not None and self.label_column != "label":
+            raise ValueError(
+                f"data set {self.name!r} has label_by and label_column, expected one place of the label; remove one"
             )
         self.task = "classification"
         if not isinstance(self.class_names, dict) or len(self.class_names) < 2:

@@ -268,7 +268,7 @@ def test_a_row_of_an_hdf5_file_is_opened(tmp_path):
     path = str(tmp_path / "camelyonpatch_x.h5")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), dtype=np.uint8)
     with h5py.File(path, "w") as file:
-        file["x"] = pixels
+        file["image"] = pixels
     assert (np.asarray(open_patch(path, 3)) == pixels[3]).all()
     with pytest.raises(ImageRefused, match="has 5 rows"):
         open_patch(path, 5)
@@ -313,7 +313,7 @@ def test_forked_workers_read_a_container_that_the_parent_has_open(tmp_path, kind
     images = [make_tissue(seed, 96, 96) for seed in range(24)]
     if kind == "h5":
         with h5py.File(path, "w") as file:
-            file["x"] = np.stack([np.asarray(image) for image in images])
+            file["image"] = np.stack([np.asarray(image) for image in images])
     else:
         write_parquet(path, [encode(image, "PNG") for image in images])
     rows = list(range(24)) * 4

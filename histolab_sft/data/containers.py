@@ -1,25 +1,34 @@
-"""Read the stored bytes of one patch: a file of its own, or a row of a parquet, HDF5 or tar file.
+"""Read the stored bytes of one patch: a file of its own, or a row of a parquet, Arrow, HDF5 or tar file.
 
-Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an HDF5 file with PCam's layout, or the
-n-th picture of an uncompressed tar shard. Everything is opened once per process and read only; nothing is written.
-Any number of threads and processes may read at once.
-A parquet file may also be one on the Hub (see `hub_files`), of which a row group at a time is fetched.
+Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an Arrow file as `save_to_disk` writes
+it, of an array in an HDF5 file, or the n-th picture of a tar shard, of which a compressed one is unpacked once.
+Everything is opened once per process and read only. Any number of threads and processes may read at once. A parquet
+file may also be one on the Hub (see `hub_files`), of which a row group at a time is fetched.
 """
 
+import hashlib
+import logging
 import os
+import shutil
 import stat
 import tarfile
 import threading
 from collections import OrderedDict
 from functools import lru_cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
+from histolab_sft.data.archives import gunzip
 from histolab_sft.data.hub_files import is_remote, open_remote, reading
+from histolab_sft.folders import cache_folder
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 # 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
@@ -54,7 +63,8 @@ def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes |
             raise ImageRefused(path, f"{size} bytes, expected at most {MAX_FILE_BYTES}; cut the slide into patches")
         with open(path, "rb") as file:
             return file.read()
-    readers = {".parquet": _read_parquet, ".h5": _read_hdf5, ".hdf5": _read_hdf5, ".tar": _read_tar}
+    readers = {".parquet": _read_parquet, ".arrow": _read_arrow, ".h5": _read_hdf5, ".hdf5": _read_hdf5}
+    readers |= dict.fromkeys((".tar", ".tgz", ".gz"), _read_tar)
     suffix = PurePath(path).suffix.lower()
     if suffix not in readers:
         raise ImageRefused(
@@ -90,11 +100,14 @@ def check_file(path: str) -> os.stat_result:
 def _read_parquet(path: str, row: int, image_column: str) -> bytes:
     with _parquet_lock:
         column, place = _find_row(path, row, image_column)
-    cell = column[place].as_py()
+    return _take_bytes(column[place].as_py(), name_patch(path, row), image_column)
+
+
+def _take_bytes(cell: object, name: str, image_column: str) -> bytes:
     data = cell["bytes"] if isinstance(cell, dict) else cell
     if not isinstance(data, bytes) or not data:
         reason = f"column {image_column!r} has no bytes in this row, expected an encoded picture; embed the pictures"
-        raise ImageRefused(name_patch(path, row), reason)
+        raise ImageRefused(name, reason)
     return data
 
 
@@ -117,10 +130,22 @@ def _find_row(path: str, row: int, image_column: str) -> tuple[pa.ChunkedArray, 
 
 
 def _read_hdf5(path: str, row: int, image_column: str) -> np.ndarray:
-    pixels = _open_hdf5(path, os.getpid())["x"]
+    file = _open_hdf5(path, os.getpid())
+    if image_column not in file:
+        raise ImageRefused(path, f"keys {sorted(file)}, expected {image_column!r}; set image_column")
+    pixels = file[image_column]
     if row >= len(pixels):
         raise ImageRefused(name_patch(path, row), f"the file has {len(pixels)} rows; correct the manifest")
     return pixels[row]
+
+
+def _read_arrow(path: str, row: int, image_column: str) -> bytes:
+    table = open_arrow(path)
+    if row >= len(table):
+        raise ImageRefused(name_patch(path, row), f"the file has {len(table)} rows; correct the manifest")
+    if image_column not in table.column_names:
+        raise ImageRefused(path, f"columns {table.column_names}, expected {image_column!r}; set image_column")
+    return _take_bytes(table[image_column][row].as_py(), name_patch(path, row), image_column)
 
 
 def _read_tar(path: str, row: int, image_column: str) -> bytes:
@@ -130,17 +155,45 @@ def _read_tar(path: str, row: int, image_column: str) -> bytes:
     _, offset, size = members[row]
     if size > MAX_FILE_BYTES:
         raise ImageRefused(name_patch(path, row), f"{size} bytes, expected at most {MAX_FILE_BYTES}; cut it up")
-    with open(path, "rb") as file:
+    with open(unpack_shard(path), "rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
 @lru_cache(maxsize=64)
 def index_tar(path: str) -> list[tuple[str, int, int]]:
-    """Return name, offset and size in bytes of each picture in an uncompressed tar file, in the archive's order."""
-    with tarfile.open(path, "r:") as archive:
+    """Return name, offset and size in bytes of each picture in a tar shard, in the archive's order."""
+    with tarfile.open(unpack_shard(path), "r:") as archive:
         members = (member for member in archive if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES))
         return [(member.name, member.offset_data, member.size) for member in members]
+
+
+@lru_cache(maxsize=64)
+def unpack_shard(path: str) -> str:
+    """Return the place of a tar shard, of a compressed one that of its copy in the cache, unpacked once.
+
+    Raises:
+        UnsafeArchiveError: It is damaged, or unpacks to more than there is room for.
+    """
+    if path.endswith(".tar"):
+        return path
+    status = os.stat(path)
+    version = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
+    target = cache_folder() / "shards" / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.tar"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            logger.info("%s is compressed: it is unpacked once, to %s", path, target)
+            with TemporaryDirectory(dir=target.parent) as folder:
+                gunzip(Path(path), Path(folder, "shard"), shutil.disk_usage(folder).free // 2)
+                os.replace(Path(folder, "shard"), target)
+    return str(target)
+
+
+@lru_cache(maxsize=64)
+def open_arrow(path: str) -> pa.Table:
+    """Return an Arrow file that `save_to_disk` wrote: a view of the file, of which nothing is read yet."""
+    return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 
 # An open file must not be shared with a forked process (both would move its one position), hence the process id.

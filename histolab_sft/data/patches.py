@@ -154,8 +154,7 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
             f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
         )
     patches = prepare_splits(patches, config, histo_args)
-    return patches[["path", "row", "split", "group", "id", "protocol"]].assign(
-        column=config.image_column or "image",
+    return patches[["path", "row", "column", "split", "group", "id", "protocol"]].assign(
         rendering=choose_rendering(config),
         label=patches["label"].map(config.class_names),
         dataset=config.name,

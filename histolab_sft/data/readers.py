@@ -1,7 +1,8 @@
 """Read the index of patches, labels and groups out of each layout on disk, without opening a picture.
 
 Every reader gives a table with `path` and `row` (where the picture lies: a file of its own has row -1), `label`,
-`split` (the data's own word, empty where there is none) and, where the data name it, `group`. Listings are sorted.
+`split` (the data's own word, empty where there is none) and, where the data name them, `column` (or key, of the
+picture inside the file) and `group`. Listings are sorted.
 """
 
 import json
@@ -10,13 +11,28 @@ from pathlib import Path, PurePath
 
 import h5py
 import pandas as pd
-import pyarrow.parquet as pq
 
-from histolab_sft.data.containers import IMAGE_SUFFIXES, index_tar
-from histolab_sft.data.hub_files import is_remote, open_remote, reading
+from histolab_sft.data.containers import index_tar, unpack_shard
+from histolab_sft.data.hub_files import is_remote, reading
+from histolab_sft.data.listing import list_visible
+from histolab_sft.data.tables import (
+    COLUMN_TABLES,
+    TEXT_TABLES,
+    list_picture_columns,
+    read_columns,
+    read_json,
+    read_table,
+)
 from histolab_sft.dataset_config import DatasetConfig
 
-MANIFEST_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
+# Of a manifest, where the recipe has no image_column. `file_name` is the one of imagefolder's metadata.
+PICTURE_COLUMNS = ("path", "image", "file_name")
+MANIFEST_SUFFIXES = (*TEXT_TABLES, *COLUMN_TABLES)
+HDF5_SUFFIXES = (".h5", ".hdf5")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+METADATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+# What `save_to_disk` writes beside the pictures.
+SAVED_NOTES = ("state.json", "dataset_info.json")
 # Taken for the patient or slide where the recipe has no group_by.
 GROUP_COLUMNS = ("group", "patient_id", "slide_id", "wsi")
 SPLIT_NAMES = {
@@ -33,40 +49,21 @@ def split_of(name: str, config: DatasetConfig) -> str:
     return next((split for split, names in SPLIT_NAMES.items() if str(name).lower() in names), "")
 
 
-def read_class_folders(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """`source/<LABEL>/*.tif`, or `source/<SPLIT>/<LABEL>/*.tif` where a folder of `source` is a split's name.
-
-    A lone folder that is neither a split nor a label, as archives unpack to, is looked into.
-    """
-    folders = _subfolders(source)
-    while len(folders) == 1 and folders[0].name not in config.class_names and not split_of(folders[0].name, config):
-        source, folders = folders[0], _subfolders(folders[0])
-    splits = [folder for folder in folders if split_of(folder.name, config)]
-    rows = []
-    for split, parent in [(folder.name, folder) for folder in splits] or [("", source)]:
-        for folder in _subfolders(parent):
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    rows.append((str(path), -1, folder.name, split))
-    return pd.DataFrame(rows, columns=["path", "row", "label", "split"])
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
-    """A manifest on disk, or the address of a parquet file on the Hub, which has its pictures inside."""
-    with reading(path):
-        table = _read_columns(path)
-    image_column = config.image_column or next((name for name in ("path", "image") if name in table.columns), None)
-    missing = {image_column or "path", config.label_column} - set(table.columns)
+    """A table of pictures in files of their own, or with them inside; on disk, or a parquet file on the Hub."""
+    table = _read_any(path, config)
+    inside = list_picture_columns(path, table)
+    # Where a row has both, the picture itself rather than the path of where it once lay.
+    usual = [name for names in (inside, table.columns) for name in PICTURE_COLUMNS if name in names]
+    image_column = config.image_column or next(iter(usual), None)
+    label_column = [] if config.label_by else [config.label_column]
+    missing = {image_column or "path", *label_column} - set(table.columns)
     if missing:
         raise ValueError(
             f"data set {config.name!r}: {path} has columns {sorted(table.columns)}, expected {sorted(missing)} too; "
             "name yours with image_column and label_column"
         )
-    if PurePath(path).suffix == ".parquet" and not pd.api.types.is_string_dtype(table[image_column]):
+    if image_column in inside:
         places, rows = [str(path)] * len(table), range(len(table))
     elif is_remote(path):
         raise ValueError(
@@ -74,55 +71,93 @@ def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
             "set streaming: false"
         )
     else:
-        places, rows = [str(path.parent / place) for place in table[image_column]], [-1] * len(table)
-        gone = [place for place in places if not Path(place).is_file()]
-        if gone:
-            raise FileNotFoundError(
-                f"data set {config.name!r}: {path} names {len(gone)} pictures that aren't there, such as {gone[0]}; "
-                "paths are relative to the manifest's folder"
-            )
-    table = table.assign(path=places, row=list(rows), label=table[config.label_column].astype(str))
+        places, rows = _find_pictures(path, table[image_column], config), [-1] * len(table)
+    table = table.assign(path=places, row=list(rows), column=image_column)
+    table["label"] = "" if config.label_by else table[config.label_column].astype(str)
     return _name_columns(table, config)
 
 
-def _read_columns(path: Path | str) -> pd.DataFrame:
-    """Read a manifest, but of a parquet file with pictures inside only the columns beside them."""
-    if PurePath(path).suffix == ".parquet":
-        file = open_remote(path) if is_remote(path) else path
-        schema = pq.read_schema(file)
-        light = [name for name, kind in zip(schema.names, schema.types, strict=True) if not _holds_bytes(kind)]
-        table = pq.read_table(file, columns=light).to_pandas()
-        for name, words in _class_labels(schema).items():
-            table[name] = [words[value] for value in table[name]]
-        for name in set(schema.names) - set(light):
-            table[name] = None  # present, and read picture by picture when it is needed
-        return table
-    if path.suffix == ".csv":
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    if path.suffix == ".jsonl":
-        return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line])
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+def list_metadata(folder: Path, config: DatasetConfig) -> list[Path]:
+    """Return the files `metadata.csv` and the like anywhere below a folder that name pictures and their labels.
+
+    That is the layout `imagefolder` of the library `datasets`: the table stands beside its pictures.
+    """
+    places = [place for place in list_visible(folder) if place.stem.lower() == "metadata"]
+    found = []
+    for path in [folder / place for place in places if place.suffix.lower() in METADATA_SUFFIXES]:
+        names = set(_read_any(path, config).columns)
+        pictures = {config.image_column} if config.image_column else set(PICTURE_COLUMNS)
+        if names & pictures and (config.label_by or config.label_column in names):
+            found.append(path)
+    return found
 
 
-def _class_labels(schema) -> dict[str, list[str]]:
-    """Return the words of the columns that the library `datasets` stores as numbers (`ClassLabel`)."""
-    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+def read_metadata(path: Path, folder: Path, config: DatasetConfig) -> pd.DataFrame:
+    """Return what `read_manifest` does; without splits of its own, a table has that of the folder it lies in."""
+    table = read_manifest(path, config)
+    if (table["split"] == "").all():
+        folders = path.relative_to(folder).parts[:-1]
+        table["split"] = next((name for name in folders if split_of(name, config)), "")
+    return table
 
 
-def _holds_bytes(kind) -> bool:
-    return "binary" in str(kind)
+def list_saved(folder: Path) -> dict[Path, dict[str, str]]:
+    """Return the Arrow files of what `save_to_disk` wrote, with `split` where it was a `DatasetDict`.
+
+    Raises:
+        ValueError: It was saved in part, or the rows are in another order than in the files.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = read_json(folder / "dataset_dict.json")["splits"]
+        return {path: {"split": split} for split in splits for path in list_saved(folder / split)}
+    if not (folder / "state.json").is_file() or not any(folder.glob("*.arrow")):
+        return {}
+    state = read_json(folder / "state.json")
+    if state.get("_indices_files") or state.get("_indices_data_files"):
+        raise ValueError(f"{folder} holds a selection of rows, expected whole files; save it again with `datasets`")
+    return {folder / file["filename"]: {} for file in state["_data_files"]}
 
 
-def read_hdf5_pairs(source: Path, config: DatasetConfig) -> pd.DataFrame:
+def suggest_sources(folder: Path, config: DatasetConfig) -> str:
+    """Return the end of an error about a folder that isn't read: files in it that may be the data set themselves."""
+    names = [place.name for place in list_visible(folder) if len(place.parts) == 1]
+    names = [name for name in names if PurePath(name).suffix.lower() in (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)]
+    return f"; or name a file by source: {Path(config.source, names[0])}" if names else ""
+
+
+def _read_any(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
+    try:
+        with reading(path):
+            return read_columns(path) if PurePath(path).suffix.lower() in COLUMN_TABLES else read_table(path)
+    except ValueError as error:
+        raise ValueError(f"data set {config.name!r}: {error}") from error
+
+
+def _find_pictures(manifest: Path, places: pd.Series, config: DatasetConfig) -> list[str]:
+    empty = places.isna() | (places == "")
+    if empty.any():
+        raise ValueError(
+            f"data set {config.name!r}: {manifest} has {empty.sum()} rows without a picture, expected one a row; "
+            "take them out"
+        )
+    paths = [str(manifest.parent / str(place)) for place in places]
+    gone = [path for path in paths if not Path(path).is_file()]
+    if gone:
+        raise FileNotFoundError(
+            f"data set {config.name!r}: {manifest} names {len(gone)} pictures that aren't there, such as {gone[0]}; "
+            "paths are relative to the manifest's folder"
+        )
+    return paths
+
+
+def read_hdf5_pairs(paths: list[Path], config: DatasetConfig) -> list[pd.DataFrame]:
     """PCam's `*_x.h5` (N, 96, 96, 3) and `*_y.h5` (N, 1, 1, 1); the split is the word before `_x.h5`.
 
     A label is a position in `class_names`. The slide is the column `wsi` of `*_meta.csv` where that file is there.
     """
     names = list(config.class_names)
     tables = []
-    for path in sorted(source.glob("*_x.h5")):
+    for path in sorted(paths):
         labels_path = path.with_name(path.name.replace("_x.h5", "_y.h5"))
         if not labels_path.exists():
             raise FileNotFoundError(f"data set {config.name!r}: {path} has no {labels_path.name} beside it; add it")
@@ -141,59 +176,123 @@ def read_hdf5_pairs(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 f"class_names (0 to {len(names) - 1}); list every class, in the order of the labels"
             )
         table = pd.DataFrame({"path": str(path), "row": range(count), "label": [names[label] for label in labels]})
+        table["column"] = "x"
         meta = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
         if meta.exists():
             table["group"] = pd.read_csv(meta, usecols=["wsi"], dtype=str)["wsi"]
         tables.append(table.assign(split=split))
-    return pd.concat(tables, ignore_index=True)
+    return tables
+
+
+def read_hdf5(path: Path, config: DatasetConfig) -> pd.DataFrame:
+    """One HDF5 file with an array of pictures (N, H, W, 3) and arrays of N values, named as a manifest's columns.
+
+    A number as label is a position in `class_names` where no class has that name.
+    """
+    pictures = config.image_column or "image"
+    with h5py.File(path, "r") as file:
+        arrays = {}
+        file.visititems(lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+        missing = [name for name in (pictures, config.label_column) if name not in arrays]
+        if missing:
+            found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no array"
+            raise ValueError(
+                f"data set {config.name!r}: {path} holds {found}, expected {', '.join(missing)}; name the keys of "
+                "pictures and labels with image_column and label_column"
+            )
+        shape, count = arrays[pictures].shape, len(arrays[config.label_column])
+        if len(shape) != 4 or shape[0] != count:
+            raise ValueError(
+                f"data set {config.name!r}: {path} has {pictures} {shape} and {count} of {config.label_column}, "
+                "expected pictures (N, height, width, 3) and N labels; correct image_column and label_column"
+            )
+        table = pd.DataFrame({name: _read_values(array) for name, array in arrays.items() if array.size == count})
+    table["label"] = [name_label(value, config) for value in table[config.label_column]]
+    table = table.assign(path=str(path), row=range(count), column=pictures)
+    return _name_columns(table, config)
+
+
+def _read_values(array: h5py.Dataset) -> list:
+    return (array.asstr() if h5py.check_string_dtype(array.dtype) else array)[()].reshape(-1).tolist()
+
+
+def name_label(value: object, config: DatasetConfig) -> str:
+    """Return the label that a value stands for: itself, or the class at that position where no class has its name."""
+    names, text = list(config.class_names), str(value).strip()
+    position = int(text) if text.isdecimal() and text not in names else len(names)
+    return names[position] if position < len(names) else text
 
 
 def read_shards(paths: list[Path], config: DatasetConfig) -> pd.DataFrame:
     """Tar shards in WebDataset's style: `KEY.png` beside `KEY.cls` (the label) or `KEY.json` (label, group, split).
 
-    A number in `KEY.cls` is a position in `class_names`. The split is the shard's name up to the first `-`, where that
-    is one (`train-000.tar`), or the JSON's.
+    KEY is the name up to its last dot, or where nothing has that key up to the first, as WebDataset has it. A number
+    in `KEY.cls` is a position in `class_names`. The split is the shard's name up to the first `-`, where that is one
+    (`train-000.tar`), or the JSON's.
     """
     tables = []
     for path in sorted(paths):
-        facts = _read_shard_facts(path, config)
         rows = []
-        for row, (name, _, _) in enumerate(index_tar(str(path))):
-            key = str(PurePath(name).with_suffix(""))
-            if config.label_column not in facts.get(key, {}):
+        try:
+            facts = _read_shard_facts(path, config)
+            names = [name for name, _, _ in index_tar(str(path))]
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise ValueError(f"data set {config.name!r}: {path}: {error}; write the shard again") from error
+        for row, name in enumerate(names):
+            keys = _name_keys(name)
+            found = [facts[key] for key in keys if key in facts][:1]
+            # What stands under the short key of several pictures and differs between them tells of none.
+            if len(found) != 1 or len(found[0]) != 1 or config.label_column not in found[0][0]:
                 raise ValueError(
-                    f"data set {config.name!r}: {name} in {path} has no label, expected {key}.cls or {key}.json with "
-                    f"{config.label_column!r}; write the shard again"
+                    f"data set {config.name!r}: {name} in {path} has no label, expected {keys[0]}.cls or "
+                    f"{keys[0]}.json with {config.label_column!r} (label_column); write the shard again, or unpack it "
+                    "where its folders are the classes"
                 )
-            rows.append({"path": str(path), "row": row, **facts[key]})
-        table = pd.DataFrame(rows)
+            rows.append({"path": str(path), "row": row, **found[0][0]})
+        table = pd.DataFrame(rows, columns=None if rows else ["path", "row", config.label_column])
         table["label"] = table[config.label_column].astype(str)
         if config.split_column not in table:
-            table[config.split_column] = path.name.split("-")[0]
+            table[config.split_column] = path.name.split(".")[0].split("-")[0]
         tables.append(_name_columns(table, config))
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_shard_facts(path: Path, config: DatasetConfig) -> dict[str, dict]:
-    names, facts = list(config.class_names), {}
-    with tarfile.open(path, "r:") as shard:
+def _name_keys(name: str) -> list[str]:
+    """Return the keys that a member of a shard may have: its name up to the last dot, and up to the first."""
+    place = PurePath(name)
+    return list(dict.fromkeys([str(place.with_suffix("")), str(place.with_name(place.name.split(".")[0]))]))
+
+
+def _read_shard_facts(path: Path, config: DatasetConfig) -> dict[str, list[dict]]:
+    """Return what a shard tells of each key, under a short key (`_name_keys`) each different thing told."""
+    facts, long = {}, {}
+    with tarfile.open(unpack_shard(str(path)), "r:") as shard:
         for member in shard:
             suffix = PurePath(member.name).suffix.lower()
             if member.isreg() and suffix in (".cls", ".txt", ".json"):
                 text = shard.extractfile(member).read().decode()
-                entry = facts.setdefault(str(PurePath(member.name).with_suffix("")), {})
-                if suffix == ".json":
-                    entry |= json.loads(text)
-                else:
-                    label = text.strip()
-                    position = int(label) if label.isdigit() and label not in names else -1
-                    entry[config.label_column] = names[position] if 0 <= position < len(names) else label
-    return facts
+                key = _name_keys(member.name)[0]
+                told = json.loads(text) if suffix == ".json" else {config.label_column: name_label(text, config)}
+                facts.setdefault(key, {}).update(told)
+                long.setdefault(_name_keys(member.name)[-1], {})[key] = facts[key]
+    merged = {key: list(told.values()) for key, told in long.items()}
+    # Parts of one sample, such as `KEY.label.cls` and `KEY.meta.json`, add up as long as they don't contradict.
+    short = {key: _merge(told) for key, told in merged.items()}
+    return short | {key: [told] for key, told in facts.items()}
+
+
+def _merge(told: list[dict]) -> list[dict]:
+    whole = {}
+    for part in told:
+        if any(key in whole and whole[key] != value for key, value in part.items()):
+            return told
+        whole |= part
+    return [whole]
 
 
 def _name_columns(table: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     """Return the columns that all readers share, under their common names."""
-    patches = table[["path", "row", "label"]].copy()
+    patches = table[[name for name in ("path", "row", "column", "label") if name in table.columns]].copy()
     patches["split"] = table[config.split_column] if config.split_column in table.columns else ""
     for column in (config.group_by, *GROUP_COLUMNS):
         if column in table.columns:

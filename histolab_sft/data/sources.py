@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path, PurePath
+from unicodedata import normalize
 
 import pandas as pd
 from huggingface_hub import snapshot_download
@@ -11,16 +12,34 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from histolab_sft.data.benchmarks import BENCHMARKS, bach_official_splits
+from histolab_sft.data.class_folders import read_class_folders
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.hub_files import list_parquet
+from histolab_sft.data.listing import (
+    PICTURES,
+    count_unread,
+    describe_files,
+    format_kinds,
+    is_side_file,
+    list_some,
+    list_visible,
+)
 from histolab_sft.data.readers import (
+    HDF5_SUFFIXES,
     MANIFEST_SUFFIXES,
-    read_class_folders,
+    SAVED_NOTES,
+    SHARD_SUFFIXES,
+    list_metadata,
+    list_saved,
+    read_hdf5,
     read_hdf5_pairs,
     read_manifest,
+    read_metadata,
     read_shards,
     split_of,
+    suggest_sources,
 )
+from histolab_sft.data.tables import COLUMN_TABLES
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors
 
@@ -30,10 +49,11 @@ PUBLISHED_SPLITS = {"bach_official": bach_official_splits}
 
 
 def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
-    """Return the patches of a data set as a table with columns `path, row, label, split, group, id`.
+    """Return the patches of a data set as a table with columns `path, row, column, label, split, group, id`.
 
-    `row` is -1 for a picture in a file of its own, `split` is empty where the data name none. Rows are in sorted
-    order, so that a seeded shuffle gives the same splits on every file system.
+    `row` is -1 for a picture in a file of its own, else `column` is the column or key that holds it; `split` is empty
+    where the data name none. Rows are in sorted order, so that a seeded shuffle gives the same splits on every file
+    system. `attrs["not_read"]` counts by kind the files below a source that no row comes from.
 
     Raises:
         FileNotFoundError: The source, or a picture that its manifest names, isn't there.
@@ -48,7 +68,17 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
         logger.warning(
             "data set %r: nothing is named %s; its splits are dealt out by seed", config.name, config.splits
         )
-    patches["group"] = _groups(patches, config)
+    places = _name_places(patches["path"].tolist(), base)
+    if config.label_by:
+        if (patches["row"] >= 0).any():
+            raise ValueError(
+                f"data set {config.name!r} has label_by and pictures inside of {patches['path'].iloc[0]}, expected "
+                "pictures in files of their own; remove label_by and name the labels by label_column"
+            )
+        patches["label"] = _match_all(config.label_by, places, "label_by", "", "class", config)
+    patches["group"] = _groups(patches, places, config)
+    if "column" not in patches:
+        patches["column"] = "image"
     patches["id"] = [
         f"{config.name}/{Path(os.path.relpath(path, base)).as_posix()}" + (f"#{row}" if row >= 0 else "")
         for path, row in zip(patches["path"], patches["row"], strict=True)
@@ -60,23 +90,65 @@ def _read_on_disk(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, s
     """Return the patches as the reader of their layout lists them, and the folder that their ids start at."""
     source = _find_source(config, data_dir)
     if source.is_file():
-        patches = read_shards([source], config) if source.suffix == ".tar" else read_manifest(source, config)
-    elif any(source.glob("*_x.h5")):
-        patches = read_hdf5_pairs(source, config)
-    elif shards := list(source.glob("*.tar")):
-        patches = read_shards(shards, config)
-    elif manifests := _split_manifests(source, config):
-        patches = pd.concat(
-            [read_manifest(path, config).assign(split=split) for path, split in manifests.items()], ignore_index=True
-        )
-    else:
-        patches = read_class_folders(source, config)
+        return _read_file(source, config), str(source.parent)
+    patches, tables = _read_folder(source, config)
     if patches.empty:
         raise ValueError(
-            f"data set {config.name!r}: no patch found in {source}; expected class folders with "
-            f"{', '.join(IMAGE_SUFFIXES)} files, a manifest, tar shards, or PCam's *_x.h5 and *_y.h5"
+            f"data set {config.name!r}: no patch found in {source}: {describe_files(source, list_visible(source))}; "
+            f"expected class folders with {', '.join(IMAGE_SUFFIXES)} files, manifests named after the splits, tar "
+            f"shards, parquet or HDF5 files, or PCam's *_x.h5 and *_y.h5{suggest_sources(source, config)}"
         )
-    return patches, str(source.parent if source.is_file() else source)
+    unread = count_unread(source, {*patches["path"], *map(str, tables)})
+    if unread:
+        level = logging.WARNING if PICTURES in unread else logging.INFO
+        logger.log(level, "data set %r: files not read: %s", config.name, format_kinds(unread))
+    patches.attrs["not_read"] = unread
+    return patches, str(source)
+
+
+def _read_file(path: Path, config: DatasetConfig) -> pd.DataFrame:
+    suffix = path.suffix.lower()
+    if path.name.endswith(SHARD_SUFFIXES):
+        return read_shards([path], config)
+    if suffix in HDF5_SUFFIXES:
+        return read_hdf5(path, config)
+    if suffix in MANIFEST_SUFFIXES:
+        return read_manifest(path, config)
+    raise ValueError(
+        f"data set {config.name!r}: source {path} is a {suffix or 'nameless'} file, expected a folder or one of "
+        f"{', '.join((*MANIFEST_SUFFIXES, *HDF5_SUFFIXES, *SHARD_SUFFIXES))}; unpack or convert it"
+    )
+
+
+def _read_folder(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, list[Path]]:
+    """Return the patches of a folder, and the files beside theirs that were read for them."""
+    folder = source
+    while True:
+        if listed := _read_listed(folder, config):
+            tables, notes = listed
+            return pd.concat(tables, ignore_index=True), notes
+        folders = [path for path in folder.iterdir() if path.is_dir() and not is_side_file(PurePath(path.name))]
+        if len(folders) != 1 or folders[0].name in config.class_names or split_of(folders[0].name, config):
+            return read_class_folders(source, config), []
+        folder = folders[0]  # as archives unpack to
+
+
+def _read_listed(folder: Path, config: DatasetConfig) -> tuple[list[pd.DataFrame], list[Path]] | None:
+    """Return the patches that tables in a folder list or hold, and the files beside theirs; None without tables."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_side_file(PurePath(path.name)))
+    if pairs := [path for path in files if path.name.endswith("_x.h5")]:
+        return read_hdf5_pairs(pairs, config), [p for p in files if p.name.endswith(("_y.h5", "_meta.csv"))]
+    if shards := [path for path in files if path.name.lower().endswith(SHARD_SUFFIXES)]:
+        return [read_shards(shards, config)], []
+    if saved := list_saved(folder):
+        return [read_manifest(path, config).assign(**given) for path, given in saved.items()], [
+            path for path in files if path.suffix == ".json"
+        ] + [path.parent / name for path in saved for name in SAVED_NOTES]
+    if manifests := _split_manifests(folder, config):
+        return [_read_file(path, config).assign(split=split) for path, split in manifests.items()], [*manifests]
+    if metadata := list_metadata(folder, config):
+        return [read_metadata(path, folder, config) for path in metadata], metadata
+    return None
 
 
 def _read_streamed(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, str]:
@@ -138,9 +210,30 @@ def _say_where_from(source: Path) -> str:
 
 
 def _split_manifests(source: Path, config: DatasetConfig) -> dict[Path, str]:
-    """Manifests in `source` named after a split, such as `train.parquet` or `valid-00000-of-00002.parquet`."""
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in MANIFEST_SUFFIXES)
-    return {path: split for path, split in _name_splits(files, config).items() if split_of(split, config)}
+    """Return the tables in `source` that belong to a split, with the data's word for it.
+
+    They are named after it, such as `train.csv` or `valid-00000-of-00002.parquet`, or hold pictures and lie in its
+    folder, such as `train/0000.parquet`.
+
+    Raises:
+        ValueError: Beside them is a file of pictures whose split nothing tells.
+    """
+    files = [source / place for place in list_visible(source) if len(place.parts) == 1]
+    files = [path for path in files if path.suffix.lower() in (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)]
+    named = {path: split for path, split in _name_splits(files, config).items() if split_of(split, config)}
+    holders = (*COLUMN_TABLES, *HDF5_SUFFIXES)
+    for folder in source.iterdir():
+        if folder.is_dir() and split_of(folder.name, config):
+            inside = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in holders]
+            named |= {path: folder.name for path in inside if not is_side_file(PurePath(path.name))}
+    strange = [path.name for path in files if path not in named and path.suffix.lower() in holders]
+    if named and strange and not isinstance(config.splits, dict):
+        raise ValueError(
+            f"data set {config.name!r}: {source} has {list_some(strange)} beside "
+            f"{list_some([path.name for path in named])}, and nothing says of which split; name the files of every "
+            "split by `splits`, and what it doesn't name is left out"
+        )
+    return named
 
 
 def _name_splits(files: list[Path] | list[str], config: DatasetConfig) -> dict[Path | str, str]:
@@ -158,19 +251,36 @@ def _published_splits(patches: pd.DataFrame, config: DatasetConfig) -> list[str]
         return [""] * len(patches)
 
 
-def _groups(patches: pd.DataFrame, config: DatasetConfig) -> list[str | None]:
+def _groups(patches: pd.DataFrame, places: list[str], config: DatasetConfig) -> list[str | None]:
     """Return each patch's patient or slide, from the manifest's column or by the pattern on its path."""
     if "group" in patches.columns:
         return patches["group"].tolist()
     if config.group_by is None:
         return [None] * len(patches)
-    groups = []
-    for path in patches["path"]:
-        match = re.search(config.group_by, path)
-        if match is None:
-            raise ValueError(
-                f"data set {config.name!r}: group_by {config.group_by!r} is no column and doesn't match {path}; "
-                "every patch needs its slide or patient"
-            )
-        groups.append(match[1] if match.re.groups else match[0])
-    return groups
+    return _match_all(config.group_by, places, "group_by", "is no column and ", "slide or patient", config)
+
+
+def _match_all(
+    pattern: str, places: list[str], key: str, no_column: str, meaning: str, config: DatasetConfig
+) -> list[str]:
+    """Return what the first group of `pattern`, or the whole of it, matches in each path below the source."""
+    matches = [re.search(pattern, normalize("NFC", place)) for place in places]
+    found = [match and (match[1] if match.re.groups else match[0]) for match in matches]
+    strange = [place for place, value in zip(places, found, strict=True) if value is None]
+    if strange:
+        raise ValueError(
+            f"data set {config.name!r}: {key} {pattern!r} {no_column}doesn't match {len(strange)} of {len(places)} "
+            f"paths below source, such as {strange[0]}; every patch needs its {meaning}, so correct {key}, or move "
+            "what isn't meant elsewhere"
+        )
+    return found
+
+
+def _name_places(paths: list[str], base: str) -> list[str]:
+    """Return each path as patterns see it: below `base`, or those outside of it below the folder that they share."""
+    places = {path: Path(os.path.relpath(path, base)).as_posix() for path in dict.fromkeys(paths)}
+    outside = [path for path, place in places.items() if place.startswith("../")]
+    if outside:
+        shared = os.path.commonpath([os.path.dirname(path) for path in outside])
+        places |= {path: Path(os.path.relpath(path, shared)).as_posix() for path in outside}
+    return [places[path] for path in paths]

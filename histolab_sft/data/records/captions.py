@@ -1,6 +1,5 @@
 """Read captions: manifests of `{image, caption}` rows, one file, or a folder with one a split (`train.json`)."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -9,10 +8,10 @@ import pandas as pd
 
 from histolab_sft.data.readers import split_of
 from histolab_sft.data.records.rows import build_table, check_columns
-from histolab_sft.data.records.table import find_group, load_json
+from histolab_sft.data.records.table import find_group
+from histolab_sft.data.tables import TEXT_TABLES, read_table
 from histolab_sft.dataset_config import DatasetConfig
 
-SUFFIXES = (".csv", ".json", ".jsonl")
 CAPTION_COLUMN = "caption"
 
 
@@ -29,7 +28,7 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
     """
     rows, left_out, repeats = [], defaultdict(list), Counter()
     for path in list_manifests(source, config):
-        table = read_manifest(path)
+        table = read_table(path)
         image = config.image_column or "image"
         caption = config.label_column if config.label_column in table else CAPTION_COLUMN
         if len(table):
@@ -55,43 +54,11 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
     return build_table(rows, left_out, config)
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
-    """Return a manifest (`.csv`, `.json` with a list of objects, `.jsonl`) as a table; an empty cell is None or "".
-
-    Raises:
-        ValueError: It can't be read; the message names the file and, in `.jsonl`, the line.
-    """
-    if path.suffix == ".json":
-        rows = load_json(path)
-    else:
-        rows = _read_rows(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} holds {type(rows).__name__}, expected a list of objects; write one object a picture")
-    return pd.DataFrame(rows, dtype=object)
-
-
-def _read_rows(path: Path) -> list:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").to_dict("records")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        return [_read_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; expected a whole {path.suffix} file in UTF-8; export it again") from error
-
-
-def _read_line(line: str, number: int) -> dict:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}: {error}") from error
-
-
 def list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
     """Return `source` where it is a file, else the manifests in it that are named after a split."""
     if source.is_file():
         return [source]
-    paths = sorted(p for p in source.glob("*") if p.suffix in SUFFIXES and split_of(p.stem, config))
+    paths = sorted(p for p in source.glob("*") if p.suffix.lower() in TEXT_TABLES and split_of(p.stem, config))
     if not paths:
         raise FileNotFoundError(
             f"data set {config.name!r}: no manifest named after a split, such as train.json, in {source}; name one "

@@ -10,7 +10,8 @@ import pandas as pd
 
 from histolab_sft.data.readers import split_of
 from histolab_sft.data.records.rows import check_pictures
-from histolab_sft.data.records.table import build_exact_table, find_group, load_json, read_size, refuse_records
+from histolab_sft.data.records.table import build_exact_table, find_group, read_size, refuse_records
+from histolab_sft.data.tables import read_json
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.box_geometry import clip_boxes
@@ -38,7 +39,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     rows, problems, crowds = [], [], 0
     for file in files:
-        data = load_json(file)
+        data = read_json(file)
         if not isinstance(data, dict) or not isinstance(data.get("images"), list):
             raise ValueError(f"{file} holds no list `images`, expected COCO's; move files of another kind elsewhere")
         split = _find_split(file.relative_to(root), config)

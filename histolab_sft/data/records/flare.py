@@ -17,7 +17,8 @@ import pandas as pd
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.records.flare_answers import TASKS, collect_known, find_kind, is_hidden, read_answer
 from histolab_sft.data.records.rows import check_pictures
-from histolab_sft.data.records.table import build_exact_table, find_group, load_json, read_size, refuse_records
+from histolab_sft.data.records.table import build_exact_table, find_group, read_size, refuse_records
+from histolab_sft.data.tables import read_json
 from histolab_sft.dataset_config import DatasetConfig
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _list_files(source: Path) -> dict[Path, str]:
 
 
 def _load_questions(file: Path) -> list:
-    found = load_json(file)
+    found = read_json(file)
     if isinstance(found, dict):
         found = next((found[key] for key in LIST_KEYS if isinstance(found.get(key), list)), found)
     if not isinstance(found, list):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.data.readers import split_of
-from histolab_sft.data.records.table import build_exact_table, find_group, load_json, refuse_records
+from histolab_sft.data.records.table import build_exact_table, find_group, refuse_records
+from histolab_sft.data.tables import read_json
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.tasks import report
 
@@ -61,7 +62,7 @@ def read_llava(source: Path, config: DatasetConfig, image_folder: str = "") -> p
 def _load_records(file: Path, problems: list[str]) -> list[tuple[int, object]]:
     """Return (position, record) of each record, adding to `problems` the lines that aren't JSON."""
     if file.suffix == ".json":
-        found = load_json(file)
+        found = read_json(file)
         if not isinstance(found, list):
             raise ValueError(
                 f"{file} holds {type(found).__name__}, expected a list of conversations; correct `source`"

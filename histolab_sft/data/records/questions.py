@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.data.readers import GROUP_COLUMNS
-from histolab_sft.data.records.captions import drop_empty, find_picture, find_split, list_manifests, read_manifest
+from histolab_sft.data.records.captions import drop_empty, find_picture, find_split, list_manifests
 from histolab_sft.data.records.rows import check_columns
 from histolab_sft.data.records.table import build_exact_table, find_group, refuse_records
+from histolab_sft.data.tables import read_table
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.tasks import TASKS
 
@@ -33,7 +34,7 @@ def read_questions(source: Path, config: DatasetConfig) -> pd.DataFrame:
     image = config.image_column or "image"
     rows, problems = [], []
     for path in list_manifests(source, config):
-        table = read_manifest(path)
+        table = read_table(path)
         answer = config.label_column if config.label_column in table else ANSWER_COLUMN
         if len(table):
             check_columns(table.columns, (image, answer), path, config)

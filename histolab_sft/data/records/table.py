@@ -1,6 +1,5 @@
 """What readers of other people's formats share: exact answers, refusals by record, groups, sizes of pictures."""
 
-import json
 import os
 import re
 import struct
@@ -34,18 +33,6 @@ def refuse_records(problems: list[str], source: Path, config: DatasetConfig) -> 
             f"data set {config.name!r}: {len(problems)} records of {source} can't be understood:\n{listed}\n"
             "correct them or take them out"
         )
-
-
-def load_json(path: Path) -> object:
-    """Return what a JSON file holds.
-
-    Raises:
-        ValueError: It isn't JSON; names the file and the place.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # bytes that aren't UTF-8 are one too
-        raise ValueError(f"{path}: {error}, expected JSON; download it again") from error
 
 
 def find_group(picture: str, config: DatasetConfig, record: dict | None = None) -> str | None:

@@ -1,0 +1,151 @@
+"""Read the patches of folders whose names, or whose files' names, say what the patches show."""
+
+import logging
+from pathlib import Path, PurePath
+from unicodedata import normalize
+
+import pandas as pd
+
+from histolab_sft.data.listing import (
+    OTHER_PICTURES,
+    count_kinds,
+    is_picture,
+    list_some,
+    list_visible,
+)
+from histolab_sft.data.readers import split_of, suggest_sources
+from histolab_sft.dataset_config import SPLITS, DatasetConfig
+
+logger = logging.getLogger(__name__)
+
+ELSEWHERE = (
+    "if the class stands elsewhere in the path, tell it by label_by, such as label_by: '([^/]+)/[^/]+$' for the last "
+    "folder"
+)
+
+
+def read_class_folders(source: Path, config: DatasetConfig) -> pd.DataFrame:
+    """`LABEL/…/*.tif`, `SPLIT/LABEL/…/*.tif` or `LABEL/SPLIT/…/*.tif`, to any depth below the label.
+
+    A folder that holds all the pictures and is neither a split nor a label, as archives unpack to, is looked into.
+    With `label_by` pictures may lie anywhere, and labels are left for that pattern to find.
+
+    Raises:
+        ValueError: There are pictures here that no row would have: beside the class folders, in a folder beside those
+            of the splits, or of another format; or no folder has the name of a class.
+    """
+    places = list_visible(source)
+    pictures = [place for place in places if is_picture(place)]
+    if not pictures:
+        return pd.DataFrame(columns=["path", "row", "label", "split"])
+    _refuse_other_pictures(source, places, config)
+    base = PurePath() if config.label_by else _find_base(source, pictures, config)
+    _refuse_loose([place for place in pictures if not place.is_relative_to(base)], source, config)
+    paths = {place: place.relative_to(base) for place in pictures}
+    tops = sorted({path.parts[0] for path in paths.values() if len(path.parts) > 1})
+    splits = [top for top in tops if split_of(top, config)]
+    if splits:
+        paths = _leave_out_others(source, paths, splits, [top for top in tops if top not in splits], config)
+    labels = [""] * len(paths) if config.label_by else _name_labels(source, paths, bool(splits), config)
+    rows = [
+        (str(source / place), -1, label, _find_split(paths[place], config))
+        for place, label in zip(paths, labels, strict=True)
+    ]
+    # Names that aren't UTF-8 still have to be named when they are refused: pandas' own text type can't hold them.
+    return pd.DataFrame(rows, columns=["path", "row", "label", "split"], dtype=object).astype({"row": int})
+
+
+def _find_base(source: Path, pictures: list[PurePath], config: DatasetConfig) -> PurePath:
+    """Return the folder below `source` that the class folders or the splits lie in."""
+    base = PurePath()
+    while True:
+        parts = {place.relative_to(base).parts for place in pictures if place.is_relative_to(base)}
+        tops = {path[0] for path in parts if len(path) > 1}
+        lone = next(iter(tops)) if len(tops) == 1 else None
+        known = lone is not None and (_is_class(lone, config) or split_of(lone, config))
+        if lone is None or known or all(len(path) < 3 for path in parts if path[0] == lone):
+            break
+        base /= lone
+    if base.parts:
+        logger.info("data set %r: reads the folders in %s", config.name, source / base)
+    return base
+
+
+def _leave_out_others(
+    source: Path, paths: dict[PurePath, PurePath], splits: list[str], others: list[str], config: DatasetConfig
+) -> dict[PurePath, PurePath]:
+    """Return the pictures in the folders of splits; others are left out only where `splits` chooses among them."""
+    loose = [place for place, path in paths.items() if len(path.parts) == 1]
+    if loose:
+        raise ValueError(
+            f"data set {config.name!r}: {_count(loose, 'picture')} beside the folders of splits in {source}, such as "
+            f"{loose[0]}; move {'it' if len(loose) == 1 else 'them'} into a split or elsewhere"
+        )
+    if others and not isinstance(config.splits, dict):
+        inside = sum(path.parts[0] in others for path in paths.values())
+        block = {split_of(name, config): name for name in splits}
+        block = {split: block[split] for split in SPLITS if split in block}
+        free = next((split for split in SPLITS if split not in block), "test")
+        named = ", ".join(f"{split}: {name}" for split, name in (block | {free: others[0]}).items())
+        raise ValueError(
+            f"data set {config.name!r}: {_count(others, 'folder')} with {inside} pictures beside "
+            f"{' and '.join(splits)} in {source}, and nothing says of which split: {list_some(others)}; name every "
+            f"split, such as splits: {{{named}}}; what `splits` doesn't name is left out"
+        )
+    return {place: path for place, path in paths.items() if path.parts[0] in splits}
+
+
+def _name_labels(source: Path, paths: dict[PurePath, PurePath], with_splits: bool, config: DatasetConfig) -> list[str]:
+    """Return the name of the first folder, below its split's where there are splits, that each picture lies in."""
+    depth = int(with_splits)
+    loose = [place for place, path in paths.items() if len(path.parts) < depth + 2]
+    labels = [normalize("NFC", path.parts[depth]) for path in paths.values()]
+    folders = sorted(
+        {label for label, path in zip(labels, paths.values(), strict=True) if len(path.parts) > depth + 1}
+    )
+    if folders and not any(_is_class(folder, config) for folder in folders):
+        raise ValueError(
+            f"data set {config.name!r}: no folder in {source} has the name of a class: found {list_some(folders)}, "
+            f"expected {list_some(list(config.class_names))}; correct class_names, name splits by `splits`, or "
+            f"{ELSEWHERE}{suggest_sources(source, config)}"
+        )
+    _refuse_loose(loose, source, config)
+    deep = [place for place, path in paths.items() if len(path.parts) > depth + 2]
+    if deep:
+        logger.info(
+            "data set %r: %d of %d pictures lie deeper than their class folder, such as %s",
+            *(config.name, len(deep), len(paths), deep[0]),
+        )
+    return labels
+
+
+def _refuse_loose(loose: list[PurePath], source: Path, config: DatasetConfig) -> None:
+    if loose:
+        raise ValueError(
+            f"data set {config.name!r}: {_count(loose, 'picture')} in no class folder of {source}, such as "
+            f"{loose[0]}; move {'it' if len(loose) == 1 else 'them'} into the folder of a class or elsewhere, or "
+            f"{ELSEWHERE}"
+        )
+
+
+def _find_split(path: PurePath, config: DatasetConfig) -> str:
+    """Return the first folder of a path that is a split's: above the class, or below it."""
+    return next((part for part in path.parts[:-1] if split_of(part, config)), "")
+
+
+def _refuse_other_pictures(source: Path, places: list[PurePath], config: DatasetConfig) -> None:
+    strange = [place for place in places if not is_picture(place) and OTHER_PICTURES in count_kinds(source, [place])]
+    if strange:
+        raise ValueError(
+            f"data set {config.name!r}: {_count(strange, 'picture')} in a format, or under a name, that isn't read, "
+            f"such as {strange[0]}; expected .png, .jpg, .tif, .bmp, .webp or .dcm, so convert, rename or move "
+            f"{'it' if len(strange) == 1 else 'them'}"
+        )
+
+
+def _is_class(name: str, config: DatasetConfig) -> bool:
+    return normalize("NFC", name) in {normalize("NFC", label) for label in config.class_names}
+
+
+def _count(things: list, word: str) -> str:
+    return f"{len(things)} {word}" + ("" if len(things) == 1 else "s")

@@ -1,0 +1,114 @@
+"""Find every file below a source and say what becomes of it: nothing lies there that isn't read or counted."""
+
+import logging
+import mimetypes
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+
+from histolab_sft.data.containers import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# Written beside the pictures by macOS, Windows, storage devices and file systems. Compared in lower case.
+SYSTEM_NAMES = (
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("@eadir", "lost+found"),
+)
+HIDDEN, PICTURES, OTHER_PICTURES = "hidden or of the system", "pictures", "pictures of another format"
+# Beside those whose name says `image`: whole slides, and JPEG 2000.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".czi", ".jp2", ".j2k", ".dicom")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+MIME_TYPES = mimetypes.MimeTypes()  # Python's own, whatever else this system knows
+EXAMPLES = 3
+
+
+def is_side_file(place: PurePath) -> bool:
+    """Whether a path, seen from the source, is hidden or of the operating system, or lies in such a folder."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in place.parts)
+
+
+def list_files(source: Path) -> list[PurePath]:
+    """Return every file below `source`, to any depth, as sorted paths seen from there. Links are followed.
+
+    Raises:
+        PermissionError: A folder may not be read.
+    """
+    start = len(os.path.join(str(source), ""))
+    return sorted(PurePath(path[start:]) for path in _walk(str(source), ()))
+
+
+def list_visible(source: Path) -> list[PurePath]:
+    """Return what `list_files` does, but for hidden files and those of the operating system."""
+    return [place for place in list_files(source) if not is_side_file(place)]
+
+
+def is_picture(place: PurePath) -> bool:
+    return place.suffix.lower() in IMAGE_SUFFIXES
+
+
+def count_unread(source: Path, read: Collection[str]) -> dict[str, int]:
+    """Return how many files below `source` are not in `read` (paths as `str(source / place)`), by kind, most first.
+
+    Kinds are `HIDDEN`, `PICTURES`, `OTHER_PICTURES` and the suffixes of other files.
+    """
+    unread = [place for place in list_files(source) if str(source / place) not in read]
+    return count_kinds(source, unread)
+
+
+def count_kinds(source: Path, places: Iterable[PurePath]) -> dict[str, int]:
+    """Return the number of files of each kind, most first."""
+    return dict(Counter(_name_kind(source, place) for place in places).most_common())
+
+
+def format_kinds(kinds: dict[str, int]) -> str:
+    """Return counts by kind in words: `40 hidden or of the system, 6 .txt`."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def describe_files(source: Path, places: Sequence[PurePath]) -> str:
+    """Return what lies below a folder in a few words, for somebody who expected something else there."""
+    if not places:
+        return "it is empty"
+    folders = sorted({place.parts[0] for place in places if len(place.parts) > 1})
+    where = f" (in {list_some(folders)})" if folders else ""
+    return f"it holds {format_kinds(count_kinds(source, places))}{where}"
+
+
+def list_some(names: Sequence[object], most: int = EXAMPLES) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in map(str, names[:most])]
+    return ", ".join(shown) + more
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.path
+            elif os.path.realpath(entry.path) not in above:  # else a link to a folder that it lies in
+                yield from _walk(entry.path, above)
+
+
+def _name_kind(source: Path, place: PurePath) -> str:
+    if is_side_file(place):
+        return HIDDEN
+    if is_picture(place):
+        return PICTURES
+    suffix = place.suffix.lower()
+    kind = MIME_TYPES.guess_type(place.name)[0] or ""
+    if kind.startswith("image/") or suffix in SLIDE_SUFFIXES or _looks_like_a_picture(source / place):
+        return OTHER_PICTURES
+    return suffix or "without a suffix"
+
+
+def _looks_like_a_picture(path: Path) -> bool:
+    """Whether a file whose name tells nothing holds a picture; DICOM files often end in the number of the slice."""
+    if path.suffix and not path.suffix[1:].isdigit() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return start.startswith(SIGNATURES) or start[128:] == b"DICM"
