@@ -96,9 +96,8 @@ space: install ## write a folder ready for a Gradio Space of RECIPE
 bench: install ## compare with plain TRL side by side: training, scoring, reading, memory (CPU, minutes)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-bench-gpu: install ## the same on a GPU, at MedGemma-4B's sizes with random weights
+bench-gpu: install ## the same on a GPU in eight minutes, at MedGemma-4B's sizes with random weights
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
-	$(BIN)/python -m benchmarks.gpu_profiles $(ARGS)
 
 clean: ## remove results and painted patches
 	rm -rf outputs data/synthetic

@@ -18,3 +18,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting accelerator to"))
 # TRL reads an attribute by its name of before transformers 5.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+# Read when CUDA starts. Batches of changing length leave gaps that no later tensor fits; segments that grow have none.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

@@ -18,6 +18,7 @@ def main(histo_args, training_args, model_args, on_gpu):
     from histolab_sft.data.audit import explain_refusal, format_audit
     from histolab_sft.data.masks import audit_masks, describe_row
     from histolab_sft.data.patches import audit_recipe, format_patches, leave_out_refused
+    from histolab_sft.models.fit import measure_lengths
     from histolab_sft.models.load import load_config, load_processor, locate_base_model
     from histolab_sft.models.plan import plan_for_recipe
 
@@ -36,7 +37,8 @@ def main(histo_args, training_args, model_args, on_gpu):
     checked = audit_masks(rows, processor, load_config(model_args), training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
 
-    print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu)}")
+    lengths = measure_lengths(rows, processor)
+    print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu, lengths)}")
 
     stopped = explain_refusal(audit, intake, histo_args, training_args.output_dir)
     print(f"\nTraining would be refused: {stopped}" if stopped else "\nReady to train.")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from transformers import Gemma3Config
 
-MEDGEMMA_4B = "google/medgemma-4b-it"
+# All of one size: version 1.5 is a further training of the same network.
+MEDGEMMA_4B_SIZED = ("google/medgemma-4b-it", "google/medgemma-4b-pt", "google/medgemma-1.5-4b-it")
 
 # Source: config.json of google/medgemma-4b-it, which is that of google/gemma-3-4b-it with the image tower's own sizes.
 TEXT_SIZES = {

@@ -1,8 +1,8 @@
 """The memory that a run will need, part by part, from the model's shape alone.
 
 Weights are counted from the model on the meta device, activations are traced (see `activations`), the rest is
-arithmetic that each row names. What no shape tells, the CUDA context, is an assumption; the slack of the caching
-allocator isn't counted.
+arithmetic that each row names. What no shape tells (the CUDA context, cuBLAS, what the caching allocator can't hand
+out) are allowances, whose sources stand beside them.
 """
 
 import math
@@ -40,6 +40,13 @@ OPTIMISER_BYTES = {
     "sgd": 0,
 }
 LARGEST_MICRO_BATCH = 64
+# cuBLAS and cuBLASLt keep a workspace each for the thread of the forward and for that of the backward pass: 32 MiB on
+# Hopper, 8 before (PyTorch, CUDABlas.cpp).
+WORKSPACES = 4
+WORKSPACE = {"hopper": 32 * 2**20, "earlier": 8 * 2**20}
+# Of the activations: a block is handed out whole where less than 1 MiB of it would be left over, and some of what is
+# reserved fits nobody. Under a cap of 14.5 GiB both came to 8 % in training (benchmarks/results).
+ALLOCATOR_SHARE = 0.08
 
 
 @dataclass(frozen=True)
@@ -49,30 +56,38 @@ class Setup:
     Args:
         precision (`Precision`): The dtypes.
         load_in_4bit, load_in_8bit, double_quantized (`bool`): Of the language layers.
-        batch_size (`int`): Patches at once in training.
+        compute_4bit (`torch.dtype`, *optional*): In which 4-bit layers multiply, if not as autocast or the weights.
+        batch_size (`int`): Rows at once in training.
         accumulation (`int`): Micro-batches of a step. From the second one on there are gradients of the one before.
         tokens, labelled (`int`): Longest sequence, and its longest answer.
+        pictures (`int`): Most pictures of a row.
+        options (`int`, *optional*): Most answers that a row chooses from, if it chooses.
         checkpointing (`bool`): Recompute activations in the backward pass.
         cached (`bool`): Features come from the cache and the tower is not on the device.
         optimiser (`str`): As in `SFTConfig.optim`.
-        scoring_batch, candidates (`int`): Patches and, beside them, answers read at once in scoring.
+        scoring_batch, candidates (`int`): Rows and, beside them, answers read at once in scoring.
         on_gpu (`bool`): There is a CUDA context, and TRL projects the labelled positions alone.
+        hopper (`bool`): The GPU is of compute capability 9 or later.
     """
 
     precision: Precision
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     double_quantized: bool = False
+    compute_4bit: torch.dtype | None = None
     batch_size: int = 1
     accumulation: int = 1
     tokens: int = 310
     labelled: int = 8
+    pictures: int = 1
+    options: int | None = None
     checkpointing: bool = True
     cached: bool = False
     optimiser: str = "adamw_torch_fused"
     scoring_batch: int = 8
     candidates: int = 96
     on_gpu: bool = True
+    hopper: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ def plan_memory(model, setup: Setup) -> list[MemoryRow]:
         rows += _plan_tower(model, setup, tower_trained)
     rows += _plan_language(model, setup) + _plan_scoring(model, setup)
     if setup.on_gpu:
-        rows.append(MemoryRow("CUDA context", "", CUDA_CONTEXT, MOMENTS, "assumed, not measured"))
+        rows += _plan_allowances(rows, setup)
     return [row for row in rows if row.bytes]
 
 
@@ -171,6 +186,22 @@ def _weigh(model, setup: Setup) -> list[MemoryRow]:
     return rows
 
 
+def _plan_allowances(rows: list[MemoryRow], setup: Setup) -> list[MemoryRow]:
+    """Rows of what a GPU takes beside the tensors."""
+    workspace = WORKSPACES * WORKSPACE["hopper" if setup.hopper else "earlier"]
+    passing = [row for row in rows if set(row.moments) != set(MOMENTS) and "optimiser" not in row.moments]
+    slack = {
+        moment: round(ALLOCATOR_SHARE * sum(row.bytes for row in passing if moment in row.moments))
+        for moment in MOMENTS
+    }
+    source = f"{ALLOCATOR_SHARE:.0%} of the activations: blocks can't be cut to size"
+    return [
+        *(MemoryRow("allocator", "", size, (moment,), f"{source}, in {moment}") for moment, size in slack.items()),
+        MemoryRow("cuBLAS", "", workspace, MOMENTS, f"{WORKSPACES} workspaces"),
+        MemoryRow("CUDA context", "", CUDA_CONTEXT, MOMENTS, "assumed, not measured"),
+    ]
+
+
 def _plan_tower(model, setup: Setup, trained: bool) -> list[MemoryRow]:
     """Rows of the pictures and of the tower's pass over them."""
     size = model.config.vision_config.to_dict().get("image_size")
@@ -180,15 +211,23 @@ def _plan_tower(model, setup: Setup, trained: bool) -> list[MemoryRow]:
             "towers that read one size; plan with vision_cache, or measure"
         )
     tower = trace_tower(model, setup.precision, size, trained, setup.checkpointing)
-    dtype, batch, pixels = _name(setup.precision.tower), setup.batch_size, 3 * size**2 * 4
+    dtype, pictures, pixels = _name(setup.precision.tower), setup.batch_size * setup.pictures, 3 * size**2 * 4
     kept = "kept for the backward pass" if trained else "output, held during the forward pass"
     passing = ("tower", "backward") if trained else ("tower",)
-    scoring = setup.scoring_batch * (pixels + tower.kept + tower.above)
+    scored = setup.scoring_batch * setup.pictures
+    # Trainer fetches the micro-batches of a step together, to count their tokens.
+    held = pictures * setup.accumulation
     return [
-        MemoryRow("pictures", "float32", batch * pixels, STEP, f"{batch} x 3 x {size} x {size}"),
-        MemoryRow("tower, kept", dtype, batch * tower.kept, STEP, f"traced, {kept}"),
-        MemoryRow("tower, passing", dtype, batch * tower.above, passing, "traced, one layer's pass"),
-        MemoryRow("tower in scoring", dtype, scoring, ("encoding",), f"{setup.scoring_batch} patches, traced"),
+        MemoryRow("pictures", "float32", held * pixels, STEP, f"{held} x 3 x {size} x {size}, of the whole step"),
+        MemoryRow("tower, kept", dtype, pictures * tower.kept, STEP, f"traced, {kept}"),
+        MemoryRow("tower, passing", dtype, pictures * tower.above, passing, "traced, one layer's pass"),
+        MemoryRow(
+            "tower in scoring",
+            dtype,
+            scored * (pixels + tower.kept + tower.above),
+            ("encoding",),
+            f"{scored} pictures, traced",
+        ),
     ]
 
 
@@ -215,8 +254,18 @@ def _plan_language(model, setup: Setup) -> list[MemoryRow]:
     ]
     if setup.load_in_4bit or setup.load_in_8bit:
         largest = max(module.weight.numel() for module in decoder.modules() if isinstance(module, nn.Linear))
-        size = largest * compute.itemsize
-        rows.append(MemoryRow("dequantised layer", _name(compute), size, ("backward", "scoring"), "the largest"))
+        multiplied = setup.compute_4bit or compute
+        # Backwards it is unpacked in the dtype in which it was packed, and cast from there.
+        size = largest * (multiplied.itemsize + (precision.weights.itemsize if multiplied != precision.weights else 0))
+        rows.append(MemoryRow("unpacked layer", _name(multiplied), size, ("loss", "backward"), "the largest"))
+        rows.append(
+            MemoryRow("unpacked layer", _name(multiplied), largest * multiplied.itemsize, ("scoring",), "the largest")
+        )
+    if setup.cached:
+        # What enters the projector is smaller than what comes out of it.
+        held = batch * setup.accumulation * setup.pictures
+        size = held * model.config.mm_tokens_per_image * decoder.config.hidden_size * precision.weights.itemsize
+        rows.append(MemoryRow("features", dtype, size, STEP, f"{held} pictures, of the whole step"))
     return rows
 
 
@@ -224,7 +273,8 @@ def _plan_scoring(model, setup: Setup) -> list[MemoryRow]:
     """Rows of the likelihood of the answers, as `shared_prefix` reads them."""
     precision, patches = replace(setup.precision, autocast=None, adapter_casts=True), setup.scoring_batch
     traced = trace_cache(model, precision, setup.tokens)
-    dtype, answers = _name(precision.weights), max(patches, setup.candidates)
+    dtype, answers = _name(precision.weights), min(setup.candidates, patches * (setup.options or setup.candidates))
+    answers = max(patches, answers)
     window = model.get_decoder().config.to_dict().get("sliding_window") or math.inf
     # A tree of answers beside each prompt or, where a window would cut the prompt, a copy of it for each answer.
     beside = answers // patches * setup.labelled

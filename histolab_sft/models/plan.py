@@ -14,6 +14,7 @@ from histolab_sft.hardware import (
     BFLOAT16_CAPABILITY,
     CPU,
     GIB,
+    HOPPER,
     PROFILES,
     USABLE_GIB,
     check_precision,
@@ -22,7 +23,7 @@ from histolab_sft.hardware import (
     detect_profile,
 )
 from histolab_sft.models.activations import Precision
-from histolab_sft.models.geometry import MEDGEMMA_4B, write_medgemma_4b_config
+from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, write_medgemma_4b_config
 from histolab_sft.models.load import build_lora_config, build_meta_model
 from histolab_sft.models.memory import (
     MOMENTS,
@@ -39,38 +40,51 @@ from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import find_vision_tower
 from histolab_sft.phase_config import LANGUAGE, list_trained_parts
 
-# Question and answer beside the picture, in tokens: nine class names and a sentence. Preflight knows better.
+# Without the data at hand: one picture a row, and beside it, in tokens, nine class names and a sentence.
 TEXT_TOKENS = 54
+WITHOUT_DATA = {"labelled": 8, "pictures": 1, "options": None}
+# What the profiles are made for; a plan for them must not hang on the card of the machine that prints it.
+CAPABILITIES = {
+    "gpu_4gb": (7, 5),
+    "gpu_16gb_turing": (7, 5),
+    "gpu_16gb": (8, 0),
+    "gpu_24gb": (8, 0),
+    "gpu_80gb": (9, 0),
+}
 NOT_COUNTED = (
     "Weights are counted and activations traced with the model's own code. The CUDA context is an assumption. What\n"
-    "the allocator holds unused, what loading the weights takes for a moment, and the pass that fills the cache of\n"
-    "features are not in the plan. With vision_cache: auto, which may decline, the tower is planned to stay."
+    "loading the weights takes for a moment, and the pass that fills the cache of features, are not in the plan.\n"
+    "With vision_cache: auto, which may decline, the tower is planned to stay."
 )
 
 
 def plan_for_recipe(
-    histo_args, training_args, model_args, on_gpu: bool | None = None, tokens: int | None = None, labelled: int = 8
+    histo_args, training_args, model_args, on_gpu: bool | None = None, lengths: dict | None = None
 ) -> str:
     """Return the plan of a recipe as text: its parts, and a table of all profiles. Loads no weights.
 
     Args:
         histo_args (`HistoArguments`), training_args (`SFTConfig`), model_args (`ModelConfig`): The recipe.
         on_gpu (`bool`, *optional*): Where it will run, if not where `use_cpu` says.
-        tokens (`int`, *optional*): Longest sequence; the picture's tokens and 54 if omitted.
-        labelled (`int`): Longest answer in tokens.
+        lengths (`dict`, *optional*): From `fit.measure_lengths`; one picture and 54 tokens of text if omitted.
     """
     model, note = build_planned_model(model_args, histo_args.lora_scope, list_trained_parts(histo_args))
-    tokens = tokens or model.config.to_dict().get("mm_tokens_per_image", 256) + TEXT_TOKENS
-    recipe = vars(model_args) | vars(training_args) | vars(histo_args)
-    recipe |= {"tokens": tokens, "labelled": labelled}
+    assumed = {"tokens": model.config.to_dict().get("mm_tokens_per_image", 256) + TEXT_TOKENS} | WITHOUT_DATA
+    recipe = vars(model_args) | vars(training_args) | vars(histo_args) | (lengths or assumed)
     on_gpu = not training_args.use_cpu if on_gpu is None else on_gpu
     machine, capability = detect_profile(), detect_capability()
-    setup = build_setup(model, recipe, on_gpu, capability is None or capability >= BFLOAT16_CAPABILITY)
+    setup = build_setup(model, recipe, on_gpu, capability)
     rows = plan_memory(model, setup)
     lines = [note] if note else []
+    if lengths is None:
+        lines.append("Planned without the data: one picture a row, a short question and a short answer.")
     lines += [f"{note}." for note in histo_args.profile_notes]
     lines += check_precision(training_args, model_args, model.config.model_type, capability if on_gpu else None)
-    lines += [f"{model_args.model_name_or_path}, {tokens} tokens, micro-batch {setup.batch_size}", format_plan(rows)]
+    lines.append(
+        f"{model_args.model_name_or_path}, at most {setup.tokens} tokens and {setup.pictures} "
+        f"{'picture' if setup.pictures == 1 else 'pictures'} a row, micro-batch {setup.batch_size}"
+    )
+    lines.append(format_plan(rows))
     if on_gpu and machine == CPU:
         lines.append("There is no GPU here to compare with.")
     else:
@@ -96,11 +110,12 @@ def build_planned_model(
         try:
             model, _ = build_meta_model(model_args)
         except OSError as error:
-            if model_args.model_name_or_path != MEDGEMMA_4B:
+            if model_args.model_name_or_path not in MEDGEMMA_4B_SIZED:
                 raise
             reason = str(error).splitlines()[0]
             note = (
-                f"The configuration of {MEDGEMMA_4B} is out of reach ({reason}): planned with the built-in copy of it."
+                f"The configuration of {model_args.model_name_or_path} is out of reach ({reason}): planned with the "
+                "built-in copy of it."
             )
             model_args = replace(model_args, model_name_or_path=str(write_medgemma_4b_config(folder)))
             model, _ = build_meta_model(model_args)
@@ -111,8 +126,14 @@ def build_planned_model(
     return model, note
 
 
-def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setup:
-    """Return what `plan_memory` needs from a recipe's keys."""
+def build_setup(model, keys: dict, on_gpu: bool, capability: tuple[int, int] | None) -> Setup:
+    """Return what `plan_memory` needs from a recipe's keys.
+
+    Args:
+        keys (`dict`): With `tokens`, `labelled`, `pictures` and `options` of the data beside the recipe's own.
+        capability (`tuple[int, int]`, *optional*): Of the GPU; where it isn't known, one of the Ampere generation.
+    """
+    capability = capability or BFLOAT16_CAPABILITY
     frozen_tower = not any(parameter.requires_grad for parameter in find_vision_tower(model).parameters())
     autocast = torch.bfloat16 if keys["bf16"] else torch.float16 if keys["fp16"] else None
     quantized = keys["load_in_4bit"] or keys["load_in_8bit"]
@@ -124,21 +145,25 @@ def build_setup(model, keys: dict, on_gpu: bool, bfloat16_kernels: bool) -> Setu
             tower=DTYPES[keys["vision_tower_dtype"]] if keys["vision_tower_dtype"] else weights,
             autocast=autocast,
             adapter_casts=not (on_gpu and quantized and autocast is not None),
-            fused_bfloat16=bfloat16_kernels or not on_gpu,
+            fused_bfloat16=capability >= BFLOAT16_CAPABILITY or not on_gpu,
         ),
         load_in_4bit=keys["load_in_4bit"],
         load_in_8bit=keys["load_in_8bit"],
         double_quantized=keys["use_bnb_nested_quant"],
+        compute_4bit=DTYPES[keys["bnb_4bit_compute_dtype"]] if keys["bnb_4bit_compute_dtype"] else None,
         batch_size=keys["per_device_train_batch_size"],
         accumulation=keys["gradient_accumulation_steps"],
         tokens=keys["tokens"],
         labelled=keys["labelled"],
+        pictures=keys["pictures"],
+        options=keys["options"],
         checkpointing=keys["activation_checkpointing"],
         cached=keys["vision_cache"] not in ("auto", "off") and frozen_tower,
         optimiser=OptimizerNames(keys["optim"]).value,
         scoring_batch=keys["per_device_eval_batch_size"],
         candidates=keys["candidate_batch_size"],
         on_gpu=on_gpu,
+        hopper=capability >= HOPPER,
     )
 
 
@@ -156,7 +181,7 @@ def format_profiles(model, recipe: dict) -> str:
     lines = [f"{'profile':<17}{'GiB':>6}{'batch':>7}{'training':>10}{'scoring':>9}{'largest batch':>15}  verdict"]
     for name, table in PROFILES.items():
         keys = recipe | {key: value for key, (value, _) in table.items()}
-        setup = build_setup(model, keys, name != CPU, name not in ("gpu_4gb", "gpu_16gb_turing"))
+        setup = build_setup(model, keys, name != CPU, CAPABILITIES.get(name))
         rows = plan_memory(model, setup)
         training, scoring = (compute_peak(rows, moments) / GIB for moments in (TRAINING, SCORING))
         usable, largest, verdict = "", "", "as much main memory as these"
