@@ -8,12 +8,13 @@ Score the base model and the fine-tuned one on the test split, in the same way:
 import logging
 import sys
 
-from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.errors import plain_errors
+from histolab_sft.training.signals import ending_on_signals
 
 
 def main(histo_args, training_args, model_args):
-    # A mistake in the recipe is told before this is loaded, which takes seconds.
+    # A mistake in the recipe is told before these are loaded, which takes seconds.
+    from histolab_sft.arguments import resolve_recipe
     from histolab_sft.evaluation.run import evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -23,5 +24,8 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with ending_on_signals(), plain_errors():
+        # Not before the signals have their handlers: loading it takes seconds.
+        from histolab_sft.arguments import parse_recipe
+
         main(*parse_recipe())

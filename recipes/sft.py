@@ -12,8 +12,8 @@ import logging
 import sys
 from pathlib import Path
 
-from histolab_sft.arguments import parse_recipe, resolve_recipe
 from histolab_sft.errors import plain_errors
+from histolab_sft.training.signals import EXIT_CODE, ending_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ def main(histo_args, training_args, model_args):
     from accelerate.state import AcceleratorState
     from accelerate.utils.memory import clear_device_cache
 
+    from histolab_sft.arguments import resolve_recipe
     from histolab_sft.data.patches import load_audited_patches
     from histolab_sft.processes import check_processes, explain_lost_process
     from histolab_sft.provenance import fingerprint_data, record_run
@@ -36,7 +37,6 @@ def main(histo_args, training_args, model_args):
         plan_phases,
         select_rows,
     )
-    from histolab_sft.training.signals import EXIT_CODE
 
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.WARNING, format="%(message)s")
     check_processes(training_args, model_args)
@@ -82,5 +82,8 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with ending_on_signals(), plain_errors():
+        # Not before the signals have their handlers: loading it takes seconds.
+        from histolab_sft.arguments import parse_recipe
+
         sys.exit(main(*parse_recipe()))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.errors import plain_errors
+from histolab_sft.training.signals import ending_on_signals
 
 
 def main(histo_args, training_args, model_args):
@@ -55,5 +56,5 @@ def main(histo_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with ending_on_signals(), plain_errors():
         main(*parse_recipe())

@@ -71,7 +71,13 @@ def move_layer(tensors):
 TENSORS = {
     "not a number": (lambda tensors: tensors[f"{LAYER}.lora_A.weight"].view(-1)[3:4].fill_(math.nan), "isn't finite"),
     "infinite": (lambda tensors: tensors[f"{LAYER}.lora_B.weight"].view(-1)[3:4].fill_(-math.inf), "isn't finite"),
-    "whole numbers": (lambda tensors: tensors.update({f"{LAYER}.lora_A.weight": torch.zeros(4, 128).int()}), "finite"),
+    **{
+        str(dtype): (
+            lambda tensors, dtype=dtype: tensors.update({f"{LAYER}.lora_A.weight": torch.zeros(4, 128).to(dtype)}),
+            "expected float32, bfloat16 or float16",
+        )
+        for dtype in (torch.int32, torch.float64, torch.float8_e4m3fn, torch.bool)
+    },
     "wrong width": (lambda tensors: tensors.update({f"{LAYER}.lora_A.weight": torch.zeros(4, 64)}), r"expected \(4, "),
     "other rank": (lambda tensors: tensors.update({f"{LAYER}.lora_A.weight": torch.zeros(8, 128)}), r"shape \(8, "),
     "half a pair": (lambda tensors: tensors.pop(f"{LAYER}.lora_B.weight"), "lacks .*lora_B"),
@@ -109,6 +115,11 @@ def test_tensors_that_do_not_fit_are_refused(adapter, base_model, kind):
         ({"init_lora_weights": "pissa"}, "sets init_lora_weights"),
         ({"layer_replication": [[0, 4], [2, 4]]}, "sets layer_replication"),
         ({"rank_pattern": {"q_proj": 99}}, "sets rank_pattern"),
+        *[({"lora_alpha": alpha}, "above 0") for alpha in (math.nan, math.inf, -32, 0, 1e308, None, "32", True)],
+        *[({"lora_dropout": dropout}, "from 0 to below 1") for dropout in (math.nan, -0.1, 1, "0.1")],
+        *[({key: "yes"}, f"{key} 'yes', expected true or false") for key in ("use_rslora", "use_dora")],
+        *[({"task_type": kind}, "expected CAUSAL_LM or none") for kind in ("SEQ_CLS", 7)],
+        *[({"modules_to_save": names}, "expected a list of names") for names in ("lm_head", [1], {"a": 1})],
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(adapter, base_model, keys, message):

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -13,6 +14,8 @@ from transformers.utils.hub import resolve_revision
 logger = logging.getLogger(__name__)
 
 MAX_RANK = 512
+MAX_ALPHA = 65536  # 128 times the largest rank; what is meant to be a scale is far below
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PREFIX = "base_model.model."
 # What is read from the configuration. The target modules are read from the tensors' names: in the configuration they
 # are a regular expression, which can be made to run for years.
@@ -54,9 +57,31 @@ def read_adapter_config(folder: str | Path) -> dict:
     rank = config.get("r")
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise AdapterError(f"{path} has rank {rank!r}, expected a whole number from 1 to {MAX_RANK}")
+    _check_scale(path, config)
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise AdapterError(f"{path} names no base model, expected base_model_name_or_path; use a complete adapter")
     return config
+
+
+def _check_scale(path: Path, config: dict) -> None:
+    """Raise AdapterError for settings with which the adapter would load and compute nonsense."""
+    alpha, dropout = config.get("lora_alpha"), config.get("lora_dropout", 0.0)
+    if not _is_number(alpha) or not 0 < alpha <= MAX_ALPHA:
+        raise AdapterError(f"{path} has lora_alpha {alpha!r}, expected a number above 0 and at most {MAX_ALPHA}")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise AdapterError(f"{path} has lora_dropout {dropout!r}, expected a number from 0 to below 1")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key, False), bool):
+            raise AdapterError(f"{path} has {key} {config[key]!r}, expected true or false")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise AdapterError(f"{path} has task_type {config['task_type']!r}, expected CAUSAL_LM or none")
+    modules = config.get("modules_to_save")
+    if modules is not None and not (isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
+        raise AdapterError(f"{path} has modules_to_save {modules!r}, expected a list of names or none")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_adapter(
@@ -94,7 +119,10 @@ def check_adapter(
                 f"{name} in {path} has the shape {tuple(tensor.shape)}, expected {expected[name]} for this base model "
                 "and rank; use the base model that the adapter was trained on"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if tensor.dtype not in DTYPES:
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise AdapterError(f"{name} in {path} is of {found}, expected float32, bfloat16 or float16; train again")
+        if not tensor.isfinite().all():
             raise AdapterError(f"{name} in {path} isn't finite numbers throughout; train again")
     return LoraConfig(
         target_modules=sorted({name.removeprefix(PREFIX).split(".lora_")[0] for name in tensors if ".lora_" in name}),

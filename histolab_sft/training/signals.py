@@ -1,17 +1,47 @@
-"""Signals that ask a run to stop: noted at once, obeyed at the end of the optimiser step."""
+"""Signals that ask a run to stop: in training they are obeyed at the end of the optimiser step, elsewhere at once."""
 
 import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What schedulers and people send: SLURM and Kubernetes (SIGTERM), Ctrl-C (SIGINT), SLURM's --signal=USR1.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # 128 + SIGTERM, whatever the signal: schedulers take it for a job to be queued again.
 EXIT_CODE = 128 + signal.SIGTERM
+# A launcher and a scheduler may both pass on one and the same signal.
+SAME_SIGNAL_SECONDS = 2.0
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """End the command in order with exit code 143 when a scheduler asks for it, whatever the block is doing.
+
+    SIGINT is Python's own KeyboardInterrupt. Once one signal has come, the next one ends the process as the operating
+    system does it, for the case that something on the way out hangs.
+    """
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+
+    def end(number, frame):
+        for other in numbers:
+            signal.signal(other, signal.SIG_DFL)
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_CODE)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:
     """Notes stop signals while the `with` block runs: `received` is the first one, None before it.
 
-    A second signal changes nothing, so that a save in progress ends whole. Afterwards the earlier handlers are back.
+    A second signal ends the process at once, in order: a checkpoint that isn't whole yet is not taken for one later.
+    Afterwards the earlier handlers are back.
     """
 
     def __enter__(self):
@@ -24,7 +54,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self.received = self.received or signal.Signals(number)
+        if self.received is None:
+            self.received, self.since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
+            raise SystemExit(EXIT_CODE)
 
 
 def ignore_stop_signals() -> None:
