@@ -250,6 +250,14 @@ class HistoArguments(TrainingParts):
             "it pays and there is room; `off`; or a folder."
         },
     )
+    compiled_layers: str = field(
+        default="auto",
+        metadata={
+            "help": "Compile the language model's layers for training and for likelihood: `auto` on a GPU where the "
+            "time saved is more than compiling takes; `on`; `off`.",
+            "choices": ["auto", "on", "off"],
+        },
+    )
     sensitivity: str = field(
         default="none",
         metadata={
@@ -267,8 +275,9 @@ class HistoArguments(TrainingParts):
     written: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self):
-        # YAML reads a bare off as false.
+        # YAML reads a bare off as false, and a bare on as true.
         self.vision_cache = "off" if self.vision_cache is False else self.vision_cache
+        self.compiled_layers = {False: "off", True: "on"}.get(self.compiled_layers, self.compiled_layers)
         entries = json.loads(self.datasets) if isinstance(self.datasets, str) and self.datasets else self.datasets
         if not entries or not isinstance(entries, list):
             raise ValueError(

@@ -208,8 +208,9 @@ def check_consistency(histo_args, training_args, model_args) -> None:
 def _complain(entry: dataclasses.Field, hint, value) -> list[str]:
     if entry.name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
         return [f"{entry.name} is {value!r}, expected auto, which takes the newest whole checkpoint, or a folder"]
-    # YAML reads a bare off as false.
-    value = "off" if entry.name == "vision_cache" and value is False else value
+    # YAML reads a bare off as false, and a bare on as true.
+    value = "off" if entry.name in ("vision_cache", "compiled_layers") and value is False else value
+    value = "on" if entry.name == "compiled_layers" and value is True else value
     if value is None and (entry.default is None or type(None) in typing.get_args(hint)):
         return []
     try:

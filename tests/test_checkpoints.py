@@ -21,6 +21,7 @@ from histolab_sft.training.checkpoints import (
 )
 
 RUN = {"data_fingerprint": "f00d", "base_model": "embedded", "seed": 42, "effective_batch": 16, "processes": 1}
+RUN |= {"compiled_layers": False}
 FILES = (
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -134,7 +135,9 @@ def test_a_checkpoint_asked_for_by_path_must_be_whole(output_dir):
 
 
 @pytest.mark.parametrize(
-    "change", [{"data_fingerprint": "beef"}, {"base_model": "other"}, {"seed": 7}, {"effective_batch": 8}]
+    "change",
+    [{"data_fingerprint": "beef"}, {"base_model": "other"}, {"seed": 7}, {"effective_batch": 8}]
+    + [{"compiled_layers": True}],
 )
 def test_another_run_does_not_go_on_from_it(output_dir, change):
     with pytest.raises(CheckpointError, match=f"with {next(iter(change))} .*expected"):

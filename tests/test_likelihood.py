@@ -18,6 +18,7 @@ from tiny_models import (
 )
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from histolab_sft.models import shared_prefix
 from histolab_sft.models.generate import encode_prompts, render_prompts
 from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, tokenize_answers
 from histolab_sft.models.shared_prefix import shares_prefix
@@ -152,16 +153,26 @@ def test_the_picture_is_read_once_and_the_memory_is_bounded(tiny):
     answers = tokenize_answers(processor, QUESTIONS[0], ANSWERS)
     common = next(i for i, tokens in enumerate(zip(*answers, strict=False)) if len(set(tokens)) > 1)
     assert len(towers) == 1 and common == 4
+    if model.config.text_config.sliding_window > 100:
+        # One row a patch: prompt and answers at once, and eight tokens' logits at a time.
+        assert len(passes) == 1 and passes[0][0] == 4 and passes[0][1] % 16 == 0
+        assert {size[0] for size in sizes[:-1]} == {8} and sizes[-1][0] <= 8
+        return
     # Four patches leave room for two answers at a time.
     pairs = [[answer[common:] for answer in answers[start : start + 2]] for start in range(0, 5, 2)]
-    if model.config.text_config.sliding_window > 100:
-        # One row a patch; what a pair begins with in common, and the last token of each, take no place.
-        nodes = [{tuple(tail[:end]) for tail in pair for end in range(1, len(tail))} for pair in pairs]
-        assert passes[1:] == [(4, len(found)) for found in nodes]
-    else:
-        assert passes[1:] == [(4 * len(pair), max(map(len, pair)) - 1) for pair in pairs]
+    assert passes[1:] == [(4 * len(pair), max(map(len, pair)) - 1) for pair in pairs]
     # Of the prompt, only the places that predict a scored token reach the head.
     assert sizes[0] == (4, common + 1)
+
+
+@pytest.mark.parametrize("bounded", [1, 3, 96])
+def test_one_pass_gives_what_the_shared_prefix_gives(tmp_path, bounded, monkeypatch):
+    model, processor = load_tiny(tmp_path, sliding_window=512)
+    arguments = (model, processor, paint_patches(5), [QUESTIONS[i % 3] for i in range(5)], ANSWERS, 3, bounded)
+    at_once, _ = label_log_likelihoods(*arguments)
+    monkeypatch.setattr(shared_prefix, "takes_one_pass", lambda *_: False)
+    in_parts, _ = label_log_likelihoods(*arguments)
+    assert (at_once - in_parts).abs().max() < 1e-5 and not torch.equal(at_once, in_parts)
 
 
 @pytest.mark.parametrize("build", [build_llava, build_idefics3, build_qwen2_vl])

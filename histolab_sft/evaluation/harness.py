@@ -18,6 +18,7 @@ from datasets import Dataset
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.folders import cache_folder
+from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
 from histolab_sft.processes import explain_lost_process
@@ -70,9 +71,10 @@ def predict(
 
     def ask(rows: range) -> dict:
         part, asked = patches.select(rows), questions[rows.start : rows.stop]
-        scores, _ = label_log_likelihoods(
-            model, processor, part["image"], asked, targets, batch_size, histo_args.candidate_batch_size
-        )
+        with compiled_scoring(histo_args.compiled_layers, model, batch_size, len(patches)):
+            scores, _ = label_log_likelihoods(
+                model, processor, part["image"], asked, targets, batch_size, histo_args.candidate_batch_size
+            )
         found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
         if generate:
             found |= _generate(model, processor, part["image"], asked, histo_args.max_new_tokens, batch_size)

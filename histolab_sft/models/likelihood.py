@@ -60,6 +60,8 @@ def label_log_likelihoods(
     hidden = len(questions) <= batch_size or None
     with evaluating(model), tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress:
         for answers, rows in groups.items():
+            # Neighbours of one length need no padding.
+            rows = sorted(rows, key=lambda row: len(questions[row]))
             tokens = tokenize_answers(processor, questions[rows[0]], answers)
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]

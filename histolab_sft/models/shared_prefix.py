@@ -20,6 +20,8 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from histolab_sft.models.one_pass import score_in_one_pass, takes_one_pass
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +34,9 @@ def score_answers(
         inputs (`dict`): From `encode_prompts`, on the model's device.
         chunk (`int`): Answers that are continued at once.
     """
+    if takes_one_pass(model, inputs, answers):
+        held = chunk * len(inputs["input_ids"])
+        return score_in_one_pass(model, inputs, answers, _find_positions(model, inputs), held)
     score = _score_on_shared_prefix if shares_prefix(model) else _score_whole
     return score(model, inputs, answers, chunk)
 

@@ -17,6 +17,7 @@ from histolab_sft.models.load import (
 from histolab_sft.models.placement import choose_device_map
 from histolab_sft.training.callbacks import build_early_stopping
 from histolab_sft.training.canary import run_canary
+from histolab_sft.training.compiled_steps import compile_training
 from histolab_sft.training.phases import Phase
 from histolab_sft.training.pictures import prepare_pictures
 from histolab_sft.training.trainer import PatchTrainer
@@ -63,4 +64,5 @@ def build_trainer(
         trainer.add_callback(build_early_stopping(histo_args, trainer.guessing_level))
     prepare_pictures(trainer, patches, histo_args)
     run_canary(trainer)
+    trainer.compiled_layers = compile_training(trainer, histo_args.compiled_layers)
     return trainer

@@ -41,13 +41,15 @@ def choose_checkpoint(wish: str | None, output_dir: str | Path, run: dict) -> st
       where there is none.
     - A path takes that checkpoint, if it is whole.
 
-    The run must be the one that wrote the checkpoint: same data, base model, seed and effective batch. Another number
-    of processes is allowed while the effective batch stays: the rows of a step are then the same, but are dealt out to
-    other processes, whose random numbers (dropout) aren't those of the undisturbed run. Shards of DeepSpeed can't be
-    dealt out anew, so there the number of processes must stay.
+    The run must be the one that wrote the checkpoint: same data, base model, seed and effective batch, and layers
+    compiled or not, which draw other random numbers for dropout. Another number of processes is allowed while the
+    effective batch stays: the rows of a step are then the same, but are dealt out to other processes, whose random
+    numbers (dropout) aren't those of the undisturbed run. Shards of DeepSpeed can't be dealt out anew, so there the
+    number of processes must stay.
 
     Args:
-        run (`dict`): `data_fingerprint`, `base_model`, `seed`, `effective_batch` (rows a step) and `processes`.
+        run (`dict`): `data_fingerprint`, `base_model`, `seed`, `effective_batch` (rows a step), `processes` and
+            `compiled_layers` (whether they are).
 
     Raises:
         CheckpointError: The wish can't be fulfilled.
@@ -210,11 +212,11 @@ def explain_failed_write(folder: Path) -> Iterator[None]:
 
 
 def _check_run(folder: Path, saved: dict, run: dict) -> None:
-    for key in ("data_fingerprint", "base_model", "seed", "effective_batch"):
-        if saved[key] != run[key]:
+    for key in ("data_fingerprint", "base_model", "seed", "effective_batch", "compiled_layers"):
+        if (before := saved.get(key)) != run[key]:
             raise CheckpointError(
-                f"{folder} is of a run with {key} {saved[key]}, expected {run[key]} as in this run; undo the change, "
-                "or start afresh in another output_dir"
+                f"{folder} is of a run with {key} {before}, expected {run[key]} as in this run; undo the change, or "
+                "start afresh in another output_dir"
             )
     if saved["processes"] == run["processes"]:
         return

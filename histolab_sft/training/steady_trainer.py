@@ -40,6 +40,8 @@ class SteadyTrainer(EvenTrainer):
         super().__init__(**kwargs)
         self.interrupted: signal.Signals | None = None
         self._data_fingerprint = fingerprint_data({"train": self.train_dataset})
+        # Compiled and plain layers round differently and draw other numbers for dropout.
+        self.compiled_layers = False
         self._last_boundary = -1
         self._save_due = False
         self._open_checkpoint: Path | None = None
@@ -66,6 +68,7 @@ class SteadyTrainer(EvenTrainer):
             "seed": args.seed,
             "effective_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "processes": args.world_size,
+            "compiled_layers": self.compiled_layers,
         }
 
     def describe_end(self) -> str:
