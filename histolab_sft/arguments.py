@@ -4,9 +4,7 @@ import itertools
 import json
 import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
-import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from histolab_sft.dataset_config import DatasetConfig
@@ -21,6 +19,7 @@ from histolab_sft.hardware import (
 from histolab_sft.loading import count_loader_workers
 from histolab_sft.phase_config import TrainingParts, check_parts, read_phases
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
+from histolab_sft.recipe_file import read_recipe, read_yaml
 from histolab_sft.secrets import check_secrets
 
 DTYPES = ["bfloat16", "float16", "float32"]
@@ -45,16 +44,17 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     parser = TrlParser(kinds)
     parser.error = _refuse_command_line
     parser.set_defaults(dataloader_num_workers=count_loader_workers())
-    args = sys.argv[1:] if args is None else args
+    args = list(sys.argv[1:] if args is None else args)
     known = {action.dest for action in parser._actions} - {"help"}
     flags = [flag[2:].split("=")[0] for flag in args if flag.startswith("--") and flag != "--config"]
     check_secrets(
         {flag.split("=")[0]: [flag, value] for flag, value in itertools.pairwise([*args, ""])}, "the command line"
     )
     check_keys(flags, known, "the command line")
-    recipe = {}
+    recipe, own_flags = {}, args
     if path := _find_recipe(args):
-        recipe = read_recipe(path)
+        place = args.index("--config")
+        recipe, own_flags = read_recipe(path), args[:place] + args[place + 2 :]
         check_secrets(recipe, "the recipe")
         check_keys(recipe, known, "the recipe")
         check_values(recipe, kinds)
@@ -62,7 +62,9 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     profile, values, notes = resolve_profile(args, written)
     check_gpu(values | resolve_recipe(args))
     parser.set_defaults(**values)
-    parsed = parser.parse_args_and_config(args)
+    # In place of `parse_args_and_config`, which would read the file again, and its words as numbers and truth values.
+    parser.set_defaults_with_config(**recipe)
+    parsed = parser.parse_args_into_dataclasses(own_flags)
     given = {name: value for part in parsed for name, value in vars(part).items() if name in flags}
     check_values(given, kinds)
     parsed[0].hardware, parsed[0].profile_notes, parsed[0].written = profile, notes, written
@@ -101,7 +103,7 @@ def resolve_recipe(args: list[str]) -> dict:
     pairs = [(flag[2:], value) for flag, value in itertools.pairwise([*args, "--"]) if flag.startswith("--")]
     # `--key=value`, `--key value`, and a flag alone, which is true.
     pairs = [flag.split("=", 1) if "=" in flag else (flag, value) for flag, value in pairs]
-    overrides = {key: True if value.startswith("--") else yaml.safe_load(value) for key, value in pairs}
+    overrides = {key: True if value.startswith("--") else read_yaml(value) for key, value in pairs}
     return recipe | {key: value for key, value in overrides.items() if key != "config"}
 
 
@@ -115,33 +117,6 @@ def _find_recipe(args: list[str]) -> str | None:
     if not following or following[0].startswith("--"):
         raise ValueError("nothing stands after --config, expected the path of a recipe; recipes/ holds some to copy")
     return following[0]
-
-
-def read_recipe(path: str) -> dict:
-    """Return the keys and values of a recipe's YAML."""
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        near = ", ".join(sorted(map(str, Path(path).parent.glob("*.yaml")))) or "no recipe"
-        raise FileNotFoundError(f"{path} is no file, expected a recipe; in its folder: {near}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} can't be read as YAML: {_place_yaml_error(error)}; correct it there") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} holds {type(recipe).__name__}, expected a mapping of keys to values")
-    return recipe
-
-
-def _place_yaml_error(error: yaml.YAMLError) -> str:
-    """Return what YAML found and expected, in one line, with line and column."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return str(error).replace("\n", " ")
-    mark = error.problem_mark
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def _refuse_command_line(message: str) -> None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from histolab_sft.class_names import check_class_names, check_text
 from histolab_sft.picture_config import read_steps, read_window
 from histolab_sft.recipe_checks import check_keys
 
@@ -143,7 +144,7 @@ class DatasetConfig:
                 f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "
                 "correct or remove it"
             )
-        self.class_names = self.class_names and {str(label): str(words) for label, words in self.class_names.items()}
+        check_text(self.class_names or {}, f"data set {self.name!r}")
         if isinstance(self.splits, str):
             raise ValueError(
                 f"data set {self.name!r} has format: {self.format} and splits: {self.splits}, expected a mapping of "
@@ -170,10 +171,4 @@ class DatasetConfig:
                 f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
                 "labels to words; list every label of the data"
             )
-        self.class_names = {str(label): str(words) for label, words in self.class_names.items()}
-        words = [name.casefold() for name in self.class_names.values()]
-        if len(set(words)) != len(words):
-            raise ValueError(
-                f"data set {self.name!r}: two labels share one name in {list(self.class_names.values())}; the answers "
-                "could not be told apart, so give each label its own words"
-            )
+        self.class_names = check_class_names(self.class_names, f"data set {self.name!r}")
