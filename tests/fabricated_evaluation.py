@@ -11,6 +11,7 @@ from histolab_sft.data.synthetic import GROUP_BY, TISSUES, write_synthetic_patch
 from histolab_sft.evaluation.floors import compute_linear_probe, measure_floors
 from histolab_sft.evaluation.results import SYSTEMS, score_dataset, score_overall
 from histolab_sft.evaluation.sensitivity import build_variants, score_sensitivity
+from histolab_sft.evaluation.verdict import add_front
 
 SKILLS = {"baseline": 0.6, "finetuned": 3.0}
 CRC = ["Adipose", "Background", "Debris", "Lymphocyte", "Mucus", "Muscle", "Normal", "Stroma", "Tumor"]
@@ -57,6 +58,7 @@ def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, *
             )
         predictions |= {(config.name, system): test[system] for system in SYSTEMS}
     results["overall"] = score_overall(estimates)
+    add_front(results, folder / "out")
     return results, predictions, patches
 
 

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from histolab_sft.evaluation.report_tables import NAMES
+from histolab_sft.evaluation.score_names import NAMES
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 
 COLOURS = {system: BOX_COLOURS[system] for system in ("baseline", "finetuned")}

@@ -8,7 +8,14 @@ import pandas as pd
 from datasets import Dataset
 
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.evaluation.answer_findings import (
+    describe_written,
+    list_findings,
+    warn_constant,
+    warn_few_to_calibrate,
+)
 from histolab_sft.evaluation.field_confidences import score_confidences
+from histolab_sft.evaluation.score_names import is_lower_better, name_score
 from histolab_sft.evaluation.uncertainty import (
     Estimate,
     bootstrap,
@@ -95,14 +102,30 @@ def score_answers(
         "warnings": _warn(units, protocol, n_hidden),
         "colour_floor": None,
     }
+    truths = [task.format_answer(ask, answer, config) for ask, answer in zip(asks, gold, strict=True)]
+    learnt = [task.format_answer(ask, answer, config) for ask, answer in seen if answer is not None]
     for system in SYSTEMS:
         rates = {"truncated_rate": known[system]["truncated"], "repaired_rate": known[system]["repaired"]}
-        entry[system] = scores[system] | {rate: {"value": float(values.mean())} for rate, values in rates.items()}
+        unread = known[system]["predicted"] == "null"
+        entry[system] = scores[system] | {"written": describe_written(known[system]["answer"], unread, truths, learnt)}
+        entry[system] |= {rate: {"value": float(values.mean())} for rate, values in rates.items()}
     entry["difference"] = {
         score: interval(difference(estimates["finetuned"][score], estimates["baseline"][score]))
         for score in estimates["baseline"]
     }
     entry["floors"] = {FLOOR: scores[FLOOR]}
+    entry["above_floors"] = {
+        FLOOR: {
+            score: interval(difference(estimates["finetuned"][score], estimates[FLOOR][score]))
+            for score in estimates["finetuned"]
+        }
+    }
+    entry["warnings"] += list_findings(entry)
+    if task.HEADLINE in entry["above_floors"][FLOOR]:
+        gain, lower = entry["above_floors"][FLOOR][task.HEADLINE], is_lower_better(task.HEADLINE)
+        entry["warnings"] += warn_constant(gain, name_score(task.HEADLINE), lower)
+    if name in WITH_FIELDS and validation["finetuned"] is not None:
+        entry["warnings"] += warn_few_to_calibrate(len(validation["finetuned"]), "questions")
     return entry, {system: estimates[system] for system in SYSTEMS}
 
 

@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.evaluation.atlas import hash_id
 from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
-from histolab_sft.evaluation.open_tables import name_score
 from histolab_sft.evaluation.report import render_page
-from histolab_sft.evaluation.report_tables import flatten, format_score
+from histolab_sft.evaluation.report_tables import describe_front, flatten, format_score, list_unread
+from histolab_sft.evaluation.score_names import name_score
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture
@@ -52,6 +52,7 @@ def write_answers_report(
         "open_report.html.jinja",
         folder,
         datasets=described,
+        **describe_front(results),
         means=_describe_means(overall) if len(described) > 1 else [],
         reason=overall.get("reason") if len(described) > 1 else None,
         box_colours=BOX_COLOURS,
@@ -127,6 +128,7 @@ def _describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], q
         "groups": entry["n_groups"],
         "protocol": entry["split_protocol"],
         "warnings": [text[0].upper() + text[1:] + "." for text in entry["warnings"]],
+        "unread": list_unread(entry),
         "headline": scores[0] if scores else None,
         "scores": scores,
         "rates": {system: {rate: format_score(entry[system][rate], True) for rate in RATES} for system in SYSTEMS},

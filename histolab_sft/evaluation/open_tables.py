@@ -1,9 +1,7 @@
 """Scores of open answers as a table for the screen."""
 
 from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
-
-# Lower is better; the reader has to know.
-LOWER = ("mae", "rmse")
+from histolab_sft.evaluation.score_names import name_score
 
 
 def format_answers_table(results: dict) -> str:
@@ -47,11 +45,6 @@ def _format_error(confidence: dict) -> str:
         return "not scored"
     scaled = confidence.get("ece_calibrated")
     return f"{confidence['ece']['value']:.3f}" + (f" ({scaled['value']:.3f})" if scaled else "")
-
-
-def name_score(score: str) -> str:
-    """Return the name of a score in words, with an arrow where lower is better."""
-    return score.replace("_", " ") + (" ↓" if score.split("_")[-1] in LOWER else "")
 
 
 def format_cell(score: dict | None) -> str:

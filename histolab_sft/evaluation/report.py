@@ -16,8 +16,8 @@ from histolab_sft.data.patches import select_dataset
 from histolab_sft.evaluation import figures
 from histolab_sft.evaluation.atlas import list_mistakes
 from histolab_sft.evaluation.report_tables import (
-    NAMES,
     describe_classes,
+    describe_front,
     describe_groups,
     describe_scores,
     describe_written,
@@ -25,9 +25,11 @@ from histolab_sft.evaluation.report_tables import (
     format_p,
     format_score,
     list_rungs,
+    list_unread,
     list_warnings,
 )
 from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.score_names import NAMES
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 
@@ -67,6 +69,7 @@ def write_report(
         "report.html.jinja",
         folder,
         datasets=described,
+        **describe_front(results),
         overall=describe_scores(results["overall"]) if len(described) > 1 else [],
         recipe=flatten(results.get("recipe")),
         provenance=flatten(results.get("provenance")),
@@ -134,6 +137,7 @@ def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], pa
         "colour_floor": format_score((entry["floors"].get("colour_histogram") or {}).get("balanced_accuracy"), True),
         "scores": describe_scores(entry),
         "written": describe_written(entry),
+        "unread": list_unread(entry),
         "ladder": add(
             "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"])
         ),

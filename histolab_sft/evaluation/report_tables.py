@@ -1,22 +1,9 @@
 """From `results.json` to the words and numbers that a report shows."""
 
 from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.score_names import METRICS, NAMES
 from histolab_sft.evaluation.zero_shot import READINGS
 
-# Key in results.json -> name and whether it is shown in percent.
-METRICS = {
-    "balanced_accuracy": ("Balanced accuracy", True),
-    "accuracy": ("Accuracy", True),
-    "macro_f1": ("Macro F1", False),
-    "auroc": ("AUROC", False),
-    "average_precision": ("Average precision", False),
-    "brier": ("Brier score ↓", False),
-    "nll": ("Negative log-likelihood ↓", False),
-    "ece": ("Calibration error (ECE) ↓", False),
-    "ece_calibrated": ("ECE after temperature ↓", False),
-    "nll_calibrated": ("Negative log-likelihood after temperature ↓", False),
-}
-NAMES = {"baseline": "baseline", "finetuned": "fine-tuned"}
 RUNGS = {
     "majority": ("majority class", "floor"),
     "mean_rgb": ("mean colour", "floor"),
@@ -50,6 +37,22 @@ def list_warnings(entry: dict) -> list[str]:
                 "or no better than chance."
             )
     return warnings
+
+
+def describe_front(results: dict) -> dict:
+    """Return what stands above all scores: `verdict` and `data`, with the `labels` of each data set."""
+    datasets = {}
+    for name, part in results["data"]["datasets"].items():
+        labels = dict.fromkeys(label for row in part["splits"].values() for label in row["classes"])
+        datasets[name] = part | {"labels": list(labels)}
+    return {"verdict": results["verdict"], "data": results["data"] | {"datasets": datasets}}
+
+
+def list_unread(entry: dict) -> list[dict]:
+    """Return the commonest answers that couldn't be read, of both systems: `system`, `text` and `n`."""
+    return [
+        {"system": system} | part for system in SYSTEMS for part in entry[system].get("written", {}).get("unread", [])
+    ]
 
 
 def format_score(score: dict | None, percent: bool, signed: bool = False) -> dict:

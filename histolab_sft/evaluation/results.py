@@ -10,6 +10,12 @@ import pandas as pd
 from scipy.special import softmax
 
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.evaluation.answer_findings import (
+    describe_written,
+    list_findings,
+    warn_constant,
+    warn_few_to_calibrate,
+)
 from histolab_sft.evaluation.floors import colour_floor_line
 from histolab_sft.evaluation.groups import aggregate_groups
 from histolab_sft.evaluation.uncertainty import (
@@ -29,6 +35,7 @@ from histolab_sft.metrics.calibration import (
     compute_reliability_bins,
     fit_temperature,
 )
+from histolab_sft.metrics.classification import UNPARSED
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +120,7 @@ def score_dataset(
     entry["difference"] = {score: interval(gain) for score, gain in gains.items()} | compute_mcnemar(
         labels, answers["baseline"][0], answers["finetuned"][0], groups
     )
+    entry["warnings"] += list_findings(entry) + warn_few_to_calibrate(len(validation["finetuned"]))
     entry["floors"] = {
         floor: result and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")}
         for floor, result in floors.items()
@@ -125,6 +133,8 @@ def score_dataset(
     }
     gains = {floor: gain[score] for floor, gain in entry["above_floors"].items()}
     entry["colour_floor"] = colour_floor_line(entry["finetuned"], entry["floors"], gains) if floors else None
+    if "majority" in gains:
+        entry["warnings"] += warn_constant(gains["majority"], "balanced accuracy")
     return entry, estimates
 
 
@@ -186,6 +196,7 @@ def _describe_generation(scores: dict, table: pd.DataFrame, answers: dict, syste
         "generation": generation,
         "unparsed_rate": generation["unparsed_rate"],
         "agreement": {"value": agreement},
+        "written": describe_written(table["answer"], table["generated"] == UNPARSED),
     }
 
 

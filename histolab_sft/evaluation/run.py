@@ -15,6 +15,7 @@ from histolab_sft.evaluation.open_tables import format_answers_table
 from histolab_sft.evaluation.report import write_report
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
+from histolab_sft.evaluation.verdict import add_front
 from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
 from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.processes import check_processes
@@ -99,6 +100,7 @@ def evaluate(
         results["overall"] = score_overall_answers(estimates, results["datasets"])
     else:
         results["overall"] = score_overall(estimates)
+    add_front(results, training_args.output_dir)
     write_results(results, folder)
     (write_answers_report if records else write_report)(results, test, patches, folder)
     return format_answers_table(results) if records else format_table(results)
