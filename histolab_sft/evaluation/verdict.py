@@ -59,25 +59,30 @@ def judge_dataset(entry: dict) -> dict:
     gain = entry["difference"].get(name)
     if gain is None or gain["value"] is None:
         return {"level": "unclear", "text": "No verdict: nothing in the test split can be told apart."}
-    floors = {floor: scores[name] for floor, scores in entry["above_floors"].items() if floor in FLOOR_NAMES}
     places = {"the base model": _place(gain, name)}
+    floors = {key: scores[name] for key, scores in entry["above_floors"].items() if key in FLOOR_NAMES}
+    floors = {key: found for key, found in floors.items() if found["value"] is not None}
     if floors:
-        floor = min(floors, key=lambda key: _sign(name) * floors[key]["value"])
-        places[FLOOR_NAMES[floor]] = _place(floors[floor], name)
-    level = min((place for place, _ in places.values()), key=LEVELS.index)
-    clauses = {
-        place: [f"{what} {by}" for what, (found, by) in places.items() if found == place] for place in LEVELS
+        nearest = min(floors, key=lambda key: _sign(name) * floors[key]["value"])
+        places[FLOOR_NAMES[nearest]] = _place(floors[nearest], name)
+    heads = {
+        "fails": "worse than" if is_lower_better(name) else "below",
+        "unclear": "no gain shown over",
+        "holds": "better than",
     }
-    shown = METRICS.get(name, (name.replace("_", " "),))[0]
-    shown = shown if shown.isupper() else shown[0].lower() + shown[1:]
-    if level == "holds":
-        text = f"A gain in {shown} over {' and over '.join(clauses['holds'])}"
-    else:
-        heads = {"fails": f"Not usable: {shown} below", "unclear": "No gain shown over", "holds": "above"}
-        joined = [f"{heads[place]} {' or over '.join(parts)}" for place, parts in clauses.items() if parts]
-        text = "; ".join([joined[0], *(part[0].lower() + part[1:] for part in joined[1:])])
-        text += f" in {shown}" if level == "unclear" else ""
-    return {"level": level, "text": f"{text}{_describe_ground(entry)}."}
+    clauses = []
+    for level in LEVELS:
+        named = [f"{place} {size}" for place, (found, size) in places.items() if found == level]
+        clauses += [f"{heads[level]} {' and '.join(named)}"] if named else []
+    level = min((found for found, _ in places.values()), key=LEVELS.index)
+    text = "; ".join(clauses)
+    text = f"Not usable: {text}" if level == "fails" else text[0].upper() + text[1:]
+    return {"level": level, "text": f"{text}, in {_name(name)}, {_describe_ground(entry)}."}
+
+
+def _name(score: str) -> str:
+    name = METRICS.get(score, (score.replace("_", " "),))[0]
+    return name if name.isupper() else name[0].lower() + name[1:]
 
 
 def _place(gain: dict, name: str) -> tuple[str, str]:
@@ -99,7 +104,8 @@ def _describe_ground(entry: dict) -> str:
     unit = "questions" if "task" in entry else "patches"
     groups = f" of {entry['n_groups']} patients or slides" if entry["n_groups"] else ""
     leaks = entry["split_protocol"] == "seed" and not entry["n_groups"]
-    return f", on {entry['n']:,} test {unit}{groups}" + (
+    scored = f"{entry['n']:,} of {entry['n_available']:,}" if "n_available" in entry else f"{entry['n']:,}"
+    return f"on {scored} test {unit}{groups}" + (
         ", patients unknown and dealt at random, so that scores may leak" if leaks else ""
     )
 
