@@ -1,17 +1,21 @@
 """An evaluation without a model: real patches, splits and floors, and answers drawn at a chosen skill."""
 
 import hashlib
+import json
 
 import numpy as np
 import pandas as pd
+from open_fixture import write_noise
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.data.synthetic import GROUP_BY, TISSUES, write_synthetic_patches
 from histolab_sft.evaluation.floors import compute_linear_probe, measure_floors
+from histolab_sft.evaluation.open_answers import score_answers, score_overall_answers
 from histolab_sft.evaluation.results import SYSTEMS, score_dataset, score_overall
 from histolab_sft.evaluation.sensitivity import build_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
+from histolab_sft.tasks import report
 
 SKILLS = {"baseline": 0.6, "finetuned": 3.0}
 CRC = ["Adipose", "Background", "Debris", "Lymphocyte", "Mucus", "Muscle", "Normal", "Stroma", "Tumor"]
@@ -30,8 +34,11 @@ def list_synthetic_datasets(names=tuple(TISSUES)):
     ]
 
 
-def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, **keys):
-    """Return results, test tables by (data set, system) and patches; `folder` must hold patches if `datasets` is."""
+def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, change=None, **keys):
+    """Return results, test tables by (data set, system) and patches; `folder` must hold patches if `datasets` is.
+
+    `change` makes another table out of the fine-tuned model's and the names of the classes.
+    """
     if datasets is None:
         write_synthetic_patches(folder / "patches", per_class or {"crc": 50, "pcam": 160, "bach": 80})
         datasets = list_synthetic_datasets()
@@ -42,6 +49,8 @@ def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, *
         classes = list(config.class_names.values())
         rows = {split: select_dataset(patches[split], config.name) for split in patches}
         test = {system: draw_table(rows["test"], classes, SKILLS[system], generate) for system in SYSTEMS}
+        if change is not None:
+            test["finetuned"] = change(test["finetuned"], classes)
         floors = measure_floors(patches, config) | {"linear_probe": draw_probe(rows, classes)}
         results["datasets"][config.name], estimates[config.name] = score_dataset(
             config,
@@ -60,6 +69,38 @@ def fabricate_evaluation(folder, datasets=None, per_class=None, generate=True, *
     results["overall"] = score_overall(estimates)
     add_front(results, folder / "out")
     return results, predictions, patches
+
+
+def fabricate_captions(folder, write, n=40, truth="{finding} in picture {i}."):
+    """Return results, tables and questions of captions that the fine-tuned model writes as `write(true, i)`.
+
+    The base model says one sentence to every picture; pictures and true captions differ, and so do patients.
+    """
+    findings = ["A small lesion", "A large shadow", "No lesion", "A broken rib", "Clear lungs"]
+    for split, count, start in (("train", 40, 0), ("val", 10, 100), ("test", n, 200)):
+        rows = []
+        for i in range(start, start + count):
+            write_noise(folder / "data" / "images" / f"{i}.png")
+            caption = truth.format(finding=findings[i % 5], i=i)
+            rows.append({"image": f"data/images/{i}.png", "caption": caption, "patient_id": f"p{i}"})
+        (folder / "captions").mkdir(exist_ok=True)
+        (folder / "captions" / f"{split}.json").write_text(json.dumps(rows))
+    entry = {"name": "captions", "source": "captions", "format": "captions"}
+    histo_args = HistoArguments(datasets=[entry], data_dir=str(folder))
+    questions = load_audited_patches(histo_args, folder / "out")
+    test = questions["test"].with_format(None)
+    table = test.select_columns(["id", "dataset", "group", "task", "ask", "answer"]).to_pandas()
+    table = table.rename(columns={"answer": "truth"}).assign(truncated=False, repaired=False, constrained=False)
+    gold = [json.loads(truth) for truth in table["truth"]]
+    written = {"baseline": ["A medical picture."] * n, "finetuned": [write(true, i) for i, true in enumerate(gold)]}
+    tables = {system: table.assign(answer=texts) for system, texts in written.items()}
+    for one in tables.values():
+        one["predicted"] = [json.dumps(report.parse(text)) for text in one["answer"]]
+    [config] = histo_args.datasets
+    entry, estimates = score_answers(config, tables, dict.fromkeys(SYSTEMS), questions["train"], "official")
+    results = {"datasets": {"captions": entry}, "overall": score_overall_answers({"captions": estimates}, {})}
+    add_front(results, folder / "out")
+    return results, {("captions", system): one for system, one in tables.items()}, questions
 
 
 def draw_table(patches, classes, skill, generate):

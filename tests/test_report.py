@@ -211,10 +211,12 @@ def test_scores_are_written_with_unit_sign_and_interval():
     assert format_score(score, True)["text"] == "81.2 % (75.0 to 87.5)"
     assert format_score(score, False)["text"] == "0.812 (0.750 to 0.875)"
     assert (
-        format_score({"value": -0.05, "ci95": [-0.1, 0.0]}, True, signed=True)["text"] == "−5.0 points (−10.0 to +0.0)"
+        format_score({"value": -0.05, "ci95": [-0.1, 0.0]}, True, signed=True)["text"] == "−5.0 points (−10.0 to 0.0)"
     )
     assert format_score({"value": 1.0, "ci95": [1.0, 1.0]}, True)["text"] == "100.0 %"
     assert format_score({"value": 0.5}, True)["interval"] == ""
+    for zero in (0.0, -0.0, -1e-9, 1e-9):
+        assert format_score({"value": zero, "ci95": [zero, zero]}, False, signed=True)["text"] == "0.000"
     assert format_score({"value": None, "ci95": None}, False)["value"] == format_score(None, True)["value"] == "–"
 
 

@@ -9,6 +9,7 @@ split that is dealt here has to wait.
 import pandas as pd
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.data.flow import count_found
 from histolab_sft.data.splits import cap_patches, check_given_splits, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 
@@ -16,8 +17,9 @@ from histolab_sft.dataset_config import SPLITS, DatasetConfig
 def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
     """Return the patches of one data set that are used, with the splits that the data bring, and empty ones.
 
-    Also fills `protocol`: `official` where the data bring the test split, else `seed`. `max_samples` caps all splits
-    but a test split that the data bring, which is scored whole; `max_test_samples` caps the test split in either case.
+    Also fills `found` and `given` (`count_found`), and `protocol`: `official` where the data bring the test split,
+    else `seed`. `max_samples` caps all splits but a test split that the data bring, which is scored whole;
+    `max_test_samples` caps the test split in either case.
 
     Raises:
         ValueError: Some patches have a split and others none, or there are splits and none is train.
@@ -26,7 +28,7 @@ def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: His
         patches = patches.assign(split="")
     with_data_set_named(config.name, check_given_splits, patches.assign(path=patches["id"]))
     test = patches["split"] == "test"
-    patches = patches.assign(protocol="official" if test.any() else "seed")
+    patches = count_found(patches.assign(protocol="official" if test.any() else "seed"))
     if max_samples := config.max_samples or histo_args.max_samples:
         patches = pd.concat([_cap(patches[~test], max_samples, histo_args), patches[test]])
     return _cap_test(patches, histo_args)

@@ -2,9 +2,11 @@
 
 import pandas as pd
 
+FLOW = ("found", "given")  # columns that the audit alone reads
+
 
 def count_found(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of one data set with `found`: how many have the same split in the source, before any cap."""
+    """Return the rows of one data set with `given`, the split in the source, and `found`, how many rows that has."""
     return rows.assign(found=rows.groupby("split")["split"].transform("size"), given=rows["split"])
 
 

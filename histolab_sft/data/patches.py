@@ -10,6 +10,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.audit import audit_patches, explain_refusal, format_audit, write_audit
 from histolab_sft.data.copies import find_near_copies, join_intake, leaking_rows, list_copies, tie_patches
 from histolab_sft.data.dealing import deal_patches, is_dealt, prepare_splits
+from histolab_sft.data.flow import FLOW, count_flow
 from histolab_sft.data.images import open_stored
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.questions import finish_questions, format_questions, list_pictures, list_questions
@@ -86,6 +87,7 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
         config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
     }
     audit = audit_patches(pictures, intake, near, class_names) | {"dropped": dropped}
+    audit["flow"] = count_flow(patches)
     write_audit(audit, list_copies(pictures, intake, near), output_dir)
     return patches, audit, intake
 
@@ -99,9 +101,9 @@ def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     """Return one row a patch of all data sets.
 
-    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`. Of data sets with a
-    format it is one row a question, with the columns of `list_questions`. Pictures are decoded only if splits are
-    dealt out, as copies have to be known for it.
+    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`, and those of
+    `count_found`. Of data sets with a format it is one row a question, with the columns of `list_questions`. Pictures
+    are decoded only if splits are dealt out, as copies have to be known for it.
     """
     patches, ties = _list_datasets(histo_args), None
     if is_dealt(patches):
@@ -126,7 +128,7 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
     targets = [
         tasks[name].format_target(label) for name, label in zip(patches["dataset"], patches["label"], strict=True)
     ]
-    rows = patches.drop(columns=["path", "row", "column", "rendering", "cohort"]).assign(
+    rows = patches.drop(columns=["path", "row", "column", "rendering", "cohort", *FLOW]).assign(
         image=places,
         prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
         completion=[[{"role": "assistant", "content": target}] for target in targets],
@@ -154,7 +156,7 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
             f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
         )
     patches = prepare_splits(patches, config, histo_args)
-    return patches[["path", "row", "column", "split", "group", "id", "protocol"]].assign(
+    return patches[["path", "row", "column", "split", "group", "id", "protocol", *FLOW]].assign(
         rendering=choose_rendering(config),
         label=patches["label"].map(config.class_names),
         dataset=config.name,

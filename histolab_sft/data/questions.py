@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.dealing import prepare_splits
+from histolab_sft.data.flow import FLOW
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.readers import split_of
@@ -97,7 +98,7 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
             raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
         completions.append(None if hidden else [{"role": "assistant", "content": target}])
     places = zip(questions["images"], questions["rendering"], strict=True)
-    rows = questions.drop(columns=["rendering", "cohort"]).assign(
+    rows = questions.drop(columns=["rendering", "cohort", *FLOW]).assign(
         images=[[{"path": path, "rendering": rendering} for path in paths] for paths, rendering in places],
         prompt=prompts,
         completion=completions,

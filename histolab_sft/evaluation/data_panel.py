@@ -30,10 +30,10 @@ def describe_data(audit: dict) -> dict:
     """Return the entry `data` of `results.json`.
 
     Returns:
-        `dict`: `datasets`, for each `found` (rows in the source), `held_back` (by `max_samples`, `max_test_samples` or
-        splits that aren't used), `left_out` (by key of the recipe: rows) and `splits`: for each `found` (None where
-        the splits are dealt by the recipe), `left_out`, `used`, `groups` and `without_group` (patients or slides, rows
-        of whom none is known) and `classes`; `findings` of the audit, each with `level` and `message`.
+        `dict`: `datasets`, for each `found` (rows in the source), `held_back` (by `max_samples` and
+        `max_test_samples`), `left_out` (by key of the recipe: rows) and `splits`: for each `found` and `held_back`
+        (None where the recipe deals the split), `left_out`, `used`, `groups` (patients or slides), `without_group`
+        (rows of whom none is known) and `classes`; `findings` of the audit, each with `level` and `message`.
     """
     datasets = {}
     for name, flow in audit["flow"].items():
@@ -46,6 +46,11 @@ def describe_data(audit: dict) -> dict:
                 "classes": classes if set(classes) != {NO_CLASS} else {},
                 **flow["splits"].get(split, {"used": 0, "groups": 0, "without_group": 0}),
             }
+            # Where the recipe deals a split out of train, what train lacks wasn't held back.
+            settled = split == "test" or set(SPLITS) <= set(flow["found"])
+            row = rows[split]
+            known = settled and row["found"] is not None
+            row["held_back"] = row["found"] - row["used"] - row["left_out"] if known else None
         by_key = {}
         for part in dropped:
             by_key[part["key"]] = by_key.get(part["key"], 0) + part["rows"]

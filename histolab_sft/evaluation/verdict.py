@@ -108,5 +108,3 @@ def _describe_ground(entry: dict) -> str:
     return f"on {scored} test {unit}{groups}" + (
         ", patients unknown and dealt at random, so that scores may leak" if leaks else ""
     )
-
-
