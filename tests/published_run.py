@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.results import SYSTEMS, score_dataset, score_overall
+from histolab_sft.evaluation.verdict import judge_run
 
 TESTED = 211  # patches of each test split
 REPO = "pathlab/medgemma-crc"
@@ -90,7 +91,8 @@ def score_datasets():
             },
             protocol="official" if config.group_by else "seed",
         )
-    return json.dumps(results | {"overall": score_overall(estimates)})
+    results |= {"overall": score_overall(estimates), "verdict": judge_run(results["datasets"])}
+    return json.dumps(results)
 
 
 def draw_answers(config, n, generator):
@@ -105,6 +107,7 @@ def draw_answers(config, n, generator):
             "group": [f"S{row // 7}" if config.group_by else None for row in range(n)],
             "label": classes[labels],
             "log_likelihoods": list(scores),
+            "answer": "The answer is in another castle.",
             "generated": np.where(generator.random(n) < 0.1, "unparsed", classes[scores.argmax(axis=1)]),
             "truncated": generator.random(n) < 0.1,
         }

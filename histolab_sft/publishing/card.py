@@ -100,6 +100,7 @@ def format_card(
         question=repr(datasets[0]["prompt"]),
         max_new_tokens=datasets[0]["max_new_tokens"],
         datasets=datasets,
+        verdict=results["verdict"],
         overall=format_scores(results["overall"]) if len(datasets) > 1 and results.get("overall") else "",
         figures=[figure for figure in figures if figure not in shown],
         target=None if records else classification.format_target("..."),
@@ -133,6 +134,8 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
     for name, value in entry["difference"].items():
         if not is_score(value):
             notes.append(f"{TESTS.get(name, name)}: {f'{value:.3g}' if isinstance(value, float) else value}")
+    if "zero_shot" in entry:
+        notes.append(f"Baseline: {entry['zero_shot']['reason']}")
     written = {system: entry[system]["generation"] for system in SYSTEMS if "generation" in entry[system]}
     floors = {name: floor for name, floor in entry["floors"].items() if floor}
     columns = [name for name in FLOOR_METRICS if is_score(finetuned.get(name))]
