@@ -174,6 +174,15 @@ class HistoArguments(TrainingParts):
             "choices": ["stop", "drop", "allow"],
         },
     )
+    changed_split: str = field(
+        default="stop",
+        metadata={
+            "help": "What to score where validation or test hold pictures, patients or slides that were trained on, "
+            "because data or splits have changed since: `stop` with the counts, the `frozen` split of training as far "
+            "as its pictures are still there, or the `new` one without those rows.",
+            "choices": ["stop", "frozen", "new"],
+        },
+    )
     prompt_style: str = field(
         default="generic",
         metadata={"help": "Question of the task.", "choices": ["generic", "dataset_specific"]},

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,12 +85,15 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def describe_result(adapter_folder: str | Path, data: Mapping[str, Dataset], seed: int) -> dict:
+def describe_result(
+    adapter_folder: str | Path, data: Mapping[str, Dataset], seed: int, changes: Sequence[str] = ()
+) -> dict:
     """Return what a score must tell of its origin: `provenance` in `results.json`.
 
     That is `base_model` and `revision` as the adapter names them (as the recipe, where a whole model was trained),
     `adapter_sha256` (None there) or `model_sha256` (`{file: hash}`), `data_fingerprint` of the rows
-    (training's among them), `versions`, `git_commit`, `hardware` and `seed`.
+    (training's among them), `changes` (what has changed in the data since training, a sentence each), `versions`,
+    `git_commit`, `hardware` and `seed`.
     """
     folder = Path(adapter_folder)
     if folder.joinpath("adapter_config.json").is_file():
@@ -110,6 +113,7 @@ def describe_result(adapter_folder: str | Path, data: Mapping[str, Dataset], see
         }
     return origin | {
         "data_fingerprint": fingerprint_data(data),
+        "changes": list(changes),
         "versions": collect_versions(),
         "git_commit": find_commit(),
         "hardware": describe_hardware(),

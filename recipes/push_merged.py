@@ -13,7 +13,7 @@ import logging
 from transformers import HfArgumentParser
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
+from histolab_sft.data.frozen_split import load_scored_patches
 from histolab_sft.errors import plain_errors
 from histolab_sft.publishing.hub import PublishArguments, format_listing, push_folder
 from histolab_sft.publishing.merge import describe
@@ -23,7 +23,7 @@ from histolab_sft.publishing.merged import build_merged_folder, name_repository
 def main(publish_args, histo_args, training_args, model_args):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    patches = load_audited_patches(histo_args, training_args.output_dir)["validation"]
+    patches = load_scored_patches(histo_args, training_args.output_dir)[0]["validation"]
     folder, parity = build_merged_folder(patches, histo_args, training_args, model_args)
     print(f"merged = adapter on {parity['n_patches']} patches: {describe(parity)}")
     repo_id = name_repository(training_args)

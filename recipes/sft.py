@@ -24,7 +24,7 @@ def main(histo_args, training_args, model_args):
     from accelerate.utils.memory import clear_device_cache
 
     from histolab_sft.arguments import resolve_recipe
-    from histolab_sft.data.patches import load_audited_patches
+    from histolab_sft.data.frozen_split import load_training_patches
     from histolab_sft.processes import check_processes, explain_lost_process
     from histolab_sft.provenance import fingerprint_data, record_run
     from histolab_sft.training.assembly import build_trainer
@@ -50,7 +50,7 @@ def main(histo_args, training_args, model_args):
     with record as run, explain_lost_process():
         # One process decodes and audits; the others then find its results.
         with training_args.main_process_first(desc="data audit"):
-            patches = load_audited_patches(histo_args, training_args.output_dir)
+            patches = load_training_patches(histo_args, training_args.output_dir)
         run["data_fingerprint"] = fingerprint_data(patches)
         run["hardware_profile"] = histo_args.hardware
 

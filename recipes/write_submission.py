@@ -16,7 +16,8 @@ from histolab_sft.training.signals import ending_on_signals
 
 def main(histo_args, training_args, model_args):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
-    from histolab_sft.data.patches import load_audited_patches, select_dataset
+    from histolab_sft.data.frozen_split import load_scored_patches
+    from histolab_sft.data.patches import select_dataset
     from histolab_sft.evaluation.harness import hash_weights, predict_answers
     from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
     from histolab_sft.models.load import (
@@ -36,7 +37,7 @@ def main(histo_args, training_args, model_args):
 
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
-        patches = load_audited_patches(histo_args, training_args.output_dir)
+        patches, _ = load_scored_patches(histo_args, training_args.output_dir)
     questions = {config.name: select_dataset(patches["test"], config.name) for config in configs}
     # Before the model is asked for hours.
     plan_files([name for rows in questions.values() for name in rows.with_format(None)["id"]], histo_args)

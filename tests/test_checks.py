@@ -202,3 +202,14 @@ def test_innocent_texts_are_no_leaks():
     NVIDIA A100-SXM4-80GB H&E and/or 20x, train/validation/test, google/medgemma-4b-it, case: Tumor
     """
     assert find_leaks(innocent) == []
+
+
+def test_scores_of_other_data_than_the_run_was_given_are_not_published(tmp_path):
+    (arguments, _) = write_run(tmp_path)
+    output_dir = tmp_path / "out"
+    (output_dir / "run.json").write_text(json.dumps({"data_fingerprint": "f00d"}))
+    write_evaluation(output_dir, data_fingerprint="beef")
+    with pytest.raises(PublishError, match=r"fingerprint beef, expected f00d as in run.json.*changed_split: frozen"):
+        build_publish_folder(*arguments)
+    write_evaluation(output_dir, data_fingerprint="f00d")
+    build_publish_folder(*arguments)

@@ -15,7 +15,7 @@ import yaml
 from steady_runs import ROOT, start_recipe, write_inputs, write_recipe
 
 from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_patches
+from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.provenance import describe_result
 from histolab_sft.secrets import check_secrets, mask_secrets
 
@@ -79,7 +79,7 @@ def sinks(tmp_path_factory):
     ):
         if script == "recipes/push_adapter.py":
             path = output_dir / "evaluation" / "results.json"
-            patches = load_patches(parse_recipe(["--config", str(recipe)])[0])
+            patches = load_audited_patches(parse_recipe(["--config", str(recipe)])[0], output_dir)
             results = json.loads(path.read_text()) | {"provenance": describe_result(output_dir, patches, 42)}
             path.write_text(json.dumps(results))
             # Only what was trained on a model of the Hub is published.

@@ -1,6 +1,7 @@
 """From the recipe's `datasets` to the rows that `SFTTrainer` and the scoring harness read."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -48,15 +49,31 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
         AuditRefusal: A picture can't be used (`refused_images: quarantine` leaves such pictures out), or the audit
             refuses (`leaks: drop` takes leaking patches out of train, `leaks: allow` goes on).
     """
-    patches, audit, intake = audit_recipe(histo_args, output_dir)
+    return format_patches(audit_or_stop(histo_args, output_dir)[0], histo_args)
+
+
+def audit_or_stop(
+    histo_args: HistoArguments, output_dir: str | Path, deal: Callable | None = None
+) -> tuple[pd.DataFrame, set[str]]:
+    """Return the patches of `audit_recipe`, and the `pixel_sha256` of pictures of one even colour.
+
+    Raises:
+        AuditRefusal: As `load_audited_patches` does.
+    """
+    patches, audit, intake = audit_recipe(histo_args, output_dir, deal)
     logger.info("%s", format_audit(audit))
     if reason := explain_refusal(audit, intake, histo_args, output_dir):
         raise AuditRefusal(reason)
-    return format_patches(patches, histo_args)
+    return patches, find_blank(intake)
 
 
-def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
+def audit_recipe(
+    histo_args: HistoArguments, output_dir: str | Path, deal: Callable | None = None
+) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
     """Decode every picture, apply `refused_images` and `leaks`, audit what is left and write `audit.json`.
+
+    Args:
+        deal: Gives the patches, with `pixel_sha256`, other splits before all of that.
 
     Returns:
         The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
@@ -68,6 +85,8 @@ def audit_recipe(histo_args: HistoArguments, output_dir: str | Path) -> tuple[pd
     patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes
     near = find_near_copies(intake)
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
+    if deal is not None:
+        patches = deal(patches, find_blank(intake))
     pictures, dropped = _list_pictures(patches), []
     if histo_args.refused_images == "quarantine":
         verdicts = join_intake(pictures, intake, ("path", "row"))["verdict"]
@@ -96,6 +115,11 @@ def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of which every picture can be used: refused pictures have no `pixel_sha256`."""
     hashes = patches["pixel_sha256"].explode()
     return patches.drop(index=hashes.index[hashes.isna()].unique())
+
+
+def find_blank(intake: pd.DataFrame) -> set[str]:
+    """Return the `pixel_sha256` of pictures of one even colour."""
+    return set(intake.loc[intake["contrast"] == 0, "pixel_sha256"])
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.data.frozen_split import load_scored_patches
+from histolab_sft.data.patches import select_dataset
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.harness import hash_weights, predict, predict_splits, write_predictions
 from histolab_sft.evaluation.linear_probe import list_looks, measure_linear_probe
@@ -42,7 +43,7 @@ def evaluate(
 
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
-        patches = load_audited_patches(histo_args, training_args.output_dir)
+        patches, changes = load_scored_patches(histo_args, training_args.output_dir)
 
     model = load_base_model(model_args, histo_args)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
@@ -75,7 +76,7 @@ def evaluate(
         return None
     write_predictions(test, folder)
 
-    provenance = describe_result(training_args.output_dir, patches, training_args.seed)
+    provenance = describe_result(training_args.output_dir, patches, training_args.seed, changes)
     results = {"recipe": recipe, "provenance": provenance, "datasets": {}}
     for config in histo_args.datasets:
         protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]

@@ -81,6 +81,21 @@ def check_evaluation(output_dir: Path, dataset_names: list[str]) -> dict:
     return results
 
 
+def check_fingerprints(run: dict, results: dict) -> None:
+    """Raise `PublishError` unless the scores are of the data that the run was given, of which the card tells.
+
+    Args:
+        run, results: Of `run.json` and `results.json`.
+    """
+    trained, scored = run.get("data_fingerprint"), results["provenance"].get("data_fingerprint")
+    if trained is not None and scored != trained:
+        raise PublishError(
+            f"results.json is of data with the fingerprint {scored}, expected {trained} as in run.json: data, splits "
+            "or wording have changed since training; undo the change, or score the split of training by "
+            "changed_split: frozen"
+        )
+
+
 def check_recipe(recorded: dict, values: dict, place: str) -> None:
     """Raise `PublishError` if the card would describe another recipe than the one that ran.
 

@@ -24,6 +24,7 @@ from histolab_sft.publishing.checks import (
     check_base_model,
     check_classes,
     check_evaluation,
+    check_fingerprints,
     check_leaks,
     check_recipe,
     read_json,
@@ -96,6 +97,7 @@ def collect_evidence(histo_args: HistoArguments, training_args: SFTConfig, model
     results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])
     run, audit = (_read_optional(output_dir / name) for name in ("run.json", "audit.json"))
     values = vars(histo_args) | vars(training_args) | vars(model_args)
+    check_fingerprints(run, results)
     check_recipe(run.get("recipe", {}), values, "run.json")
     check_recipe(results.pop("recipe", {}), values, "results.json")
     for config in histo_args.datasets:

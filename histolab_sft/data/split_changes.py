@@ -1,0 +1,171 @@
+"""What differs between the rows that a run was trained on and those that are about to be scored."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from histolab_sft.dataset_config import SPLITS
+from histolab_sft.errors import say_count
+
+# Rows that an adapter had learnt before the run that went on from it.
+EARLIER = "earlier"
+TRAINED = ("train", EARLIER)
+COLUMNS = ("dataset", "cohort", "split", "id", "group", "answer", "pixels", "pictures")
+
+
+@dataclass
+class SplitChanges:
+    """What `compare_splits` found.
+
+    Attributes:
+        trained_on: For each row whether it is scored (validation or test) and shows a picture, a patient or a slide
+            that was trained on.
+        leaks: A sentence with the counts for each data set and split that has such rows.
+        sentences: A sentence for each other change.
+    """
+
+    trained_on: pd.Series
+    leaks: list[str]
+    sentences: list[str]
+
+
+def describe_rows(patches: pd.DataFrame, blank: set[str]) -> pd.DataFrame:
+    """Return what must be known of each row to find it again, in the order of `patches` and with its index.
+
+    Names, patients and answers are told apart by a hash, so that the table can be kept beside the weights.
+
+    Args:
+        patches: From `audit_recipe`.
+        blank: `pixel_sha256` of pictures of one even colour, which show no tissue and so give nothing away.
+
+    Returns:
+        `dataset`, `cohort`, `split`; `id`, `group` (None if unknown) and `answer` as hashes; `pixels`, one hash of all
+        pictures of the row; `pictures`, the list of the `pixel_sha256` that aren't blank.
+    """
+    hashes = patches["pixel_sha256"].map(lambda found: list(found) if isinstance(found, list) else [found])
+    answers = patches["answer"] if "answer" in patches else patches["label"]
+    return pd.DataFrame(
+        {
+            "dataset": patches["dataset"].astype(str),
+            "cohort": patches["cohort"].astype(str),
+            "split": patches["split"].astype(str),
+            "id": patches["id"].map(_hash),
+            "group": [None if pd.isna(group) else _hash(group) for group in patches["group"]],
+            "answer": answers.map(_hash),
+            "pixels": hashes.map(_hash),
+            "pictures": hashes.map(
+                lambda found: [name for name in found if isinstance(name, str) and name not in blank]
+            ),
+        },
+        index=patches.index,
+        columns=COLUMNS,
+    )
+
+
+def compare_splits(frozen: pd.DataFrame, rows: pd.DataFrame, sources: Mapping[str, set[str]]) -> SplitChanges:
+    """Return what has changed since training; `frozen` and `rows` are tables of `describe_rows`.
+
+    A patient or slide is the same where its name and its cohort are. Cohorts are the same that have one name, a
+    source or a picture in common, so that another recipe of the same folder doesn't hide it; and whatever a patient is
+    called now, one of whose pictures was trained on is one that was trained on.
+
+    Args:
+        sources: Cohort -> where its data sets lie, of training and of now.
+    """
+    by_picture = _mark_pictures(frozen, rows)
+    by_patient = _mark_patients(frozen, rows, by_picture, sources) & ~by_picture
+    scored = ~rows["split"].isin(TRAINED)
+    leaks = []
+    for (dataset, split), part in rows[scored].groupby(["dataset", "split"], sort=False):
+        pictures, patients = by_picture[part.index].sum(), by_patient[part.index].sum()
+        if pictures or patients:
+            leaks.append(
+                f"{dataset}: of {len(part)} {split} rows, {pictures} show a picture that was trained on and "
+                f"{patients} more a patient or slide that was"
+            )
+    return SplitChanges(scored & (by_picture | by_patient), leaks, _describe_changes(frozen, rows))
+
+
+def match_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """Return for each row the position of the same one in `frozen`, -1 for none: by name and pixels, else by pixels.
+
+    Where several rows have the same pixels and other names, they are matched in their order.
+    """
+    found = pd.Series(-1, index=rows.index)
+    left = frozen.assign(position=range(len(frozen)))
+    for keys in (["dataset", "id", "pixels"], ["dataset", "pixels"], ["pixels"]):
+        open_rows = rows[found < 0]
+        turns = open_rows.groupby(keys).cumcount(), left.groupby(keys).cumcount()
+        pairs = open_rows.assign(turn=turns[0]).reset_index().merge(left.assign(turn=turns[1]), on=[*keys, "turn"])
+        found[pairs["index"]] = pairs["position"].to_numpy()
+        left = left[~left["position"].isin(pairs["position"])]
+    return found
+
+
+def _mark_pictures(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    trained = set(frozen.loc[frozen["split"].isin(TRAINED), "pictures"].explode().dropna())
+    return rows["pictures"].map(lambda pictures: not trained.isdisjoint(pictures)).astype(bool)
+
+
+def _mark_patients(
+    frozen: pd.DataFrame, rows: pd.DataFrame, by_picture: pd.Series, sources: Mapping[str, set[str]]
+) -> pd.Series:
+    """Return whether each row is of a patient or slide that was trained on."""
+    cohorts = {cohort: _list_pictures(frozen, cohort) for cohort in frozen["cohort"].unique()}
+    known = frozen[frozen["split"].isin(TRAINED) & frozen["group"].notna()]
+    trained = set(zip(rows["cohort"][by_picture], rows["group"][by_picture], strict=True))
+    for now in rows["cohort"].unique():
+        shown = _list_pictures(rows, now)
+        for then, pictures in cohorts.items():
+            common = sources.get(now, set()) & sources.get(then, set())
+            if now == then or common or not shown.isdisjoint(pictures):
+                trained |= {(now, group) for group in known["group"][known["cohort"] == then]}
+    pairs = zip(rows["cohort"], rows["group"], strict=True)
+    return pd.Series([group is not None and (cohort, group) in trained for cohort, group in pairs], index=rows.index)
+
+
+def _list_pictures(table: pd.DataFrame, cohort: str) -> set[str]:
+    return set(table.loc[table["cohort"] == cohort, "pictures"].explode().dropna())
+
+
+def _describe_changes(frozen: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    frozen = frozen[frozen["split"].isin(SPLITS)].reset_index(drop=True)
+    positions = match_rows(frozen, rows)
+    same = rows[positions >= 0]
+    before = frozen.iloc[positions[positions >= 0]].set_axis(same.index)
+    added, gone = rows[positions < 0], frozen.drop(index=positions[positions >= 0])
+    rewritten = added[_share_names(added, gone)]
+    added, gone = added.drop(index=rewritten.index), gone[~_share_names(gone, rewritten)]
+
+    sentences = []
+    for dataset in sorted({*frozen["dataset"], *rows["dataset"]}):
+        own, then = same[same["dataset"] == dataset], before[same["dataset"] == dataset]
+        moves = (then["split"] + " to " + own["split"])[then["split"] != own["split"]].value_counts()
+        listed = ", ".join(f"{move}: {count}" for move, count in moves.items())
+        counts = {
+            "new since training": (added["dataset"] == dataset).sum(),
+            "gone since training": (gone["dataset"] == dataset).sum(),
+            "other pixels under the same name": (rewritten["dataset"] == dataset).sum(),
+            "another name": ((then["id"] != own["id"]) & (then["dataset"] == own["dataset"])).sum(),
+            "from another data set": (then["dataset"] != own["dataset"]).sum(),
+            "another label or answer": (then["answer"] != own["answer"]).sum(),
+            "another patient or slide": (then["group"].fillna("") != own["group"].fillna("")).sum(),
+            f"another split than in training ({listed})": moves.sum(),
+        }
+        sentences += [f"{dataset}, {what}: {say_count(int(count), 'row')}" for what, count in counts.items() if count]
+    return sentences
+
+
+def _share_names(rows: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+    """Return whether each row has the data set and the name of one of the others."""
+    names = set(zip(others["dataset"], others["id"], strict=True))
+    pairs = zip(rows["dataset"], rows["id"], strict=True)
+    return pd.Series([pair in names for pair in pairs], index=rows.index, dtype=bool)
+
+
+def _hash(value) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
