@@ -180,7 +180,7 @@ SAME = {"name": "again", "source": "ward", "class_names": CLASSES, "group_by": r
 # What happened: the change of the folder, that of the recipe, what is said, and whether it is refused.
 REFUSED, TOLD = True, False
 CHANGES = {
-    "a slide added": (add, {}, r"ward: of \d+ (test|validation) rows, [1-9]\d* show a picture that was trained on", REFUSED),
+    "a slide added": (add, {}, r"ward: of \d+ (test|validation) rows, [1-9]\d* show a picture", REFUSED),
     "three slides added": (lambda f: add(f, (90, 91, 93)), {}, "show a picture that was trained on", REFUSED),
     "a slide removed": (remove, {}, "show a picture that was trained on", REFUSED),
     "two slides removed": (lambda f: remove(f, (4, 9)), {}, "show a picture that was trained on", REFUSED),
