@@ -65,7 +65,10 @@ def make_intake(rows: pd.DataFrame, pixels: list | None = None, **columns) -> pd
 
 
 def audit_patches(rows, intake, class_names=None):
-    return auditing.audit_patches(rows, intake, find_near_copies(intake), class_names) | {"dropped": []}
+    return auditing.audit_patches(rows, intake, find_near_copies(intake), class_names) | {
+        "dropped": [],
+        "not_read": {},
+    }
 
 
 def leaks_of(rows, intake):

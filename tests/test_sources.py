@@ -135,7 +135,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="no patch found"):
         load_source(config(tmp_path))
     pd.DataFrame({"path": ["a.png"], "label": ["Normal"]}).to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(FileNotFoundError, match="names 1 pictures that aren't there.*a.png"):
+    with pytest.raises(FileNotFoundError, match="names 1 picture not there.*a.png"):
         load_source(config(tmp_path / "m.csv"))
     with pytest.raises(ValueError, match="expected \\['tissue'\\] too"):
         load_source(config(tmp_path / "m.csv", label_column="tissue"))

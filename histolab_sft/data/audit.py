@@ -16,6 +16,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
 from histolab_sft.data.copies import join_intake
+from histolab_sft.data.listing import format_kinds
 from histolab_sft.dataset_config import SPLITS
 from histolab_sft.errors import say_count
 
@@ -112,6 +113,7 @@ def format_audit(audit: dict, examples: int = 3) -> str:
             classes = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"{dataset:<16}{split:<12}{sum(counts.values()):>9}  {classes}")
     lines += describe_dropped(audit)
+    lines += describe_unread(audit)
     lines.append(f"{say_count(audit['refusals'], 'refusal')}, {say_count(audit['warnings'], 'warning')}")
     for finding in sorted(audit["findings"], key=lambda finding: finding["level"]):
         lines.append(f"{finding['level'].upper()} {finding['check']}: {finding['message']}")
@@ -134,6 +136,15 @@ def describe_dropped(audit: dict, dataset: str | None = None) -> list[str]:
         total = say_count(sum(entry["rows"] for entry in part), "row")
         lines.append(f"{key} left out {total} of {name}'s {split} split ({classes}; {reasons})")
     return lines
+
+
+def describe_unread(audit: dict, dataset: str | None = None) -> list[str]:
+    """Return one line for each data set (or one of them) that says which files below its source weren't read."""
+    return [
+        f"{say_count(sum(kinds.values()), 'file')} of {name} not read: {format_kinds(kinds)}"
+        for name, kinds in audit["not_read"].items()
+        if kinds and dataset in (None, name)
+    ]
 
 
 def _join(rows: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Read the patches of folders whose names, or whose files' names, say what the patches show."""
 
 import logging
+import re
 from pathlib import Path, PurePath
 from unicodedata import normalize
 
@@ -15,6 +16,7 @@ from histolab_sft.data.listing import (
 )
 from histolab_sft.data.readers import split_of, suggest_sources
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
+from histolab_sft.errors import say_count
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def read_class_folders(source: Path, config: DatasetConfig) -> pd.DataFrame:
     if not pictures:
         return pd.DataFrame(columns=["path", "row", "label", "split"])
     _refuse_other_pictures(source, places, config)
+    _refuse_unreadable_names(source, pictures, config)
     base = PurePath() if config.label_by else _find_base(source, pictures, config)
     _refuse_loose([place for place in pictures if not place.is_relative_to(base)], source, config)
     paths = {place: place.relative_to(base) for place in pictures}
@@ -51,8 +54,7 @@ def read_class_folders(source: Path, config: DatasetConfig) -> pd.DataFrame:
         (str(source / place), -1, label, _find_split(paths[place], config))
         for place, label in zip(paths, labels, strict=True)
     ]
-    # Names that aren't UTF-8 still have to be named when they are refused: pandas' own text type can't hold them.
-    return pd.DataFrame(rows, columns=["path", "row", "label", "split"], dtype=object).astype({"row": int})
+    return pd.DataFrame(rows, columns=["path", "row", "label", "split"])
 
 
 def _find_base(source: Path, pictures: list[PurePath], config: DatasetConfig) -> PurePath:
@@ -78,8 +80,8 @@ def _leave_out_others(
     loose = [place for place, path in paths.items() if len(path.parts) == 1]
     if loose:
         raise ValueError(
-            f"data set {config.name!r}: {_count(loose, 'picture')} beside the folders of splits in {source}, such as "
-            f"{loose[0]}; move {'it' if len(loose) == 1 else 'them'} into a split or elsewhere"
+            f"data set {config.name!r}: {say_count(len(loose), 'picture')} beside the folders of splits in {source}, "
+            f"such as {loose[0]}; move {'it' if len(loose) == 1 else 'them'} into a split or elsewhere"
         )
     if others and not isinstance(config.splits, dict):
         inside = sum(path.parts[0] in others for path in paths.values())
@@ -88,7 +90,7 @@ def _leave_out_others(
         free = next((split for split in SPLITS if split not in block), "test")
         named = ", ".join(f"{split}: {name}" for split, name in (block | {free: others[0]}).items())
         raise ValueError(
-            f"data set {config.name!r}: {_count(others, 'folder')} with {inside} pictures beside "
+            f"data set {config.name!r}: {say_count(len(others), 'folder')} with {inside} pictures beside "
             f"{' and '.join(splits)} in {source}, and nothing says of which split: {list_some(others)}; name every "
             f"split, such as splits: {{{named}}}; what `splits` doesn't name is left out"
         )
@@ -122,7 +124,7 @@ def _name_labels(source: Path, paths: dict[PurePath, PurePath], with_splits: boo
 def _refuse_loose(loose: list[PurePath], source: Path, config: DatasetConfig) -> None:
     if loose:
         raise ValueError(
-            f"data set {config.name!r}: {_count(loose, 'picture')} in no class folder of {source}, such as "
+            f"data set {config.name!r}: {say_count(len(loose), 'picture')} in no class folder of {source}, such as "
             f"{loose[0]}; move {'it' if len(loose) == 1 else 'them'} into the folder of a class or elsewhere, or "
             f"{ELSEWHERE}"
         )
@@ -137,15 +139,21 @@ def _refuse_other_pictures(source: Path, places: list[PurePath], config: Dataset
     strange = [place for place in places if not is_picture(place) and OTHER_PICTURES in count_kinds(source, [place])]
     if strange:
         raise ValueError(
-            f"data set {config.name!r}: {_count(strange, 'picture')} in a format, or under a name, that isn't read, "
-            f"such as {strange[0]}; expected .png, .jpg, .tif, .bmp, .webp or .dcm, so convert, rename or move "
+            f"data set {config.name!r}: {say_count(len(strange), 'picture')} in a format, or under a name, that isn't "
+            f"read, such as {strange[0]}; expected .png, .jpg, .tif, .bmp, .webp or .dcm, so convert, rename or move "
             f"{'it' if len(strange) == 1 else 'them'}"
+        )
+
+
+def _refuse_unreadable_names(source: Path, pictures: list[PurePath], config: DatasetConfig) -> None:
+    # Python keeps bytes of a name that aren't UTF-8 as halves of surrogate pairs, which no table can hold.
+    strange = [place for place in pictures if re.search("[\ud800-\udfff]", str(place))]
+    if strange:
+        raise ValueError(
+            f"data set {config.name!r}: {say_count(len(strange), 'picture')} in {source} under a name that isn't "
+            f"UTF-8, such as {list_some(strange)}; rename {'it' if len(strange) == 1 else 'them'}"
         )
 
 
 def _is_class(name: str, config: DatasetConfig) -> bool:
     return normalize("NFC", name) in {normalize("NFC", label) for label in config.class_names}
-
-
-def _count(things: list, word: str) -> str:
-    return f"{len(things)} {word}" + ("" if len(things) == 1 else "s")

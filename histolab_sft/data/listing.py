@@ -4,7 +4,7 @@ import logging
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from histolab_sft.data.containers import IMAGE_SUFFIXES
@@ -48,13 +48,22 @@ def is_picture(place: PurePath) -> bool:
     return place.suffix.lower() in IMAGE_SUFFIXES
 
 
-def count_unread(source: Path, read: Collection[str]) -> dict[str, int]:
-    """Return how many files below `source` are not in `read` (paths as `str(source / place)`), by kind, most first.
+def count_unread(source: Path, read: Iterable[str]) -> dict[str, int]:
+    """Return how many files below `source` are not in `read`, which are paths, by kind, most first.
 
     Kinds are `HIDDEN`, `PICTURES`, `OTHER_PICTURES` and the suffixes of other files.
     """
-    unread = [place for place in list_files(source) if str(source / place) not in read]
-    return count_kinds(source, unread)
+    read = {os.path.abspath(path) for path in set(read)}
+    above = os.path.abspath(source)
+    return count_kinds(source, [place for place in list_files(source) if f"{above}/{place}" not in read])
+
+
+def tell_unread(kinds: dict[str, int], name: str) -> dict[str, int]:
+    """Return `kinds`, the counts of a data set's files that aren't read, after logging them in one line."""
+    if kinds:
+        level = logging.WARNING if {PICTURES, OTHER_PICTURES} & set(kinds) else logging.INFO
+        logger.log(level, "data set %r: %d files not read: %s", name, sum(kinds.values()), format_kinds(kinds))
+    return kinds
 
 
 def count_kinds(source: Path, places: Iterable[PurePath]) -> dict[str, int]:

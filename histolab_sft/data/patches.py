@@ -79,6 +79,7 @@ def audit_recipe(
         The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
     """
     patches = _list_datasets(histo_args)
+    not_read = patches.attrs["not_read"]
     pictures = _list_pictures(patches)
     intake = _look_at(pictures)
     hashes = intake["pixel_sha256"].set_axis(pictures.index)
@@ -105,8 +106,8 @@ def audit_recipe(
     class_names = {
         config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
     }
-    audit = audit_patches(pictures, intake, near, class_names) | {"dropped": dropped}
-    audit["flow"] = count_flow(patches)
+    audit = audit_patches(pictures, intake, near, class_names)
+    audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches)}
     write_audit(audit, list_copies(pictures, intake, near), output_dir)
     return patches, audit, intake
 
@@ -179,22 +180,31 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
             f"data set {config.name!r}: labels in the data {sorted(found)}, keys of class_names {sorted(expected)}; "
             f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
         )
+    not_read = patches.attrs["not_read"]
     patches = prepare_splits(patches, config, histo_args)
-    return patches[["path", "row", "column", "split", "group", "id", "protocol", *FLOW]].assign(
+    patches = patches[["path", "row", "column", "split", "group", "id", "protocol", *FLOW]].assign(
         rendering=choose_rendering(config),
         label=patches["label"].map(config.class_names),
         dataset=config.name,
         cohort=config.cohort or config.name,
     )
+    patches.attrs = {"not_read": not_read}
+    return patches
 
 
 def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
-    """Return the rows of all data sets, capped, with the splits that the data bring."""
+    """Return the rows of all data sets, capped, with the splits that the data bring.
+
+    `attrs["not_read"]` counts for each data set, by kind, the files below its source that no row comes from.
+    """
     tables = [
         _list_dataset(config, histo_args) if config.format is None else list_questions(config, histo_args)
         for config in histo_args.datasets
     ]
-    return pd.concat(tables, ignore_index=True)
+    patches = pd.concat(tables, ignore_index=True)
+    names = [config.name for config in histo_args.datasets]
+    patches.attrs = {"not_read": {name: table.attrs["not_read"] for name, table in zip(names, tables, strict=True)}}
+    return patches
 
 
 def _list_pictures(patches: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from histolab_sft.data.dealing import prepare_splits
 from histolab_sft.data.flow import FLOW
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
+from histolab_sft.data.listing import OTHER_PICTURES, PICTURES, count_unread, tell_unread
 from histolab_sft.data.readers import split_of
 from histolab_sft.data.records import READER_KEYS, RECORDS
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
@@ -50,6 +51,9 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
     if not source.exists():
         raise FileNotFoundError(f"data set {config.name!r}: {source} doesn't exist; correct `source` or `data_dir`")
     questions = _choose_task(RECORDS[config.format](source, config, **config.reader_keys), config)
+    # Of a format, only its reader knows what the files beside the pictures are for.
+    unread = count_unread(source, questions["images"].explode()) if source.is_dir() else {}
+    not_read = tell_unread({kind: unread[kind] for kind in (PICTURES, OTHER_PICTURES) if kind in unread}, config.name)
     own = questions["split"].astype(str)
     questions["split"] = [split_of(name, config) for name in own]
     if isinstance(config.splits, dict) and (questions["split"] != "").any():
@@ -59,7 +63,9 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
             logger.info("%s: left out, as `splits` names others: %s", config.name, counts)
         questions = questions[~others].reset_index(drop=True)
     questions = prepare_splits(questions, config, histo_args).reset_index(drop=True)
-    return _render(questions, config).assign(dataset=config.name, cohort=config.cohort or config.name)
+    questions = _render(questions, config).assign(dataset=config.name, cohort=config.cohort or config.name)
+    questions.attrs = {"not_read": not_read}
+    return questions
 
 
 def finish_questions(questions: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from histolab_sft.data.tables import (
     read_table,
 )
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.errors import say_count
 
 # Of a manifest, where the recipe has no image_column. `file_name` is the one of imagefolder's metadata.
 PICTURE_COLUMNS = ("path", "image", "file_name")
@@ -137,15 +138,15 @@ def _find_pictures(manifest: Path, places: pd.Series, config: DatasetConfig) -> 
     empty = places.isna() | (places == "")
     if empty.any():
         raise ValueError(
-            f"data set {config.name!r}: {manifest} has {empty.sum()} rows without a picture, expected one a row; "
-            "take them out"
+            f"data set {config.name!r}: {manifest} has {say_count(empty.sum(), 'row')} without a picture, expected "
+            "one each; take them out"
         )
     paths = [str(manifest.parent / str(place)) for place in places]
     gone = [path for path in paths if not Path(path).is_file()]
     if gone:
         raise FileNotFoundError(
-            f"data set {config.name!r}: {manifest} names {len(gone)} pictures that aren't there, such as {gone[0]}; "
-            "paths are relative to the manifest's folder"
+            f"data set {config.name!r}: {manifest} names {say_count(len(gone), 'picture')} not there, such as "
+            f"{gone[0]}; paths are relative to the manifest's folder"
         )
     return paths
 

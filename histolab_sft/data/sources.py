@@ -16,13 +16,12 @@ from histolab_sft.data.class_folders import read_class_folders
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.hub_files import list_parquet
 from histolab_sft.data.listing import (
-    PICTURES,
     count_unread,
     describe_files,
-    format_kinds,
     is_side_file,
     list_some,
     list_visible,
+    tell_unread,
 )
 from histolab_sft.data.readers import (
     HDF5_SUFFIXES,
@@ -61,6 +60,7 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
         ValueError: The source holds no patch, or lacks a column that the recipe names.
     """
     patches, base = (_read_streamed if config.streaming else _read_on_disk)(config, data_dir)
+    patches.attrs.setdefault("not_read", {})
     patches["split"] = patches["split"].map(lambda name: split_of(name, config))
     if isinstance(config.splits, str):
         patches["split"] = _published_splits(patches, config)
@@ -98,11 +98,7 @@ def _read_on_disk(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, s
             f"expected class folders with {', '.join(IMAGE_SUFFIXES)} files, manifests named after the splits, tar "
             f"shards, parquet or HDF5 files, or PCam's *_x.h5 and *_y.h5{suggest_sources(source, config)}"
         )
-    unread = count_unread(source, {*patches["path"], *map(str, tables)})
-    if unread:
-        level = logging.WARNING if PICTURES in unread else logging.INFO
-        logger.log(level, "data set %r: files not read: %s", config.name, format_kinds(unread))
-    patches.attrs["not_read"] = unread
+    patches.attrs["not_read"] = tell_unread(count_unread(source, [*patches["path"], *map(str, tables)]), config.name)
     return patches, str(source)
 
 

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Features
 
 from histolab_sft.data.containers import open_arrow
 from histolab_sft.data.hub_files import is_remote, open_remote
+from histolab_sft.errors import say_count
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def read_text(path: Path, fallback: str | None = None) -> str:
 def _read_csv(path: Path, separator: str | None) -> pd.DataFrame:
     text = read_text(path, fallback="cp1252")
     if separator is None:
-        header = next((line for line in io.StringIO(text) if line.strip()), "")
+        header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
         # The one that makes most columns of the first line; of two, the one named first.
         separator = max(SEPARATORS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
     lines, names, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), None, []
@@ -149,7 +150,7 @@ def _read_csv(path: Path, separator: str | None) -> pd.DataFrame:
             while len(cells) > len(names) and not cells[-1]:
                 cells.pop()
             if len(cells) != len(names):
-                found = f"{len(cells)} cells, expected {len(names)} as in the first line"
+                found = f"{say_count(len(cells), 'cell')}, expected {len(names)} as in the first line"
                 raise _name_place(path, lines.line_num, None, found)
             rows.append(cells)
     except csv.Error as error:
