@@ -5,8 +5,9 @@ is what is measured. One trainer a precision serves all arms: only its batch, it
 """
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.evaluation.harness import predict
 from histolab_sft.models.cache_choice import list_pictures, prepare_vision_cache
+from histolab_sft.models.compiled_layers import LayerSwitch, find_missing
 from histolab_sft.models.load import (
     build_lora_config,
     build_model_init_kwargs,
@@ -31,6 +33,7 @@ from histolab_sft.models.load import (
     load_processor,
 )
 from histolab_sft.training.assembly import build_trainer
+from histolab_sft.training.compiled_steps import EvenLengthCollator, choose_lengths
 from histolab_sft.training.phases import plan_phases
 
 # Precision -> what of the recipe differs.
@@ -54,7 +57,7 @@ class Session:
 
     def parse(self, precision: str, *flags: str) -> tuple:
         """Return the recipe's arguments as the largest profile has them, in this precision."""
-        own = ["--hardware", "cpu" if self.tiny else "gpu_80gb", "--vision_cache", "off"]
+        own = ["--hardware", "cpu" if self.tiny else "gpu_80gb", "--vision_cache", "off", "--compiled_layers", "off"]
         own += [] if self.tiny else PRECISIONS[precision]
         return parse_recipe(["--config", str(self.recipe), *own, *flags])
 
@@ -113,8 +116,24 @@ def train(session: Session, precision: str, batch: int, cached: bool = True, com
     """Train by the recipe's own road, from features or from pixels."""
     load_recipe(session, precision)
     read_features(session) if cached else read_pixels(session)
-    with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
+    with compiled_training(session, batch) if compiled else nullcontext():
         return time_training(session, batch)
+
+
+@contextmanager
+def compiled_training(session: Session, batch: int) -> Iterator[None]:
+    """Do as `compiled_layers: on` does, for as long as it takes: arms differ in their batches."""
+    trainer, plain = session.trainer, session.trainer.data_collator
+    if missing := find_missing(trainer.args.device):
+        raise RuntimeError(missing)
+    kept = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    trainer.data_collator = EvenLengthCollator(**kept, lengths=choose_lengths(trainer))
+    switch = LayerSwitch(trainer.model, batch, learning=True)
+    try:
+        yield
+    finally:
+        switch.remove()
+        trainer.data_collator = plain
 
 
 def load_recipe(session: Session, precision: str) -> None:
@@ -210,7 +229,7 @@ def profile_step(session: Session, precision: str, batch: int, compiled: bool = 
     load_recipe(session, precision)
     read_features(session)
     recorder = Recorder(MEASURED_STEPS // 2)
-    with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
+    with compiled_training(session, batch) if compiled else nullcontext():
         # Under the profiler a step takes longer, so its length is that of the steps before.
         plain = time_training(session, batch)
         time_training(session, batch, recorder)
@@ -243,7 +262,9 @@ def score(session: Session, precision: str, generate: bool = False) -> dict:
         session.model = get_peft_model(base, build_lora_config(model_args, "language")).eval().requires_grad_(False)
 
     session.load("scoring", precision, build)
-    histo_args, training_args, model_args = session.parse(precision)
+    histo_args, training_args, model_args = session.parse(
+        precision, "--compiled_layers", "off" if session.tiny else "on"
+    )
     processor, batch = load_processor(model_args.model_name_or_path), training_args.per_device_eval_batch_size
     rows = session.patches["train"]
     pictures, _ = list_pictures([(rows, 2)])

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -118,16 +119,17 @@ def start_strategy(strategy: str, recipe: Path, limit: float) -> dict:
     launch += [str(port), "--config_file", f"accelerate_configs/{strategy}.yaml", "recipes/sft.py", *flags]
     train = [*launch, "--save_strategy", "steps", "--save_steps", "1", "--vision_cache", "off"]
     environment = {"XDG_CACHE_HOME": str(recipe.parent / f"cache-{strategy}")}
-    found = {}
+    ran, start = [], time.monotonic()
     for stage, command in {
         "trained": [*train, "--max_steps", "1"],
         "resumed": [*train, "--max_steps", "2", "--resume_from_checkpoint", "auto"],
         "scored": [sys.executable, "recipes/evaluate.py", *flags],
     }.items():
-        found[stage] = run_process(command, environment, limit)
-        if "error" in found[stage]:
-            return {"stage": stage, "error": found[stage]["error"]}
-    return {"ran": list(found)}
+        found = run_process(command, environment, limit - (time.monotonic() - start))
+        if "error" in found:
+            return {"ran": ran, "error": f"not {stage}: {found['error']}", "tail": found.get("tail")}
+        ran.append(stage)
+    return {"ran": ran}
 
 
 def check_placement(recipe: Path, limit: float) -> dict:

@@ -115,6 +115,7 @@ PROFILES = {
     | {
         "per_device_train_batch_size": (16, "the whole step at once"),
         "gradient_accumulation_steps": (1, _STEP),
+        "per_device_eval_batch_size": (32, "a pass over few patches waits for its launches"),
     },
 }
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")

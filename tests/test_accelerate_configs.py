@@ -4,8 +4,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from transformers import Gemma3ForConditionalGeneration
+
+from histolab_sft.models.geometry import build_medgemma_4b_config
 
 CONFIGS = sorted(Path("accelerate_configs").glob("*.yaml"))
 
@@ -35,9 +41,19 @@ def test_the_precision_stands_in_the_recipe_alone(path):
     assert yaml.safe_load(path.read_text())["mixed_precision"] == "no"
 
 
-def test_what_no_gpu_has_run_is_marked_so():
-    text = Path("accelerate_configs/fsdp2.yaml").read_text()
-    assert text.startswith("# UNPROVEN") and yaml.safe_load(text)["fsdp_config"]["fsdp_version"] == 2
+@pytest.mark.model
+def test_fsdp2_names_layers_that_gemma_has_and_all_of_them():
+    config = yaml.safe_load(Path("accelerate_configs/fsdp2.yaml").read_text())["fsdp_config"]
+    assert config["fsdp_version"] == 2
+    names = config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(build_medgemma_4b_config())
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy=config["fsdp_auto_wrap_policy"], transformer_cls_names_to_wrap=names
+    )
+    wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    wrapped = [name for name, module in model.named_modules() if wraps(module)]
+    assert len(wrapped) == 34 + 27
 
 
 def test_the_document_on_scaling_names_every_launch_file():

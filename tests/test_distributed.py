@@ -39,6 +39,7 @@ from histolab_sft.training.checkpoints import find_whole_checkpoint, list_checkp
 pytestmark = [pytest.mark.model, pytest.mark.distributed]
 
 SINGLE = {"config": "cpu", "launch": ["--num_processes", "1"]}
+FSDP2 = {"config": "fsdp2", "script": "tests/fsdp_on_processors.py"}
 ONE_BY_ONE = {"per_device_train_batch_size": 1}
 # Four rows a step, dealt out in every way
 WAYS = {
@@ -49,6 +50,8 @@ WAYS = {
     "ZeRO-2": ({"config": "deepspeed_zero2"}, {}),
     "ZeRO-2, accumulating": ({"config": "deepspeed_zero2"}, ONE_BY_ONE | {"gradient_accumulation_steps": 2}),
     "ZeRO-3": ({"config": "deepspeed_zero3"}, {}),
+    "FSDP2": (FSDP2, {}),
+    "FSDP2, accumulating": (FSDP2, ONE_BY_ONE | {"gradient_accumulation_steps": 2}),
 }
 LOSSES = ("loss", "answer_loss", "eval_loss", "eval_answer_loss")
 MEANS = ("mean_token_accuracy", "answer_accuracy", "eval_mean_token_accuracy", "eval_answer_accuracy")
@@ -146,6 +149,18 @@ def test_zero3_refuses_quantised_weights(folder, tmp_path):
     recipe = write_recipe(folder, tmp_path / "run", load_in_4bit=True)
     said = run_ranks(recipe, tmp_path / "run.log", config="deepspeed_zero3", code=1)
     assert "4-bit or 8-bit weights with ZeRO-3" in said and "deepspeed_zero2.yaml" in said
+
+
+def test_under_fsdp2_a_run_goes_on_exactly_and_its_adapter_is_scored(folder, tmp_path):
+    recipe = write_recipe(folder, tmp_path / "out", max_steps=4, lora_dropout=0.1)
+    run_ranks(recipe, tmp_path / "run.log", **FSDP2)
+    undisturbed = hash_adapter(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    assert "checkpoint-2" in run_ranks(recipe, tmp_path / "resumed.log", **FSDP2)
+    assert hash_adapter(tmp_path / "out") == undisturbed
+    run_ranks(recipe, tmp_path / "scored.log", **SINGLE, script="recipes/evaluate.py")
+    assert (tmp_path / "out" / "evaluation" / "results.json").is_file()
 
 
 def test_fsdp_refuses_processors_on_which_it_would_not_shard(folder, tmp_path):

@@ -21,6 +21,7 @@ from histolab_sft.models.activations import (
     trace_language,
     trace_tower,
 )
+from histolab_sft.models.one_pass import MULTIPLE
 from histolab_sft.models.precision import count_4bit
 from histolab_sft.models.vision_tower import find_vision_tower
 
@@ -270,23 +271,30 @@ def _plan_language(model, setup: Setup) -> list[MemoryRow]:
 
 
 def _plan_scoring(model, setup: Setup) -> list[MemoryRow]:
-    """Rows of the likelihood of the answers, as `shared_prefix` reads them."""
+    """Rows of the likelihood of the answers, as `one_pass` reads them, or else `shared_prefix`."""
     precision, patches = replace(setup.precision, autocast=None, adapter_casts=True), setup.scoring_batch
-    traced = trace_cache(model, precision, setup.tokens)
     dtype, answers = _name(precision.weights), min(setup.candidates, patches * (setup.options or setup.candidates))
-    answers = max(patches, answers)
+    answers, words = max(patches, answers), model.get_output_embeddings().out_features
     window = model.get_decoder().config.to_dict().get("sliding_window") or math.inf
+    nodes = (setup.options or math.inf) * setup.labelled
+    if nodes <= setup.tokens and setup.tokens + nodes + MULTIPLE < window:
+        # One pass over prompt and answers; what is written afterwards has keys and values.
+        above, positions = trace_cache(model, precision, setup.tokens + nodes).above, min(answers, patches * nodes)
+        beside = setup.labelled
+    else:
+        above, positions = trace_cache(model, precision, setup.tokens).above, answers * setup.labelled
+        beside = answers // patches * setup.labelled
+    kept = trace_cache(model, precision, setup.tokens).kept
     # A tree of answers beside each prompt or, where a window would cut the prompt, a copy of it for each answer.
-    beside = answers // patches * setup.labelled
     places = patches * (setup.tokens + beside)
     if setup.tokens + beside >= window:
         places = (patches + answers) * setup.tokens
     # As they come, in float32, and once more in the normalisation.
-    logits = answers * setup.labelled * model.get_output_embeddings().out_features * (precision.weights.itemsize + 8)
+    logits = positions * words * (precision.weights.itemsize + 8)
     rows = [
-        ("keys and values", dtype, round(traced.kept * places / setup.tokens), f"{places:,} tokens"),
-        ("scoring, passing", dtype, patches * traced.above, "traced, one layer's pass"),
-        ("logits in scoring", "float32", logits, f"{answers} answers x {setup.labelled} positions"),
+        ("keys and values", dtype, round(kept * places / setup.tokens), f"{places:,} tokens"),
+        ("scoring, passing", dtype, patches * above, "traced, one layer's pass"),
+        ("logits in scoring", "float32", logits, f"{positions} positions x {words:,} words"),
     ]
     return [MemoryRow(part, name, size, ("scoring",), source) for part, name, size, source in rows]
 
