@@ -166,13 +166,14 @@ def test_patches_of_another_run_are_refused(evaluated):
 def test_a_report_comes_without_generation_sensitivity_groups_and_provenance(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"bach": 24})
+    (tmp_path / "patches" / "bach" / "licence.txt").write_text("CC0")
     datasets = [entry | {"group_by": None} for entry in list_synthetic_datasets(["bach"])]
     results, tables, patches = fabricate_evaluation(tmp_path, datasets, generate=False)
     write_report(results, tables, patches, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No answers were generated" in page and "groups unknown" in page and "Provenance" not in page
     assert "patches of one patient stand on both sides" in page and "exact McNemar" in page
-    assert "What shouldn't matter" not in page
+    assert "What shouldn't matter" not in page and "files not read: 1 .txt." in page
 
 
 def test_a_data_set_with_a_hostile_name_is_text_and_stays_in_the_folder(tmp_path, monkeypatch):

@@ -31,9 +31,10 @@ def describe_data(audit: dict) -> dict:
 
     Returns:
         `dict`: `datasets`, for each `found` (rows in the source), `held_back` (by `max_samples` and
-        `max_test_samples`), `left_out` (by key of the recipe: rows) and `splits`: for each `found` and `held_back`
-        (None where the recipe deals the split), `left_out`, `used`, `groups` (patients or slides), `without_group`
-        (rows of whom none is known) and `classes`; `findings` of the audit, each with `level` and `message`.
+        `max_test_samples`), `left_out` (by key of the recipe: rows), `not_read` (files below the source by kind) and
+        `splits`: for each `found` and `held_back` (None where the recipe deals the split), `left_out`, `used`,
+        `groups` (patients or slides), `without_group` (rows of whom none is known) and `classes`; `findings` of the
+        audit, each with `level` and `message`.
     """
     datasets = {}
     for name, flow in audit["flow"].items():
@@ -57,5 +58,6 @@ def describe_data(audit: dict) -> dict:
         found = sum(flow["found"].values())
         kept = sum(row["used"] + row["left_out"] for row in rows.values())
         datasets[name] = {"found": found, "held_back": found - kept, "left_out": by_key, "splits": rows}
+        datasets[name]["not_read"] = audit["not_read"][name]
     findings = [{"level": finding["level"], "message": finding["message"]} for finding in audit["findings"]]
     return {"datasets": datasets, "findings": findings}
