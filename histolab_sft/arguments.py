@@ -166,6 +166,13 @@ class HistoArguments(TrainingParts):
         default="stop",
         metadata={"help": "What to do about pictures that can't be used.", "choices": ["stop", "quarantine"]},
     )
+    unlabelled: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do about rows whose label is empty, null or -1: `drop` leaves them out and counts them.",
+            "choices": ["stop", "drop"],
+        },
+    )
     leaks: str = field(
         default="stop",
         metadata={

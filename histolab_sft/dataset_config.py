@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from histolab_sft.class_names import check_class_names, check_text
+from histolab_sft.class_names import check_class_names, check_text, compose
 from histolab_sft.picture_config import read_steps, read_window
 from histolab_sft.recipe_checks import check_keys
 
@@ -35,8 +35,9 @@ class DatasetConfig:
             whole match) is the patient or slide. Rows of one group never cross splits.
         cohort (`str`, *optional*): Where the patients or slides are from, the data set itself if omitted. Data sets of
             one cohort share their names, so that a patient of one must not stand in another split of the other.
-        splits (`dict[str, str]` or `str`, *optional*): Split -> name of it in the data (folder, file stem or column
-            value), or the name of a published split (`bach_official`).
+        splits (`dict[str, str | list[str]]` or `str`, *optional*): Split -> name or names of it in the data (folder,
+            file stem or column value), or the name of a published split (`bach_official`). Rows of other names are
+            left out and counted.
         max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
         image_column, label_column, split_column (`str`): Columns of a manifest.
         instruction (`str`, *optional*): With a `format`: replaces the task's wording about the answer's form, in
@@ -64,7 +65,7 @@ class DatasetConfig:
     label_by: str | None = None
     group_by: str | None = None
     cohort: str | None = None
-    splits: dict[str, str] | str | None = None
+    splits: dict[str, str | list[str]] | str | None = None
     max_samples: int | None = None
     image_column: str | None = None
     label_column: str = "label"
@@ -107,7 +108,7 @@ class DatasetConfig:
                 f"or one of {', '.join(OFFICIAL_SPLITS)}"
             )
         if isinstance(self.splits, dict):
-            check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+            self._check_splits()
         least = len(self.class_names) if self.class_names else 2
         if self.max_samples is not None and self.max_samples < least:
             raise ValueError(
@@ -126,6 +127,24 @@ class DatasetConfig:
                     f"data set {self.name!r}: {key} {getattr(self, key)!r} is {kind} regular expression ({error}); "
                     "correct it"
                 ) from error
+
+    def _check_splits(self):
+        """Raise ValueError for splits that have no words of the data, or share one."""
+        check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        own = [word for words in self.splits.values() for word in (words if isinstance(words, list) else [words])]
+        if not all(isinstance(word, str) and word.strip() for word in own) or [] in self.splits.values():
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected for each split the data's name for it "
+                "or a list of names, as text; correct it, and quote what is no text"
+            )
+        if len(set(map(compose, own))) < len(own):
+            raise ValueError(
+                f"data set {self.name!r}: splits names one part of the data twice in {self.splits!r}; remove one"
+            )
+        self.splits = {
+            split: list(map(compose, words)) if isinstance(words, list) else compose(words)
+            for split, words in self.splits.items()
+        }
 
     def _check_records(self):
         """Raise ValueError for keys that say nothing to a record reader."""

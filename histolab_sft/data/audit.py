@@ -133,8 +133,9 @@ def describe_dropped(audit: dict, dataset: str | None = None) -> list[str]:
             for counts, kind in zip(sums, (entry["label"] or checks.NO_CLASS, entry["reason"]), strict=True):
                 counts[kind] = counts.get(kind, 0) + entry["rows"]
         classes, reasons = (", ".join(f"{kind} {count}" for kind, count in counts.items()) for counts in sums)
+        place = f"{name}'s {split} split" if split else name
         total = say_count(sum(entry["rows"] for entry in part), "row")
-        lines.append(f"{key} left out {total} of {name}'s {split} split ({classes}; {reasons})")
+        lines.append(f"{key} left out {total} of {place} ({classes}; {reasons})")
     return lines
 
 

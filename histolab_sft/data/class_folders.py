@@ -14,7 +14,8 @@ from histolab_sft.data.listing import (
     list_some,
     list_visible,
 )
-from histolab_sft.data.readers import split_of, suggest_sources
+from histolab_sft.data.readers import suggest_sources
+from histolab_sft.data.words import split_of
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.errors import say_count
 

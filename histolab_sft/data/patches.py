@@ -16,6 +16,7 @@ from histolab_sft.data.images import open_stored
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.questions import finish_questions, format_questions, list_pictures, list_questions
 from histolab_sft.data.sources import load_source
+from histolab_sft.data.words import leave_out
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.errors import AuditRefusal
 from histolab_sft.folders import cache_folder
@@ -80,6 +81,7 @@ def audit_recipe(
     """
     patches = _list_datasets(histo_args)
     not_read = patches.attrs["not_read"]
+    left_out = patches.attrs["left_out"]
     pictures = _list_pictures(patches)
     intake = _look_at(pictures)
     hashes = intake["pixel_sha256"].set_axis(pictures.index)
@@ -88,7 +90,7 @@ def audit_recipe(
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
     if deal is not None:
         patches = deal(patches, find_blank(intake))
-    pictures, dropped = _list_pictures(patches), []
+    pictures, dropped = _list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
         verdicts = join_intake(pictures, intake, ("path", "row"))["verdict"]
         refused = pictures.index[verdicts == "refused"].unique()
@@ -107,7 +109,7 @@ def audit_recipe(
         config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
     }
     audit = audit_patches(pictures, intake, near, class_names)
-    audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches)}
+    audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches, left_out)}
     write_audit(audit, list_copies(pictures, intake, near), output_dir)
     return patches, audit, intake
 
@@ -173,7 +175,8 @@ def select_dataset(rows: Dataset, name: str) -> Dataset:
 def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
     if config.task not in TASKS:
         raise ValueError(f"data set {config.name!r}: task is {config.task!r}, expected one of {', '.join(TASKS)}")
-    patches = load_source(config, histo_args.data_dir)
+    patches = load_source(config, histo_args.data_dir, deal_anew=histo_args.split_protocol == "seed")
+    patches, left_out = leave_out(patches, config, histo_args.unlabelled)
     found, expected = set(patches["label"]), set(config.class_names)
     if found != expected:
         raise ValueError(
@@ -188,7 +191,7 @@ def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataF
         dataset=config.name,
         cohort=config.cohort or config.name,
     )
-    patches.attrs = {"not_read": not_read}
+    patches.attrs = {"not_read": not_read, "left_out": left_out}
     return patches
 
 
@@ -203,7 +206,10 @@ def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
     ]
     patches = pd.concat(tables, ignore_index=True)
     names = [config.name for config in histo_args.datasets]
-    patches.attrs = {"not_read": {name: table.attrs["not_read"] for name, table in zip(names, tables, strict=True)}}
+    patches.attrs = {
+        "not_read": {name: table.attrs["not_read"] for name, table in zip(names, tables, strict=True)},
+        "left_out": [entry for table in tables for entry in table.attrs["left_out"]],
+    }
     return patches
 
 
@@ -229,11 +235,12 @@ def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoAr
         if missing and not records:
             raise ValueError(f"data set {config.name!r}: the cap leaves {missing} empty; raise max_samples")
         logger.info(
-            "%s: train=%d validation=%d test=%d %s, %s groups, %s splits",
+            "%s: train=%d validation=%d test=%d %s, %s groups%s, %s splits",
             config.name,
             *(counts.get(split, 0) for split in SPLITS),
             "questions" if records else "patches",
             part["group"].nunique() or "no",
+            f" and {unknown} without one" if (unknown := part["group"].isna().sum()) and unknown < len(part) else "",
             part["protocol"].iloc[0] if len(part) else "no",
         )
         parts.append(part)

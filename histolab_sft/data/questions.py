@@ -13,8 +13,8 @@ from histolab_sft.data.flow import FLOW
 from histolab_sft.data.images import open_patch
 from histolab_sft.data.intake import check_images
 from histolab_sft.data.listing import OTHER_PICTURES, PICTURES, count_unread, tell_unread
-from histolab_sft.data.readers import split_of
 from histolab_sft.data.records import READER_KEYS, RECORDS
+from histolab_sft.data.words import map_splits
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
 from histolab_sft.folders import cache_folder
 from histolab_sft.metrics.boxes import Box
@@ -54,17 +54,17 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
     # Of a format, only its reader knows what the files beside the pictures are for.
     unread = count_unread(source, questions["images"].explode()) if source.is_dir() else {}
     not_read = tell_unread({kind: unread[kind] for kind in (PICTURES, OTHER_PICTURES) if kind in unread}, config.name)
-    own = questions["split"].astype(str)
-    questions["split"] = [split_of(name, config) for name in own]
-    if isinstance(config.splits, dict) and (questions["split"] != "").any():
-        others = questions["split"] == ""
+    if histo_args.split_protocol == "official":
+        own = questions["split"]
+        questions["split"] = map_splits(own, config, "question")
+        others = questions["split"].isna()
         if others.any():
             counts = own[others].value_counts().to_dict()
             logger.info("%s: left out, as `splits` names others: %s", config.name, counts)
         questions = questions[~others].reset_index(drop=True)
     questions = prepare_splits(questions, config, histo_args).reset_index(drop=True)
     questions = _render(questions, config).assign(dataset=config.name, cohort=config.cohort or config.name)
-    questions.attrs = {"not_read": not_read}
+    questions.attrs = {"not_read": not_read, "left_out": []}
     return questions
 
 

@@ -23,6 +23,16 @@ from histolab_sft.data.tables import (
     read_json,
     read_table,
 )
+from histolab_sft.data.words import (
+    GROUP_COLUMNS,
+    find_split_column,
+    read_group,
+    read_label,
+    read_word,
+    split_of,
+    suggest_block,
+    words_of_files,
+)
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.errors import say_count
 
@@ -34,20 +44,6 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 METADATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 # What `save_to_disk` writes beside the pictures.
 SAVED_NOTES = ("state.json", "dataset_info.json")
-# Taken for the patient or slide where the recipe has no group_by.
-GROUP_COLUMNS = ("group", "patient_id", "slide_id", "wsi")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-
-
-def split_of(name: str, config: DatasetConfig) -> str:
-    """Return `train`, `validation` or `test` for the data's own word for it, else an empty string."""
-    if isinstance(config.splits, dict):
-        return next((split for split, own in config.splits.items() if own == name), "")
-    return next((split for split, names in SPLIT_NAMES.items() if str(name).lower() in names), "")
 
 
 def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
@@ -74,7 +70,7 @@ def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
     else:
         places, rows = _find_pictures(path, table[image_column], config), [-1] * len(table)
     table = table.assign(path=places, row=list(rows), column=image_column)
-    table["label"] = "" if config.label_by else table[config.label_column].astype(str)
+    table["label"] = "" if config.label_by else [read_label(value, config) for value in table[config.label_column]]
     return _name_columns(table, config)
 
 
@@ -96,10 +92,9 @@ def list_metadata(folder: Path, config: DatasetConfig) -> list[Path]:
 def read_metadata(path: Path, folder: Path, config: DatasetConfig) -> pd.DataFrame:
     """Return what `read_manifest` does; without splits of its own, a table has that of the folder it lies in."""
     table = read_manifest(path, config)
-    if (table["split"] == "").all():
-        folders = path.relative_to(folder).parts[:-1]
-        table["split"] = next((name for name in folders if split_of(name, config)), "")
-    return table
+    folders = [name for name in path.relative_to(folder).parts[:-1] if split_of(name, config)]
+    understood = table["split"].map(lambda word: split_of(word, config) != "")
+    return table.assign(split=folders[0]) if folders and not understood.all() else table
 
 
 def list_saved(folder: Path) -> dict[Path, dict[str, str]]:
@@ -123,7 +118,9 @@ def suggest_sources(folder: Path, config: DatasetConfig) -> str:
     """Return the end of an error about a folder that isn't read: files in it that may be the data set themselves."""
     names = [place.name for place in list_visible(folder) if len(place.parts) == 1]
     names = [name for name in names if PurePath(name).suffix.lower() in (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)]
-    return f"; or name a file by source: {Path(config.source, names[0])}" if names else ""
+    block = suggest_block([PurePath(name).stem for name in names], config) if len(names) > 1 else ""
+    parts = f"; or, if each file is a part, say of which split, such as {block}" if block else ""
+    return f"; or name a file by source: {Path(config.source, names[0])}{parts}" if names else ""
 
 
 def _read_any(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
@@ -156,9 +153,10 @@ def read_hdf5_pairs(paths: list[Path], config: DatasetConfig) -> list[pd.DataFra
 
     A label is a position in `class_names`. The slide is the column `wsi` of `*_meta.csv` where that file is there.
     """
-    names = list(config.class_names)
+    names, paths = list(config.class_names), sorted(paths)
+    words = words_of_files([path.name.removesuffix("_x.h5").split("_")[-1] for path in paths], config)
     tables = []
-    for path in sorted(paths):
+    for path, split in zip(paths, words, strict=True):
         labels_path = path.with_name(path.name.replace("_x.h5", "_y.h5"))
         if not labels_path.exists():
             raise FileNotFoundError(f"data set {config.name!r}: {path} has no {labels_path.name} beside it; add it")
@@ -169,18 +167,18 @@ def read_hdf5_pairs(paths: list[Path], config: DatasetConfig) -> list[pd.DataFra
                 f"data set {config.name!r}: {path.name} holds {count} pictures and {labels_path.name} {len(labels)} "
                 "labels, expected as many; download the pair again"
             )
-        split = path.name.removesuffix("_x.h5").split("_")[-1]
-        unknown = sorted(set(labels.tolist()) - set(range(len(names))))
+        unknown = sorted(set(labels.tolist()) - {*range(-1, len(names))})
         if unknown:
             raise ValueError(
                 f"data set {config.name!r}: {labels_path.name} holds the labels {unknown}, expected positions in "
-                f"class_names (0 to {len(names) - 1}); list every class, in the order of the labels"
+                f"class_names (0 to {len(names) - 1}), or -1 for none; list every class, in the order of the labels"
             )
-        table = pd.DataFrame({"path": str(path), "row": range(count), "label": [names[label] for label in labels]})
+        named = [names[label] if label >= 0 else None for label in labels]
+        table = pd.DataFrame({"path": str(path), "row": range(count), "label": named})
         table["column"] = "x"
         meta = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
         if meta.exists():
-            table["group"] = pd.read_csv(meta, usecols=["wsi"], dtype=str)["wsi"]
+            table["group"] = pd.read_csv(meta, usecols=["wsi"], dtype=str)["wsi"].map(read_group)
         tables.append(table.assign(split=split))
     return tables
 
@@ -208,7 +206,7 @@ def read_hdf5(path: Path, config: DatasetConfig) -> pd.DataFrame:
                 "expected pictures (N, height, width, 3) and N labels; correct image_column and label_column"
             )
         table = pd.DataFrame({name: _read_values(array) for name, array in arrays.items() if array.size == count})
-    table["label"] = [name_label(value, config) for value in table[config.label_column]]
+    table["label"] = [read_label(name_label(value, config), config) for value in table[config.label_column]]
     table = table.assign(path=str(path), row=range(count), column=pictures)
     return _name_columns(table, config)
 
@@ -231,8 +229,9 @@ def read_shards(paths: list[Path], config: DatasetConfig) -> pd.DataFrame:
     in `KEY.cls` is a position in `class_names`. The split is the shard's name up to the first `-`, where that is one
     (`train-000.tar`), or the JSON's.
     """
-    tables = []
-    for path in sorted(paths):
+    tables, paths = [], sorted(paths)
+    words = words_of_files([path.name.split(".")[0].split("-")[0] for path in paths], config)
+    for path, word in zip(paths, words, strict=True):
         rows = []
         try:
             facts = _read_shard_facts(path, config)
@@ -251,9 +250,9 @@ def read_shards(paths: list[Path], config: DatasetConfig) -> pd.DataFrame:
                 )
             rows.append({"path": str(path), "row": row, **found[0][0]})
         table = pd.DataFrame(rows, columns=None if rows else ["path", "row", config.label_column])
-        table["label"] = table[config.label_column].astype(str)
-        if config.split_column not in table:
-            table[config.split_column] = path.name.split(".")[0].split("-")[0]
+        table["label"] = [read_label(value, config) for value in table[config.label_column]]
+        if find_split_column(table, config) is None:
+            table[config.split_column] = word
         tables.append(_name_columns(table, config))
     return pd.concat(tables, ignore_index=True)
 
@@ -294,8 +293,9 @@ def _merge(told: list[dict]) -> list[dict]:
 def _name_columns(table: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     """Return the columns that all readers share, under their common names."""
     patches = table[[name for name in ("path", "row", "column", "label") if name in table.columns]].copy()
-    patches["split"] = table[config.split_column] if config.split_column in table.columns else ""
+    column = find_split_column(table, config)
+    patches["split"] = "" if column is None else [read_word(value) or "" for value in table[column]]
     for column in (config.group_by, *GROUP_COLUMNS):
         if column in table.columns:
-            return patches.assign(group=table[column].astype(str))
+            return patches.assign(group=[read_group(value) for value in table[column]])
     return patches

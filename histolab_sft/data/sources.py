@@ -35,10 +35,10 @@ from histolab_sft.data.readers import (
     read_manifest,
     read_metadata,
     read_shards,
-    split_of,
     suggest_sources,
 )
 from histolab_sft.data.tables import COLUMN_TABLES
+from histolab_sft.data.words import map_splits, question_groups, split_of
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors
 
@@ -47,12 +47,14 @@ logger = logging.getLogger(__name__)
 PUBLISHED_SPLITS = {"bach_official": bach_official_splits}
 
 
-def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
+def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = False) -> pd.DataFrame:
     """Return the patches of a data set as a table with columns `path, row, column, label, split, group, id`.
 
-    `row` is -1 for a picture in a file of its own, else `column` is the column or key that holds it; `split` is empty
-    where the data name none. Rows are in sorted order, so that a seeded shuffle gives the same splits on every file
-    system. `attrs["not_read"]` counts by kind the files below a source that no row comes from.
+    `row` is -1 for a picture in a file of its own, else `column` is the column or key that holds it; `label` and
+    `group` are None where the data tell none. `split` is empty where the data name none, and with `deal_anew`; it is
+    None for rows of a split that the recipe's `splits` doesn't name. Rows are in sorted order, so that a seeded
+    shuffle gives the same splits on every file system. `attrs["not_read"]` counts by kind the files below a source
+    that no row comes from.
 
     Raises:
         FileNotFoundError: The source, or a picture that its manifest names, isn't there.
@@ -61,13 +63,12 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
     """
     patches, base = (_read_streamed if config.streaming else _read_on_disk)(config, data_dir)
     patches.attrs.setdefault("not_read", {})
-    patches["split"] = patches["split"].map(lambda name: split_of(name, config))
     if isinstance(config.splits, str):
         patches["split"] = _published_splits(patches, config)
-    elif config.splits and (patches["split"] == "").all():
-        logger.warning(
-            "data set %r: nothing is named %s; its splits are dealt out by seed", config.name, config.splits
-        )
+    elif deal_anew:
+        patches["split"] = ""
+    else:
+        patches["split"] = map_splits(patches["split"], config)
     places = _name_places(patches["path"].tolist(), base)
     if config.label_by:
         if (patches["row"] >= 0).any():
@@ -77,6 +78,7 @@ def load_source(config: DatasetConfig, data_dir: str = ".") -> pd.DataFrame:
             )
         patches["label"] = _match_all(config.label_by, places, "label_by", "", "class", config)
     patches["group"] = _groups(patches, places, config)
+    question_groups(patches, config)
     if "column" not in patches:
         patches["column"] = "image"
     patches["id"] = [

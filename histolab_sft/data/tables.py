@@ -77,7 +77,7 @@ def read_columns(path: Path | str) -> pd.DataFrame:
         kind = PurePath(path).suffix
         raise ValueError(f"{path}: {error}; expected a whole {kind} file; download or write it again") from error
     for name, words in _class_labels(schema).items():
-        table[name] = [words[value] for value in table[name]]
+        table[name] = _name_classes(path, name, table[name], words)
     for name in set(schema.names) - set(light):
         table[name] = None  # present, and read picture by picture when it is needed
     return table
@@ -187,6 +187,17 @@ def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
     features = Features.from_arrow_schema(schema)
     return {name: kind.names for name, kind in features.items() if isinstance(kind, ClassLabel)}
+
+
+def _name_classes(path: Path | str, column: str, positions: pd.Series, words: list[str]) -> list[str | None]:
+    """Return the words at the positions; None for rows without a label, which `datasets` writes as null or -1."""
+    values = [None if value is None or value != value else int(value) for value in positions]
+    strange = sorted({value for value in values if value is not None and value >= len(words)})
+    if strange:
+        raise ValueError(
+            f"{path}: column {column!r} holds {strange}, expected positions in {words}; write the file again"
+        )
+    return [None if value is None or value < 0 else words[value] for value in values]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -56,7 +56,7 @@ def describe_data(audit: dict) -> dict:
         for part in dropped:
             by_key[part["key"]] = by_key.get(part["key"], 0) + part["rows"]
         found = sum(flow["found"].values())
-        kept = sum(row["used"] + row["left_out"] for row in rows.values())
+        kept = sum(row["used"] for row in rows.values()) + sum(part["rows"] for part in dropped)
         datasets[name] = {"found": found, "held_back": found - kept, "left_out": by_key, "splits": rows}
         datasets[name]["not_read"] = audit["not_read"][name]
     findings = [{"level": finding["level"], "message": finding["message"]} for finding in audit["findings"]]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.data.readers import split_of
 from histolab_sft.data.records.rows import build_table, check_columns
 from histolab_sft.data.records.table import find_group
 from histolab_sft.data.tables import TEXT_TABLES, read_table
+from histolab_sft.data.words import split_of
 from histolab_sft.dataset_config import DatasetConfig
 
 CAPTION_COLUMN = "caption"

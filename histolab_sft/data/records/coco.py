@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.data.readers import split_of
 from histolab_sft.data.records.rows import check_pictures
 from histolab_sft.data.records.table import build_exact_table, find_group, read_size, refuse_records
 from histolab_sft.data.tables import read_json
+from histolab_sft.data.words import split_of
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.box_geometry import clip_boxes

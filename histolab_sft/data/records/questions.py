@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.data.readers import GROUP_COLUMNS
 from histolab_sft.data.records.captions import drop_empty, find_picture, find_split, list_manifests
 from histolab_sft.data.records.rows import check_columns
 from histolab_sft.data.records.table import build_exact_table, find_group, refuse_records
 from histolab_sft.data.tables import read_table
+from histolab_sft.data.words import GROUP_COLUMNS
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.tasks import TASKS
 

@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 from histolab_sft.data.containers import ImageRefused
 from histolab_sft.data.images import DECODING_ERRORS, FORMATS
-from histolab_sft.data.readers import GROUP_COLUMNS
 from histolab_sft.data.records.rows import build_table
+from histolab_sft.data.words import GROUP_COLUMNS, read_group
 from histolab_sft.dataset_config import DatasetConfig
 
 MAX_LISTED = 10
@@ -42,8 +42,8 @@ def find_group(picture: str, config: DatasetConfig, record: dict | None = None) 
         ValueError: `group_by` is no key of the record and doesn't match.
     """
     for key in (config.group_by, *GROUP_COLUMNS):
-        if record and record.get(key) is not None:
-            return str(record[key])
+        if record and key in record:
+            return read_group(record[key])
     if config.group_by is None:
         return None
     match = re.search(config.group_by, picture)

@@ -7,8 +7,8 @@ import pandas as pd
 import yaml
 
 from histolab_sft.data.containers import IMAGE_SUFFIXES
-from histolab_sft.data.readers import split_of
 from histolab_sft.data.records.table import build_exact_table, find_group, read_size, refuse_records
+from histolab_sft.data.words import split_of
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.tasks.box_codecs import read_polygons
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
