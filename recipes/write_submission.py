@@ -28,6 +28,8 @@ def main(histo_args, training_args, model_args):
         locate_base_model,
     )
     from histolab_sft.models.placement import encoded_in_turns
+    from histolab_sft.models.precision import read_precision
+    from histolab_sft.phase_config import list_trained_parts
     from histolab_sft.processes import check_processes
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -41,7 +43,9 @@ def main(histo_args, training_args, model_args):
     questions = {config.name: select_dataset(patches["test"], config.name) for config in configs}
     # Before the model is asked for hours.
     plan_files([name for rows in questions.values() for name in rows.with_format(None)["id"]], histo_args)
-    model = load_finetuned(load_base_model(model_args, histo_args), model_args, training_args.output_dir, histo_args)
+    how = read_precision(histo_args, training_args), histo_args.vision_cache
+    trained = training_args.output_dir, list_trained_parts(histo_args)
+    model = load_finetuned(load_base_model(model_args, *how), model_args, *trained, *how)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     weights, answers = hash_weights(model), {}
     looks = [(rows, 1) for rows in questions.values()]

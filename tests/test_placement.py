@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
-from test_arguments import PCAM
 from trl import ModelConfig, SFTConfig
 
-from histolab_sft.arguments import HistoArguments
 from histolab_sft.models import placement
 from histolab_sft.models.load import load_base_model, load_processor
 from histolab_sft.models.placement import choose_device_map, encoded_in_turns, move_tower
@@ -15,14 +14,16 @@ from histolab_sft.models.vision_cache import image_key
 from histolab_sft.models.vision_tower import find_vision_tower
 
 
-def test_only_a_folder_of_features_keeps_the_model_on_the_cpu_at_first():
-    assert choose_device_map("outputs/vision_cache") == {"device_map": "cpu"}
-    assert choose_device_map("auto") == choose_device_map("off") == {}
+def test_only_a_folder_of_features_keeps_the_model_on_the_cpu_at_first(monkeypatch):
+    assert choose_device_map("outputs/vision_cache") == {"": "cpu"}
+    monkeypatch.setattr(PartialState(), "device", torch.device("cuda", 1))
+    assert choose_device_map("outputs/vision_cache") == {"": "cpu"}
+    assert choose_device_map("auto") == choose_device_map("off") == choose_device_map() == {"": "cuda:1"}
 
 
-def load(base_model, in_4bit=True, **keys):
+def load(base_model, in_4bit=True, vision_cache="off"):
     model_args = ModelConfig(model_name_or_path=str(base_model), load_in_4bit=in_4bit)
-    return load_base_model(model_args, HistoArguments(datasets=[PCAM], **keys)), load_processor(str(base_model))
+    return load_base_model(model_args, vision_cache=vision_cache), load_processor(str(base_model))
 
 
 def places(module):
@@ -71,5 +72,7 @@ def test_after_the_turns_all_of_the_model_is_where_it_was_and_reads_pixels(tmp_p
     arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     names = set(model.state_dict())
     with encoded_in_turns(str(tmp_path), model, processor, [(rows, 2)], arguments):
-        assert not any("vision_tower" in name for name in model.state_dict())
+        assert not any("vision_tower" in name for name, _ in model.named_parameters())
+        # What is saved meanwhile has its tower.
+        assert set(model.state_dict()) == names
     assert set(model.state_dict()) == names and places(model) == {"cpu"}

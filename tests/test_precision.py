@@ -3,13 +3,11 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from test_arguments import PCAM
 from tiny_models import build_llava
 from trl import ModelConfig
 
-from histolab_sft.arguments import HistoArguments
 from histolab_sft.models.load import build_quantization_config, load_base_model
-from histolab_sft.models.precision import cast_vision_tower
+from histolab_sft.models.precision import Precision, cast_vision_tower
 from histolab_sft.models.vision_tower import find_vision_tower
 
 pytestmark = pytest.mark.model
@@ -18,11 +16,8 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def loaded(untrained_model):
     """The model as a Turing card scores it."""
-    histo_args = HistoArguments(
-        datasets=[PCAM], bnb_4bit_compute_dtype="float16", vision_tower_dtype="float16", vision_cache="off"
-    )
     model_args = ModelConfig(model_name_or_path=str(untrained_model), dtype="bfloat16", load_in_4bit=True)
-    return load_base_model(model_args, histo_args), model_args
+    return load_base_model(model_args, Precision(compute="float16", tower="float16")), model_args
 
 
 def test_4_bit_layers_multiply_in_the_dtype_that_the_recipe_names(loaded):

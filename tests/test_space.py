@@ -18,6 +18,7 @@ from histolab_sft.demo.loading import load_demo
 from histolab_sft.demo.records import fill_ask, put_question, word_question
 from histolab_sft.demo.systems import answer_patches
 from histolab_sft.models import tiny
+from histolab_sft.models.precision import Precision
 from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.space import ENTRY, PAINTED, build_space, describe_demo, format_readme
 from histolab_sft.publishing.space_code import find_imports, pin_requirements
@@ -178,7 +179,7 @@ def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path, embedded):
 @pytest.mark.model
 def test_settings_name_no_folder_of_this_machine(arguments, tmp_path):
     histo_args, training_args, model_args = arguments
-    settings = describe_demo(histo_args, model_args, Path(training_args.output_dir), [])
+    settings = describe_demo(histo_args, model_args, Path(training_args.output_dir), Precision(), [])
     assert settings["base_model"] == "embedded" and settings["quantization"]["load_in_4bit"]
     assert str(Path(training_args.output_dir).parent) not in json.dumps(settings)
 

@@ -13,6 +13,8 @@ from histolab_sft.demo.page import Demo, build_page
 from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import Systems
+from histolab_sft.models.precision import Precision, set_precision
+from histolab_sft.models.weights import check_loaded
 
 
 def serve_space(folder: Path) -> None:
@@ -29,14 +31,17 @@ def load_space(folder: Path) -> Demo:
     bundled, revision = folder / "base_model", settings["revision"]
     name = str(bundled) if bundled.is_dir() else settings["base_model"]
     quantization = settings["quantization"] and BitsAndBytesConfig.from_dict(settings["quantization"])
-    model = AutoModelForImageTextToText.from_pretrained(
+    model, found = AutoModelForImageTextToText.from_pretrained(
         name,
         revision=revision,
         dtype=settings["dtype"],
         attn_implementation=settings["attn_implementation"],
         quantization_config=quantization,
-        device_map="auto" if torch.cuda.is_available() else "cpu",
+        device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+        output_loading_info=True,
     )
+    check_loaded(name, found["missing_keys"], found["unexpected_keys"])
+    set_precision(model, Precision(**settings["precision"]))
     processor = AutoProcessor.from_pretrained(name, revision=revision)
     processor.chat_template = settings["chat_template"]
     data_sets = [build_data_set(entry) for entry in settings["data_sets"]]

@@ -12,6 +12,7 @@ from histolab_sft.demo.page import Demo
 from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.models.precision import read_precision
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.publishing.space import describe_base_model, describe_data_sets, paint_examples
 
@@ -28,7 +29,7 @@ def load_demo(
     pictures, painted = _load_examples(histo_args, examples)
     entries, remarks = describe_data_sets(histo_args, Path(training_args.output_dir))
     base_model = locate_base_model(model_args.model_name_or_path)
-    model = load_base_model(model_args)
+    model = load_base_model(model_args, read_precision(histo_args, training_args))
     processor = load_processor(base_model, model_args.model_revision)
     try:
         model = load_adapter(model, training_args.output_dir, model_args.model_revision)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import evaluating
+from histolab_sft.models.precision import autocasting, get_precision
 from histolab_sft.tasks import WITH_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -71,13 +73,16 @@ def select_probe_rows(patches: DatasetDict, config: DatasetConfig) -> dict[str, 
 
 def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size: int) -> np.ndarray:
     """Return the mean over a picture's tokens of what the language model is given: float32, shape (patches, width)."""
-    settings = [weights, processor.image_processor.to_json_string(), list(patches.with_format(None)["pixel_sha256"])]
+    settings = [
+        *(weights, asdict(get_precision(model)), processor.image_processor.to_json_string()),
+        list(patches.with_format(None)["pixel_sha256"]),
+    ]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     path = cache_folder() / "features" / f"{digest}.npy"
     if path.exists():
         return np.load(path)
     features = []
-    with evaluating(model):
+    with evaluating(model), autocasting(model):
         for start in tqdm(range(0, len(patches), batch_size), desc="encoding", unit="batch", disable=None):
             images = patches[start : start + batch_size]["image"]
             inputs = processor.image_processor(images, return_tensors="pt").to(model.device)

@@ -19,6 +19,8 @@ from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitiv
 from histolab_sft.evaluation.verdict import add_front
 from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
 from histolab_sft.models.placement import encoded_in_turns
+from histolab_sft.models.precision import read_precision
+from histolab_sft.phase_config import list_trained_parts
 from histolab_sft.processes import check_processes
 from histolab_sft.provenance import describe_result
 
@@ -45,14 +47,16 @@ def evaluate(
     with training_args.main_process_first(desc="data audit"):
         patches, changes = load_scored_patches(histo_args, training_args.output_dir)
 
-    model = load_base_model(model_args, histo_args)
+    how = read_precision(histo_args, training_args), histo_args.vision_cache
+    model = load_base_model(model_args, *how)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     batch_size = training_args.per_device_eval_batch_size
     records = histo_args.datasets[0].format is not None
     test, validation, variants, probes, estimates = {}, {}, {}, {}, {}
     for system in SYSTEMS:
         if system == "finetuned":
-            model = load_finetuned(model, model_args, training_args.output_dir, histo_args)
+            trained = training_args.output_dir, list_trained_parts(histo_args)
+            model = load_finetuned(model, model_args, *trained, *how)
         weights = hash_weights(model)
         looks = list_looks(patches, histo_args, system)
         with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:

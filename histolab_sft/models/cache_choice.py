@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin
 
 from histolab_sft.folders import cache_folder
+from histolab_sft.models.precision import autocasting
 from histolab_sft.models.vision_cache import VisionCache, fill_vision_cache, find_gemma, open_vision_cache, varies
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def encoded_once(
 
     Where there is to be no cache it is the given one. Arguments as in `prepare_vision_cache`.
     """
-    cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
+    with autocasting(model):
+        cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
     if cache is None:
         yield processor
         return

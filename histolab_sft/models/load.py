@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from accelerate import PartialState, init_empty_weights
+from accelerate import init_empty_weights
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel
 from transformers import (
@@ -21,21 +20,28 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from histolab_sft.arguments import HistoArguments
 from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
 from histolab_sft.models import tiny
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
 from histolab_sft.models.cache_choice import OFF
 from histolab_sft.models.placement import choose_device_map
-from histolab_sft.models.precision import DTYPES, cast_vision_tower
-from histolab_sft.models.trainable import find_parts, list_linear_layers, list_saved_modules, list_siblings
+from histolab_sft.models.precision import DTYPES, Precision, set_precision
+from histolab_sft.models.trainable import (
+    find_parts,
+    freeze_dtypes,
+    list_linear_layers,
+    list_saved_modules,
+    list_siblings,
+)
 from histolab_sft.models.turns import complete_turns
+from histolab_sft.models.weights import check_loaded
 from histolab_sft.phase_config import LANGUAGE, VISION
 from histolab_sft.processes import unsharded
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
+_PLAIN = Precision()
 
 
 def locate_base_model(name: str) -> str:
@@ -64,39 +70,44 @@ def load_config(model_args: ModelConfig) -> PretrainedConfig:
     )
 
 
-def load_base_model(model_args: ModelConfig, histo_args: HistoArguments | None = None) -> PreTrainedModel:
-    """Load the base model for scoring, in the precision in which it is trained.
+def load_weights(
+    name: str | Path,
+    model_args: ModelConfig,
+    precision: Precision = _PLAIN,
+    vision_cache: str = OFF,
+    dtype: str | None = None,
+) -> PreTrainedModel:
+    """Load a model as training begins with it, on this process's own device (see `placement`).
 
     Args:
-        histo_args (`HistoArguments`, *optional*): Whose dtypes count, and whose `vision_cache` may keep the model on
-            the CPU until its pictures are encoded (see `placement`). Without them it goes where there is room.
+        name: Folder, or id on the Hub.
+        precision: In which its 4-bit layers are to multiply; the rest of it is `set_precision`'s.
+        vision_cache (`str`): The recipe's key, which may keep the model on the CPU until its pictures are encoded.
+        dtype (`str`, *optional*): Of the weights, in place of the recipe's.
 
     Raises:
         HubAccessError: It can't be had.
+        WeightsError: A weight of the model isn't in its files, or one of the files isn't the model's.
     """
-    compute, tower, cache = None, None, OFF
-    if histo_args is not None:
-        compute, tower = histo_args.bnb_4bit_compute_dtype, histo_args.vision_tower_dtype
-        cache = histo_args.vision_cache
-    base_model = locate_base_model(model_args.model_name_or_path)
-    fetch_base_model(base_model, model_args.model_revision)
-    model = AutoModelForImageTextToText.from_pretrained(
-        base_model,
-        quantization_config=build_quantization_config(model_args, compute),
-        **{"device_map": _choose_device()} | choose_device_map(cache),
-        **build_model_init_kwargs(model_args),
+    name = str(name)
+    fetch_base_model(name, model_args.model_revision)
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        name,
+        quantization_config=build_quantization_config(model_args, precision.compute),
+        device_map=choose_device_map(vision_cache),
+        output_loading_info=True,
+        **build_model_init_kwargs(model_args) | ({"dtype": dtype} if dtype else {}),
     )
-    keep_quantized_layers_trainable(model).eval().requires_grad_(False)
-    cast_vision_tower(model, tower)
+    check_loaded(name, found["missing_keys"], found["unexpected_keys"])
     return model
 
 
-def _choose_device() -> str | dict:
-    """Return where a model for scoring goes: every process has one of its own on its own GPU."""
-    state = PartialState()
-    if state.num_processes > 1:
-        return {"": str(state.device)}
-    return "auto" if torch.cuda.is_available() else "cpu"
+def load_base_model(
+    model_args: ModelConfig, precision: Precision = _PLAIN, vision_cache: str = OFF
+) -> PreTrainedModel:
+    """Load the base model for scoring, in the precision in which it is trained; arguments and errors as above."""
+    model = load_weights(locate_base_model(model_args.model_name_or_path), model_args, precision, vision_cache)
+    return _prepare_scoring(model, precision)
 
 
 def find_adapter(folder: str | Path) -> Path:
@@ -133,12 +144,50 @@ def find_weights(folder: str | Path, use_peft: bool) -> None:
 
 
 def load_finetuned(
-    model: PreTrainedModel, model_args: ModelConfig, folder: str | Path, histo_args: HistoArguments | None = None
+    model: PreTrainedModel,
+    model_args: ModelConfig,
+    folder: str | Path,
+    parts: Sequence[str] = (LANGUAGE,),
+    precision: Precision = _PLAIN,
+    vision_cache: str = OFF,
 ) -> PreTrainedModel | PeftModel:
-    """Return what training has left in `folder`: the base model with its adapter or, without `use_peft`, a new one."""
+    """Return what training has left in `folder`: the base model with its adapter or, without `use_peft`, a new one.
+
+    Args:
+        parts: What was trained, in whatever phase; of a whole model it stays in float32, as it was trained.
+    """
     if model_args.use_peft:
         return load_adapter(model, folder, model_args.model_revision)
-    return load_base_model(replace(model_args, model_name_or_path=str(folder), model_revision="main"), histo_args)
+    whole = load_whole(folder, model_args, parts, vision_cache)
+    return _prepare_scoring(whole, precision)
+
+
+def load_whole(
+    folder: str | Path, model_args: ModelConfig, parts: Sequence[str], vision_cache: str = OFF
+) -> PreTrainedModel:
+    """Load a whole model that training has left, each weight in the dtype that it had there."""
+    config = AutoConfig.from_pretrained(
+        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
+    )
+    frozen = config.dtype if model_args.dtype == "auto" else DTYPES[model_args.dtype]
+    model = load_weights(
+        folder, replace(model_args, model_revision="main"), vision_cache=vision_cache, dtype="float32"
+    )
+    freeze_dtypes(model, parts, frozen)
+    return model
+
+
+def restore_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """Give a whole model the weights that were saved of it in `folder`; errors as in `load_weights`."""
+    saved, found = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", output_loading_info=True)
+    check_loaded(folder, found["missing_keys"], found["unexpected_keys"])
+    model.load_state_dict(saved.state_dict())
+
+
+def _prepare_scoring(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
+    keep_quantized_layers_trainable(model).eval().requires_grad_(False)
+    set_precision(model, precision)
+    return model
 
 
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:

@@ -1,4 +1,7 @@
-"""Tower and language model on the GPU one after the other, for cards that don't hold both.
+"""Where a model is: all of it on one device a process; or tower and language model on it one after the other.
+
+One process uses one GPU, whatever else it can see: spread over several, accelerate's hooks and `.to()` disagree about
+where a layer is. The second way is for cards that don't hold both.
 
 With `vision_cache: FOLDER` no step reads pixels. The model is loaded on the CPU; the tower goes to the GPU alone and
 encodes the pictures; it goes back; then the language model takes its place.
@@ -8,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
 from datasets import Dataset
 from torch import nn
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers.integrations import is_fsdp_enabled
 
 from histolab_sft.models.cache_choice import AUTO, OFF, encoded_once
 
@@ -20,9 +26,32 @@ def takes_turns(vision_cache: str) -> bool:
     return vision_cache not in (AUTO, OFF)
 
 
-def choose_device_map(vision_cache: str) -> dict:
-    """Return the argument of `from_pretrained` for training: the CPU first where the parts take turns."""
-    return {"device_map": "cpu"} if takes_turns(vision_cache) else {}
+def choose_device_map(vision_cache: str = OFF) -> dict[str, str] | None:
+    """Return `device_map` for `from_pretrained`: this process's own device, the CPU first where the parts take turns.
+
+    DeepSpeed and FSDP put a model in its place themselves, and get None.
+    """
+    state = PartialState()
+    if state.distributed_type == DistributedType.DEEPSPEED or is_fsdp_enabled():
+        return None
+    if takes_turns(vision_cache) or state.device.type != "cuda":
+        return {"": "cpu"}
+    return {"": f"cuda:{torch.cuda.current_device() if state.device.index is None else state.device.index}"}
+
+
+def list_devices(model: nn.Module) -> set[str]:
+    """Return every device that a model's weights and buffers lie on, or that a hook of accelerate sends inputs to."""
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = {str(tensor.device) for tensor in tensors}
+    for module in model.modules():
+        hook = vars(module).get("_hf_hook")
+        hooks = hook.hooks if isinstance(hook, SequentialHook) else [hook] if isinstance(hook, ModelHook) else []
+        devices |= {
+            str(torch.device(hook.execution_device))
+            for hook in hooks
+            if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None
+        }
+    return devices
 
 
 def move_tower(model: nn.Module, device: torch.device | str) -> None:

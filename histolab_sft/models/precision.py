@@ -1,14 +1,82 @@
-"""Dtypes beside the model's own: a vision tower in another one, and what layers take in 4 bits."""
+"""The precision of a recipe: set on the model once, so that every pass computes in it.
 
+The weights have the dtype `dtype`; what is trained is float32. Beside that, matrix products run under autocast
+(`bf16`, `fp16`), 4-bit layers multiply in a dtype of their own, and so does the vision tower. Training, canary step,
+scoring in training and after it, merging and demo all call a model that went through `set_precision`.
+"""
+
+import functools
 import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from histolab_sft.models.generate import unwrap_adapter
 from histolab_sft.models.vision_tower import find_vision_tower
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Names of dtypes beside `dtype`, None where there is none of its own.
+
+    Attributes:
+        autocast: In which matrix products run, whatever their inputs are.
+        compute: In which 4-bit layers multiply.
+        tower: Of the vision tower.
+    """
+
+    autocast: str | None = None
+    compute: str | None = None
+    tower: str | None = None
+
+
+_PRECISIONS: WeakKeyDictionary[nn.Module, Precision] = WeakKeyDictionary()
+
+
+def read_precision(histo_args, training_args) -> Precision:
+    """Return what a recipe says, in its `HistoArguments` and `SFTConfig`."""
+    autocast = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else None
+    return Precision(autocast, histo_args.bnb_4bit_compute_dtype, histo_args.vision_tower_dtype)
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Let every later pass of the model, with an adapter or without, compute in this precision. Call it once.
+
+    In training call it when the trainer is built: TRL and PEFT put their own forward pass in place of the model's.
+
+    Args:
+        precision: Its `compute` has had its effect when the weights were loaded.
+    """
+    cast_vision_tower(model, precision.tower)
+    base = unwrap_adapter(model)
+    _PRECISIONS[base] = precision
+    if precision.autocast is not None:
+        forward = base.forward
+
+        @functools.wraps(forward)
+        def forward_in_precision(*args, **kwargs):
+            with autocasting(base):
+                return forward(*args, **kwargs)
+
+        base.forward = forward_in_precision
+
+
+def get_precision(model: nn.Module) -> Precision:
+    """Return what `set_precision` was told about the model."""
+    return _PRECISIONS.get(unwrap_adapter(model), Precision())
+
+
+def autocasting(model: nn.Module) -> AbstractContextManager:
+    """Return the context in which the model's own forward pass runs, for a pass of a part of it."""
+    base = unwrap_adapter(model)
+    name = get_precision(base).autocast
+    return nullcontext() if name is None else torch.autocast(base.device.type, DTYPES[name])
 
 
 def cast_vision_tower(model: nn.Module, name: str | None) -> None:

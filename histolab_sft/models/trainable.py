@@ -1,6 +1,7 @@
 """What of a model is trained: language layers, projector, vision tower; found in the model, not by name."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig
@@ -111,6 +112,14 @@ def train_parts(model: nn.Module, parts: list[str]) -> None:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     _match_dtypes(unwrap_adapter(model))
+
+
+def freeze_dtypes(model: PreTrainedModel, parts: Sequence[str], dtype: torch.dtype) -> None:
+    """Give all but these parts, which were trained in float32, the dtype that frozen weights have in training."""
+    for part, parameters in list_parameters(model).items():
+        for parameter in parameters.values() if part not in parts else ():
+            parameter.data = parameter.data.to(dtype)
+    _match_dtypes(model)
 
 
 def list_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

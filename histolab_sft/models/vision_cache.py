@@ -28,6 +28,8 @@ from histolab_sft.data.images import hash_pixels
 from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes
 from histolab_sft.models.generate import evaluating
 
+TOWER = "vision_tower."
+
 
 def image_key(image: Image.Image) -> str:
     """Return the name of a picture in the cache, which is the `pixel_sha256` of audited rows."""
@@ -146,12 +148,17 @@ class VisionCache(FeatureStore):
     def attach(self, model: PreTrainedModel) -> None:
         """Let the model take features as `pixel_values`, in training, scoring and generation, until `detach`.
 
-        Meanwhile the tower is on the CPU and no part of the model, so that nothing moves it back to the GPU.
+        Meanwhile the tower is on the CPU and no part of the model, so that nothing moves it back to the GPU. In what
+        is saved and loaded it is one.
         """
         gemma = find_gemma(model)
         tower = gemma.vision_tower.to("cpu")
         # A list hides a module from the model, whose weights all must lie on one kind of device in a parallel run.
         gemma.parked, gemma.vision_tower = [tower], nn.Identity()
+        gemma.parked_hooks = [
+            gemma.register_state_dict_post_hook(_add_parked),
+            gemma.register_load_state_dict_pre_hook(_take_parked),
+        ]
 
         def get_image_features(pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
             if pixel_values.dim() != 3:
@@ -175,6 +182,8 @@ class VisionCache(FeatureStore):
         """Let the model take pixels again."""
         gemma = find_gemma(model)
         gemma.vision_tower = gemma.parked.pop().to(gemma.device)
+        for hook in gemma.parked_hooks:
+            hook.remove()
         del gemma.get_image_features
         for projector in _find_projectors(gemma) if self.pooled else ():
             projector.patches_per_image = projector.tokens_per_side * projector.kernel_size
@@ -205,6 +214,28 @@ def find_gemma(model: nn.Module) -> Gemma3Model:
         if isinstance(module, Gemma3Model):
             return module
     raise ValueError(f"found a {type(model).__name__}, expected a Gemma 3 for the vision cache; set vision_cache: off")
+
+
+def _add_parked(gemma: Gemma3Model, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    [tower] = gemma.parked
+    tower.state_dict(destination=state_dict, prefix=prefix + TOWER)
+
+
+def _take_parked(
+    gemma: Gemma3Model,
+    state_dict: dict,
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing: list,
+    unexpected: list,
+    errors: list,
+) -> None:
+    found = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix + TOWER)}
+    [tower] = gemma.parked
+    result = tower.load_state_dict({name.removeprefix(prefix + TOWER): found[name] for name in found}, strict=False)
+    missing += [prefix + TOWER + name for name in result.missing_keys]
+    unexpected += [prefix + TOWER + name for name in result.unexpected_keys]
 
 
 def _find_projectors(gemma: Gemma3Model) -> list[Gemma3MultiModalProjector]:

@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.models.precision import Precision
 from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.checks import ADAPTER, PublishError
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
 
+_PLAIN = Precision()
 PARITY_FILE = "merge_parity.json"
 PARITY_PATCHES = 64
 # On the tiny model rounding moves the log-probability of an answer by up to 0.12 nats, a merge in 4 bit, with half the
@@ -54,12 +56,17 @@ def merge_adapter(model_args: ModelConfig, output_dir: str | Path) -> Path:
 
 
 def check_merge_parity(
-    patches: Dataset, histo_args: HistoArguments, model_args: ModelConfig, output_dir: str | Path
+    patches: Dataset,
+    histo_args: HistoArguments,
+    model_args: ModelConfig,
+    output_dir: str | Path,
+    precision: Precision = _PLAIN,
 ) -> dict:
     """Compare the adapter on the weights it was trained on, the adapter on bfloat16, and `output_dir/merged`.
 
     Args:
         patches (`Dataset`): Validation split of `load_patches`; 64 patches of it, evenly spaced, are scored.
+        precision: Of training, in which all three compute.
 
     Returns:
         `dict`: What `compare_scores` gives, and the SHA-256 of the adapter and of the merged files; also written to
@@ -71,9 +78,9 @@ def check_merge_parity(
     output_dir = Path(output_dir)
     merged_dir = output_dir / "merged"
     systems = {
-        "training_precision": lambda: load_trained(model_args, output_dir),
-        "bfloat16": lambda: load_trained(in_bfloat16(model_args), output_dir),
-        "merged": lambda: load_merged(merged_dir),
+        "training_precision": lambda: load_trained(model_args, output_dir, precision),
+        "bfloat16": lambda: load_trained(in_bfloat16(model_args), output_dir, precision),
+        "merged": lambda: load_merged(merged_dir, precision),
     }
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     indices = np.unique(np.linspace(0, len(patches) - 1, PARITY_PATCHES).astype(int))
@@ -118,16 +125,14 @@ def compare_scores(scores: dict[str, np.ndarray]) -> dict:
     }
 
 
-def load_trained(model_args: ModelConfig, output_dir: str | Path) -> PeftModel:
+def load_trained(model_args: ModelConfig, output_dir: str | Path, precision: Precision = _PLAIN) -> PeftModel:
     """Load the base model of a recipe with the adapter of `output_dir` beside its weights."""
-    return load_adapter(load_base_model(model_args), output_dir, model_args.model_revision)
+    return load_adapter(load_base_model(model_args, precision), output_dir, model_args.model_revision)
 
 
-def load_merged(folder: str | Path) -> PreTrainedModel:
-    """Load a merged model for scoring, as anybody would who has only its folder."""
-    return AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.bfloat16, device_map="auto" if torch.cuda.is_available() else "cpu"
-    ).eval()
+def load_merged(folder: str | Path, precision: Precision = _PLAIN) -> PreTrainedModel:
+    """Load a merged model for scoring, from its folder alone."""
+    return load_base_model(in_bfloat16(ModelConfig(str(folder))), precision)
 
 
 def in_bfloat16(model_args: ModelConfig) -> ModelConfig:
@@ -151,7 +156,9 @@ def _score(load: Callable[[], PreTrainedModel], processor, rows: Dataset, histo_
     model = load()
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
     candidates = [answers[name] for name in rows["dataset"]]
-    scores, _ = label_log_likelihoods(model, processor, rows["image"], questions, candidates)
+    scores, _ = label_log_likelihoods(
+        model, processor, rows["image"], questions, candidates, candidate_batch_size=histo_args.candidate_batch_size
+    )
     # Only one of the three models is held at a time.
     del model
     gc.collect()

@@ -7,6 +7,7 @@ from datasets import Dataset
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.models.precision import read_precision
 from histolab_sft.publishing.checks import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -45,7 +46,8 @@ def build_merged_folder(
     check_base_model(output_dir / ADAPTER_CONFIG, model_args.model_name_or_path)
 
     folder = merge_adapter(model_args, output_dir)
-    parity = check_merge_parity(patches, histo_args, model_args, output_dir)
+    precision = read_precision(histo_args, training_args)
+    parity = check_merge_parity(patches, histo_args, model_args, output_dir, precision)
     check_unchanged(output_dir / ADAPTER, evidence)
     shutil.copyfile(output_dir / PARITY_FILE, folder / PARITY_FILE)
     repo_id = name_repository(training_args) or folder.resolve().parent.name

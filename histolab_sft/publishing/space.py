@@ -7,6 +7,7 @@ Write `output_dir/space`, a folder that runs as a Gradio Space: the demo of one 
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +25,7 @@ from histolab_sft.models.load import (
     load_processor,
     locate_base_model,
 )
+from histolab_sft.models.precision import Precision, read_precision
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.publishing.checks import (
     ADAPTER,
@@ -93,7 +95,9 @@ def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args
         if name == EMBEDDED:
             shutil.copytree(locate_base_model(name), folder / "base_model")
         painted = paint_examples(histo_args, folder / "examples")
-        settings = describe_demo(histo_args, model_args, output_dir, painted)
+        settings = describe_demo(
+            histo_args, model_args, output_dir, read_precision(histo_args, training_args), painted
+        )
         _write_json(settings, folder / "settings.json")
         files, distributions = find_imports(ENTRY)
         copy_package([*files, STYLE], folder)
@@ -109,15 +113,18 @@ def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args
     return target
 
 
-def describe_demo(histo_args: HistoArguments, model_args: ModelConfig, output_dir: Path, remarks: list[str]) -> dict:
+def describe_demo(
+    histo_args: HistoArguments, model_args: ModelConfig, output_dir: Path, precision: Precision, remarks: list[str]
+) -> dict:
     """Return the settings from which a Space loads what was scored."""
-    quantization = build_quantization_config(model_args)
+    quantization = build_quantization_config(model_args, precision.compute)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     data_sets, notes = describe_data_sets(histo_args, output_dir)
     return {
         "title": describe_base_model(model_args.model_name_or_path),
         "base_model": model_args.model_name_or_path,
         "quantization": quantization and quantization.to_dict(),
+        "precision": asdict(precision),
         **build_model_init_kwargs(model_args),
         "chat_template": processor.chat_template,
         "max_new_tokens": histo_args.max_new_tokens,

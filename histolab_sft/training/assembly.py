@@ -5,16 +5,10 @@ from transformers.utils.hub import resolve_revision
 from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.hub_access import fetch_base_model
 from histolab_sft.models.continued import build_starting_point
 from histolab_sft.models.fit import settle_hardware
-from histolab_sft.models.load import (
-    build_model_init_kwargs,
-    build_quantization_config,
-    load_processor,
-    locate_base_model,
-)
-from histolab_sft.models.placement import choose_device_map
+from histolab_sft.models.load import load_processor, load_weights, load_whole, locate_base_model
+from histolab_sft.models.precision import read_precision
 from histolab_sft.training.callbacks import build_early_stopping
 from histolab_sft.training.canary import run_canary
 from histolab_sft.training.compiled_steps import compile_training
@@ -36,23 +30,26 @@ def build_trainer(
     """
     training_args = phase.args
     base_model = locate_base_model(model_args.model_name_or_path)
-    fetch_base_model(base_model, model_args.model_revision)
     processor = load_processor(base_model, model_args.model_revision)
     settle_hardware(patches["train"], processor, histo_args, training_args, model_args)
-    training_args.model_init_kwargs = build_model_init_kwargs(model_args) | choose_device_map(histo_args.vision_cache)
     lora, adapter_folder = build_starting_point(model_args, histo_args.lora_scope, phase.start, phase.all_parts)
+    cache = histo_args.vision_cache
+    if phase.start and not model_args.use_peft:
+        model = load_whole(phase.start, model_args, phase.all_parts, cache)
+    else:
+        model = load_weights(base_model, model_args, read_precision(histo_args, training_args), cache)
     trainer = PatchTrainer(
-        model=base_model if model_args.use_peft else phase.start or base_model,
+        model=model,
         args=training_args,
         train_dataset=patches["train"],
         eval_dataset=patches["validation"],
         processing_class=processor,
-        quantization_config=build_quantization_config(model_args, histo_args.bnb_4bit_compute_dtype),
         peft_config=lora,
         oom=histo_args.oom,
         parts=phase.parts,
         learning_rates=phase.learning_rates,
         adapter_folder=adapter_folder,
+        candidate_batch_size=histo_args.candidate_batch_size,
     )
     if lora is not None:
         # The name of the recipe, not the folder of this machine, goes into the adapter's configuration; beside it the

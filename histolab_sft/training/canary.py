@@ -61,8 +61,7 @@ def _compute_gradients(trainer: SFTTrainer, inputs: dict, factor: float) -> dict
     tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     hooks = [module.register_forward_hook(_make_hook(name)) for name, module in model.named_modules()]
     try:
-        with trainer.compute_loss_context_manager():
-            loss = model(**tensors, fused_lm_head=True).loss
+        loss = model(**tensors, fused_lm_head=True).loss
     finally:
         for hook in hooks:
             hook.remove()

@@ -43,6 +43,8 @@ class GuardedTrainer(SFTTrainer):
     """
 
     def __init__(self, *, args, oom: str = "stop", **kwargs):
+        # Trainer would copy the model to every GPU that one process sees.
+        args._n_gpu = min(args.n_gpu, 1)
         # The first weights of an adapter are drawn before Trainer sets the seed.
         set_seed(args.seed)
         super().__init__(args=args, **kwargs)
@@ -57,6 +59,9 @@ class GuardedTrainer(SFTTrainer):
         self.micro_batch: int | None = None
         # Ids of the rows since the last optimiser step
         self._rows: list[str] = []
+
+    def _move_model_to_device(self, model, device):
+        """Leave the model where it was loaded: what isn't to be on the device at first would not fit there."""
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

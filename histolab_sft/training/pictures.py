@@ -13,14 +13,14 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
 from histolab_sft.models.cache_choice import AUTO, OFF, list_pictures, prepare_vision_cache
 from histolab_sft.models.placement import move_tower
-from histolab_sft.models.precision import cast_vision_tower
+from histolab_sft.models.precision import autocasting, read_precision, set_precision
 from histolab_sft.models.vision_cache import VisionCache, image_key
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_pictures(trainer, patches: DatasetDict, histo_args: HistoArguments) -> VisionCache | None:
-    """Carry out the keys `vision_tower_dtype`, `augmentation` and `vision_cache`, in the trainer, before it trains.
+    """Carry out the keys of precision, `augmentation` and `vision_cache`, in the trainer, before it trains.
 
     Pictures with jittered stain are new ones each time, so there is no cache. With the symmetries alone, all eight
     views of a training patch are cached, which pays from 16 epochs on.
@@ -32,7 +32,7 @@ def prepare_pictures(trainer, patches: DatasetDict, histo_args: HistoArguments) 
     Returns:
         The cache that the model reads, None where it reads pixels.
     """
-    cast_vision_tower(trainer.model, histo_args.vision_tower_dtype)
+    set_precision(trainer.model, read_precision(histo_args, trainer.args))
     if histo_args.augmentation != "none":
         trainer.train_dataset, augmentation = augment(patches["train"], histo_args.augmentation, trainer.args.seed)
         trainer.add_callback(EpochCallback(augmentation))
@@ -79,7 +79,7 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
         pictures = views | (list_pictures(looks[1:])[0])
     # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
     move_tower(trainer.model, args.device)
-    with trainer.accelerator.autocast():
+    with autocasting(trainer.model):
         cache = prepare_vision_cache(
             choice, trainer.model, trainer.processing_class, pictures, passes, args.per_device_eval_batch_size
         )

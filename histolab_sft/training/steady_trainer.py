@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from histolab_sft.models.load import restore_weights
 from histolab_sft.provenance import fingerprint_data
 from histolab_sft.training.checkpoints import (
     check_disk,
@@ -57,6 +58,24 @@ class SteadyTrainer(EvenTrainer):
             check_disk(self.args.output_dir, 2 * estimate_checkpoint(self.model))
         with StopSignals() as self.signals:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        # Trainer reads a whole model's file by the names inside the model, where files have those of the Hub: it would
+        # find none of them, and say so in a warning.
+        if self._holds_whole_model():
+            restore_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._holds_whole_model():
+            restore_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _holds_whole_model(self) -> bool:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return not (isinstance(self.model, PeftModel) or sharded)
 
     def describe_run(self) -> dict:
         """Return what a checkpoint and the run that goes on from it must share (see `choose_checkpoint`)."""

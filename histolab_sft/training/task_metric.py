@@ -19,7 +19,13 @@ def collect_options(rows: Dataset) -> dict[str, dict[str, str]]:
 
 
 def measure_balanced_accuracy(
-    model, processor, rows: Dataset, options: dict[str, dict[str, str]], batch_size: int, accelerator: Accelerator
+    model,
+    processor,
+    rows: Dataset,
+    options: dict[str, dict[str, str]],
+    batch_size: int,
+    candidate_batch_size: int,
+    accelerator: Accelerator,
 ) -> float:
     """Return the mean over data sets of the balanced accuracy; a patch's class is the one with the likeliest answer.
 
@@ -34,7 +40,9 @@ def measure_balanced_accuracy(
     names = list(plain["dataset"])
     questions = [prompt[0]["content"] for prompt in plain["prompt"]]
     answers = [list(options[name].values()) for name in names]
-    scores, _ = label_log_likelihoods(model, processor, part["image"], questions, answers, batch_size)
+    scores, _ = label_log_likelihoods(
+        model, processor, part["image"], questions, answers, batch_size, candidate_batch_size
+    )
     likeliest = scores.argmax(dim=1).tolist()
     found = [(row, name, list(options[name])[k]) for row, name, k in zip(mine, names, likeliest, strict=True)]
     predicted = {row: (name, label) for row, name, label in gather_object(found)}

@@ -33,6 +33,7 @@ class PatchTrainer(SteadyTrainer):
         parts: What is trained of `language`, `projector` and `vision`; the rest is frozen.
         learning_rates (`dict[str, float]`, *optional*): Part -> its own rate, in place of `args.learning_rate`.
         adapter_folder: Adapter whose weights training starts from, for which `peft_config` was made.
+        candidate_batch_size: Answers whose logits are held at once for `eval_balanced_accuracy`.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class PatchTrainer(SteadyTrainer):
         parts: Sequence[str] = (LANGUAGE,),
         learning_rates: dict[str, float] | None = None,
         adapter_folder: str | Path | None = None,
+        candidate_batch_size: int = 96,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.parts = parts
         self.learning_rates = learning_rates or {}
+        self.candidate_batch_size = candidate_batch_size
         keep_quantized_layers_trainable(self.model)
         train_parts(self.model, parts)
         if adapter_folder is not None:
@@ -71,15 +74,15 @@ class PatchTrainer(SteadyTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.options:
-            with self.compute_loss_context_manager():
-                output.metrics[f"{metric_key_prefix}_balanced_accuracy"] = measure_balanced_accuracy(
-                    self.model,
-                    self.data_collator.processor,
-                    self.eval_dataset,
-                    self.options,
-                    self.args.per_device_eval_batch_size,
-                    self.accelerator,
-                )
+            output.metrics[f"{metric_key_prefix}_balanced_accuracy"] = measure_balanced_accuracy(
+                self.model,
+                self.data_collator.processor,
+                self.eval_dataset,
+                self.options,
+                self.args.per_device_eval_batch_size,
+                self.candidate_batch_size,
+                self.accelerator,
+            )
         return output
 
     def sum_tokens(self, labels, outputs):
