@@ -32,6 +32,7 @@ from histolab_sft.models.load import (
     load_base_model,
     load_processor,
 )
+from histolab_sft.models.precision import read_precision
 from histolab_sft.training.assembly import build_trainer
 from histolab_sft.training.compiled_steps import EvenLengthCollator, choose_lengths
 from histolab_sft.training.phases import plan_phases
@@ -257,8 +258,8 @@ def score(session: Session, precision: str, generate: bool = False) -> dict:
     """Return patches a second of one system, base model or adapter, from a warm cache of features."""
 
     def build(precision: str) -> None:
-        histo_args, _, model_args = session.parse(precision)
-        base = load_base_model(model_args, histo_args)
+        histo_args, training_args, model_args = session.parse(precision)
+        base = load_base_model(model_args, read_precision(histo_args, training_args))
         session.model = get_peft_model(base, build_lora_config(model_args, "language")).eval().requires_grad_(False)
 
     session.load("scoring", precision, build)

@@ -35,8 +35,7 @@ def encoded_once(
 
     Where there is to be no cache it is the given one. Arguments as in `prepare_vision_cache`.
     """
-    with autocasting(model):
-        cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
+    cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
     if cache is None:
         yield processor
         return
@@ -50,7 +49,7 @@ def encoded_once(
 def prepare_vision_cache(
     choice: str, model: PreTrainedModel, processor: ProcessorMixin, pictures: Pictures, passes: float, batch_size: int
 ) -> VisionCache | None:
-    """Decide, say what it costs and saves, and encode what is missing. Call it under the autocast of the run.
+    """Decide, say what it costs and saves, and encode what is missing, in the model's precision.
 
     Args:
         choice (`str`): `off`; `auto`, which declines where it doesn't pay or there is no room; or a folder, which is
@@ -75,7 +74,8 @@ def prepare_vision_cache(
     if varies(find_gemma(model).vision_tower):
         worthwhile, reason = cache_worthwhile(len(pictures), passes, folder, model)
     else:
-        cache = open_vision_cache(model, processor, folder)
+        with autocasting(model):
+            cache = open_vision_cache(model, processor, folder)
         n_cached = sum(key in cache for key in pictures)
         wanted = passes if choice == AUTO else max(passes, 2)
         worthwhile, reason = cache_worthwhile(len(pictures), wanted, folder, model, n_cached)
@@ -84,7 +84,8 @@ def prepare_vision_cache(
     logger.info("vision cache: %s%s", "" if worthwhile else "not used, ", reason)
     if not worthwhile:
         return None
-    fill_vision_cache(cache, model, processor, pictures, batch_size)
+    with autocasting(model):
+        fill_vision_cache(cache, model, processor, pictures, batch_size)
     return cache
 
 

@@ -13,7 +13,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
 from histolab_sft.models.cache_choice import AUTO, OFF, list_pictures, prepare_vision_cache
 from histolab_sft.models.placement import move_tower
-from histolab_sft.models.precision import autocasting, read_precision, set_precision
+from histolab_sft.models.precision import read_precision, set_precision
 from histolab_sft.models.vision_cache import VisionCache, image_key
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,9 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
         pictures = views | (list_pictures(looks[1:])[0])
     # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
     move_tower(trainer.model, args.device)
-    with autocasting(trainer.model):
-        cache = prepare_vision_cache(
-            choice, trainer.model, trainer.processing_class, pictures, passes, args.per_device_eval_batch_size
-        )
+    cache = prepare_vision_cache(
+        choice, trainer.model, trainer.processing_class, pictures, passes, args.per_device_eval_batch_size
+    )
     if cache is not None:
         trainer.data_collator.processor = cache.processor(trainer.processing_class)
         cache.attach(trainer.model)
