@@ -24,18 +24,27 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 
-from benchmarks.gpu_arms import Session, measure_encoding, profile_step, score, train, train_as_trl
+from benchmarks.gpu_arms import (
+    Session,
+    measure_encoding,
+    profile_step,
+    score,
+    train,
+    train_as_trl,
+    train_deterministic,
+)
 from benchmarks.gpu_profiles import PROFILES, STRATEGIES, check_placement, start_profile, start_strategy
 from benchmarks.gpu_recipe import write_recipe
 from benchmarks.gpu_tables import format_results
 from benchmarks.tables import describe_machine
-from histolab_sft.hardware import CPU
+from histolab_sft.hardware import CPU, GIB
 from histolab_sft.provenance import find_commit
 from histolab_sft.training.out_of_memory import OutOfMemoryError
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 420  # seconds
-PATCHES = {"train": 384, "validation": 8, "test": 8}
+PATCHES = {"train": 256, "validation": 8, "test": 8}
+ALL_AT_ONCE = 130 * GIB  # what all profiles and strategies take together
 OUT_OF_MEMORY = (torch.OutOfMemoryError, OutOfMemoryError)
 
 
@@ -114,40 +123,42 @@ def list_arms(session: Session, tiny: bool) -> dict[str, tuple[float, Callable]]
     whole = "bfloat16"
     arms = {
         f"TRL's default, {whole}, batch {small}": (30, train_as_trl, whole, small),
+        f"TRL's default, {whole}, batch {large}": (30, train_as_trl, whole, large),
         f"encoding, {whole}": (40, measure_encoding, whole),
         f"cached, {whole}, compiled, batch {large}": (40, train, whole, large),
         f"cached, {whole}, compiled, batch {small}": (30, train, whole, small),
-        f"from pixels, {whole}, compiled, batch {large}": (60, train, whole, large, False),
+        f"from pixels, {whole}, compiled, batch {large}": (30, train, whole, large, False),
+        f"likelihood of nine classes, {whole}": (40, score, whole),
+    }
+    arms |= {f"processes, {number}": (70, run_side_by_side, wave) for number, wave in enumerate(plan_waves(tiny), 1)}
+    arms |= {
         f"one step, {whole}, compiled, batch {large}": (25, profile_step, whole, large),
-        f"cached, {whole}, eager, batch {large}": (20, train, whole, large, True, False),
-        f"likelihood of nine classes, {whole}": (45, score, whole),
-        f"TRL's default, {whole}, batch {large}": (50, train_as_trl, whole, large),
-        "largest profile": (80, run_profiles, [CPU] if tiny else ["gpu_80gb"]),
-        "profiles": (80, run_profiles, [name for name in PROFILES if name != "gpu_80gb"]),
-        "strategies": (70, run_strategies),
+        f"cached, {whole}, eager, batch {large}": (12, train, whole, large, True, False),
+        f"cached, {whole}, eager, batch {small}": (10, train, whole, small, True, False),
+        f"one step, {whole}, eager, batch {small}": (12, profile_step, whole, small, False),
+        f"cached, {whole}, deterministic, batch {large}": (12, train_deterministic, whole, large),
         f"cached, NF4, compiled, batch {large}": (60, train, "NF4", large),
         f"cached, NF4, compiled, batch {small}": (30, train, "NF4", small),
-        f"cached, NF4, eager, batch {small}": (20, train, "NF4", small, True, False),
-        f"TRL's default, NF4, batch {small}": (35, train_as_trl, "NF4", small),
-        f"cached, {whole}, eager, batch {small}": (45, train, whole, small, True, False),
-        f"cached, {whole}, compiled, batch {largest}": (40, train, whole, largest),
-        f"one step, {whole}, eager, batch {small}": (15, profile_step, whole, small, False),
+        f"cached, NF4, eager, batch {small}": (15, train, "NF4", small, True, False),
         f"generation, {whole}": (40, score, whole, True),
+        f"TRL's default, NF4, batch {small}": (35, train_as_trl, "NF4", small),
+        f"cached, {whole}, compiled, batch {largest}": (40, train, whole, largest),
         f"TRL's default, {whole}, batch {middle}": (40, train_as_trl, whole, middle),
     }
-    if tiny:
-        # Neither a card's cap nor FSDP is there without a GPU.
-        del arms["profiles"], arms["strategies"]
     return {name: (least, partial(measure, session, *asked)) for name, (least, measure, *asked) in arms.items()}
 
 
-def run_profiles(session: Session, names: list[str]) -> dict:
-    return run_side_by_side(session, {f"profile {name}": partial(start_profile, name) for name in names})
-
-
-def run_strategies(session: Session) -> dict:
-    starts = {f"one step under {name}": partial(start_strategy, name) for name in STRATEGIES}
-    return run_side_by_side(session, starts | {"two devices, one process": check_placement})
+def plan_waves(tiny: bool) -> list[dict[str, Callable]]:
+    """Return which processes run side by side: as many as the card has memory for."""
+    if tiny:
+        # Neither a card's cap nor FSDP is there without a GPU.
+        return [{"profile cpu": partial(start_profile, CPU)}]
+    profiles = {name: {f"profile {name}": partial(start_profile, name)} for name in PROFILES}
+    first = profiles["gpu_80gb"] | profiles["gpu_16gb"] | profiles["gpu_4gb"]
+    second = profiles["gpu_24gb"] | profiles["gpu_16gb_turing"] | {"two devices, one process": check_placement}
+    second |= {f"one step under {name}": partial(start_strategy, name) for name in STRATEGIES}
+    total = torch.cuda.get_device_properties(0).total_memory
+    return [first | second] if total >= ALL_AT_ONCE else [first, second]
 
 
 def run_side_by_side(session: Session, starts: dict[str, Callable]) -> dict:

@@ -43,6 +43,7 @@ PRECISIONS = {
     "NF4": ["--load_in_4bit", "true", "--use_bnb_nested_quant", "true"],
 }
 MEASURED_STEPS = 8
+FEW_STEPS = 4  # where nothing is prefetched and a step takes seconds
 WARM_UP = 2
 TOP_KERNELS = 12
 
@@ -83,7 +84,7 @@ class Session:
         return rows.select([number % len(rows) for number in range(count)])
 
 
-def train_as_trl(session: Session, precision: str, batch: int, workers: int = 0) -> dict:
+def train_as_trl(session: Session, precision: str, batch: int) -> dict:
     """Train as TRL does when told nothing but model, data and adapter."""
 
     def build(precision: str) -> None:
@@ -109,8 +110,7 @@ def train_as_trl(session: Session, precision: str, batch: int, workers: int = 0)
         session.trainer.remove_callback(PrinterCallback)
 
     session.load("TRL", precision, build)
-    session.trainer.args.dataloader_num_workers = workers
-    return time_training(session, batch)
+    return time_training(session, batch, measured=FEW_STEPS)
 
 
 def train(session: Session, precision: str, batch: int, cached: bool = True, compiled: bool = True) -> dict:
@@ -135,6 +135,17 @@ def compiled_training(session: Session, batch: int) -> Iterator[None]:
     finally:
         switch.remove()
         trainer.data_collator = plain
+
+
+def train_deterministic(session: Session, precision: str, batch: int) -> dict:
+    """Train from the cache with PyTorch's deterministic operations, whose results repeat bit by bit."""
+    load_recipe(session, precision)
+    read_features(session)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return time_training(session, batch)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def load_recipe(session: Session, precision: str) -> None:
@@ -190,14 +201,16 @@ def measure_encoding(session: Session, precision: str) -> dict:
     return {"patches_per_s": rate, "patches": len(rows) - first, "warm_up_s": begun - start}
 
 
-def time_training(session: Session, batch: int, callback: TrainerCallback | None = None) -> dict:
+def time_training(
+    session: Session, batch: int, callback: TrainerCallback | None = None, measured: int = MEASURED_STEPS
+) -> dict:
     """Train a few steps and return seconds a step, samples a second and the allocator's peak.
 
     What data loader workers have ready before the first step isn't counted: as many steps warm up as they prefetch.
     """
     trainer, args = session.trainer, session.trainer.args
     ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-    steps = WARM_UP + ahead + MEASURED_STEPS
+    steps = WARM_UP + ahead + measured
     args.per_device_train_batch_size = trainer._train_batch_size = batch
     args.gradient_accumulation_steps = trainer.accelerator.gradient_accumulation_steps = 1
     args.max_steps, args.logging_steps = steps, steps
@@ -215,7 +228,7 @@ def time_training(session: Session, batch: int, callback: TrainerCallback | None
         for each in callbacks:
             trainer.remove_callback(each)
         trainer.model.zero_grad(set_to_none=True)
-    seconds = (clock.ends[-1] - clock.ends[WARM_UP + ahead - 1]) / MEASURED_STEPS
+    seconds = (clock.ends[-1] - clock.ends[WARM_UP + ahead - 1]) / measured
     return {
         "batch": batch,
         "tokens": trainer.data_collator([trainer.train_dataset[0]])["input_ids"].shape[1],

@@ -35,6 +35,7 @@ PROFILES = tuple(USABLE_GIB)
 # Launch file -> what of the recipe it needs changed: FSDP2 can't shard 4-bit weights, nor ZeRO-3.
 WHOLE = ["--load_in_4bit", "false", "--use_bnb_nested_quant", "false"]
 STRATEGIES = {"fsdp2": WHOLE, "deepspeed_zero2": [], "deepspeed_zero3": WHOLE}
+EARLIER = ("gpu_4gb", "gpu_16gb_turing", "gpu_16gb", "gpu_24gb")
 PATCHES = {"train": 64, "validation": 8, "test": 32}
 # Two optimiser steps: state and gradients of the one before are there in the second.
 SHORT = ["--max_steps", "2", "--max_samples", "64"]
@@ -55,7 +56,10 @@ def main() -> None:
 def start_profile(profile: str, recipe: Path, limit: float) -> dict:
     """Return what `run_profile` finds in a process of its own, or why it ended."""
     command = [sys.executable, "-m", "benchmarks.gpu_profiles", profile, "--recipe", str(recipe)]
-    environment = {"XDG_CACHE_HOME": str(recipe.parent / f"cache-{profile}")}
+    environment = {"XDG_CACHE_HOME": str(recipe.parent / f"cache-{profile}"), "OMP_NUM_THREADS": "4"}
+    if profile in EARLIER:
+        # What cuBLAS takes there of itself; on Hopper it takes four times as much.
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:2:16:8"
     return run_process(command, environment, limit) or {"error": "nothing was printed"}
 
 

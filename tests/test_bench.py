@@ -38,7 +38,7 @@ def test_the_benchmark_compares_every_arm_side_by_side(tmp_path):
 
 
 # Enough to meet every kind of arm once.
-ARMS = "(TRL's default|cached), bfloat16,( eager,)? batch 1|encoding|one step.*eager|likelihood|largest"
+ARMS = "(TRL's default|cached), bfloat16,( eager,)? batch 1|encoding|one step.*eager|likelihood|processes"
 # What was measured on a card.
 MEASURED = pytest.mark.parametrize(
     "path", sorted((ROOT / "benchmarks/results").glob("gpu-*.json")), ids=lambda path: path.stem
