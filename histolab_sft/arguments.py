@@ -198,6 +198,13 @@ class HistoArguments(TrainingParts):
         default="language",
         metadata={"help": "Where lora_target_modules are looked for.", "choices": ["language", "language_and_vision"]},
     )
+    resume_changes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Keys that a resumed run takes with other values than it had, such as [learning_rate]; `run.json` "
+            "notes each change with its step. Any other difference is refused."
+        },
+    )
     oom: str = field(
         default="stop",
         metadata={

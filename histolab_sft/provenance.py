@@ -19,6 +19,7 @@ from datasets import Dataset
 from histolab_sft.secrets import mask_secrets
 
 RUNNING = "running"
+ATTEMPT = ("start", "end", "exit_reason", "git_commit")
 PACKAGES = (
     *("histolab_sft", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
     *("safetensors", "tokenizers", "huggingface_hub", "deepspeed", "numpy", "scipy", "scikit-learn", "pillow"),
@@ -27,15 +28,41 @@ PACKAGES = (
 ROW_COLUMNS = ("dataset", "id", "label", "prompt", "completion", "pixel_sha256")
 
 
+class RunRecord(dict):
+    """What `run.json` is to hold; `begin` says that from now on there is something to tell of this run."""
+
+    def __init__(self, path: Path, content: Mapping, write: bool, previous: dict | None):
+        super().__init__(content)
+        self._path, self._write, self._previous = path, write, previous
+
+    def begin(self) -> None:
+        """Put this run's record in the place of an earlier one, of which nothing is carried on."""
+        self._previous = None
+        self.save()
+
+    def save(self) -> None:
+        """Write the record; of a run that hasn't begun, its end alone, to the record of the run before it."""
+        if not self._write:
+            return
+        if self._previous is None:
+            write_json(self._path, dict(self))
+        elif self["end"] is not None:
+            idle = {key: self[key] for key in ATTEMPT}
+            write_json(self._path, self._previous | {"idle": [*self._previous.get("idle", []), idle]})
+
+
 @contextmanager
 def record_run(
     path: str | Path, recipe: Mapping, seed: int, write: bool = True, go_on: bool = False
-) -> Iterator[dict]:
-    """Keep `run.json` while the block runs: written at its start, rewritten at its end whatever ends it.
+) -> Iterator[RunRecord]:
+    """Keep `run.json` while the block runs: rewritten at its end whatever ends it.
 
     The record holds `recipe`, `seed`, `versions`, `git_commit`, `hardware`, `start`, `end` (ISO 8601, UTC) and
-    `exit_reason`, and whatever the block puts into the dict it is given (`data_fingerprint`, `steps`). `exit_reason`
-    is what the block says, else `finished`, or the exception that ended it. After a `kill -9` it is still `running`.
+    `exit_reason`, and whatever the block puts into it (`data_fingerprint`, `steps`, `changes`). `exit_reason` is what
+    the block says, else `finished`, or the exception that ended it. After a `kill -9` it is still `running`.
+
+    A record that is already there is of the run that made what lies beside it. It stays until the block says by
+    `begin` that this run trains; the end of one that never did is added to its list `idle`.
 
     Args:
         path: The file.
@@ -45,8 +72,9 @@ def record_run(
     """
     path = Path(path)
     if write:
-        _make_folder(path.parent)
-    record = {
+        make_folder(path.parent)
+    previous = json.loads(path.read_text(encoding="utf-8")) if write and path.is_file() else None
+    content = {
         "recipe": dict(recipe),
         "seed": seed,
         "data_fingerprint": None,
@@ -56,10 +84,10 @@ def record_run(
         "start": _now(),
         "end": None,
         "exit_reason": RUNNING,
-        "earlier": _read_attempts(path) if go_on and write else [],
+        "earlier": [*previous["earlier"], {key: previous[key] for key in ATTEMPT}] if previous and go_on else [],
     }
-    if write:
-        write_json(path, record)
+    record = RunRecord(path, content, write, previous)
+    record.save()
     try:
         yield record
     finally:
@@ -69,11 +97,10 @@ def record_run(
         elif record["exit_reason"] == RUNNING:
             record["exit_reason"] = "finished"
         record["end"] = _now()
-        if write:
-            write_json(path, record)
+        record.save()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make `output_dir` before anything is computed for it; raise OSError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,13 +225,6 @@ def describe_hardware() -> dict:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
     }
-
-
-def _read_attempts(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return [*record["earlier"], {key: record[key] for key in ("start", "end", "exit_reason", "git_commit")}]
 
 
 def _now() -> str:

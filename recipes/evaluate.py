@@ -16,9 +16,11 @@ def main(histo_args, training_args, model_args):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
     from histolab_sft.arguments import resolve_recipe
     from histolab_sft.evaluation.run import evaluate
+    from histolab_sft.run_lock import hold_folder
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    table = evaluate(histo_args, training_args, model_args, resolve_recipe(sys.argv[1:]))
+    with hold_folder(training_args.output_dir, training_args.should_save):
+        table = evaluate(histo_args, training_args, model_args, resolve_recipe(sys.argv[1:]))
     if table is not None:
         print(table)
 

@@ -10,6 +10,7 @@ with `--resume_from_checkpoint auto` goes on from it, or from the newest whole c
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 from histolab_sft.errors import plain_errors
@@ -27,12 +28,14 @@ def main(histo_args, training_args, model_args):
     from histolab_sft.data.frozen_split import load_training_patches
     from histolab_sft.processes import check_processes, explain_lost_process
     from histolab_sft.provenance import fingerprint_data, record_run
+    from histolab_sft.run_lock import hold_folder
     from histolab_sft.training.assembly import build_trainer
     from histolab_sft.training.curves import draw_curves
     from histolab_sft.training.phases import (
         begin_phase,
         copy_result,
         describe_phase,
+        describe_start,
         finish_phase,
         plan_phases,
         select_rows,
@@ -47,7 +50,8 @@ def main(histo_args, training_args, model_args):
         write=training_args.should_save,
         go_on=training_args.resume_from_checkpoint is not None,
     )
-    with record as run, explain_lost_process():
+    lock = hold_folder(training_args.output_dir, training_args.should_save)
+    with lock, record as run, explain_lost_process():
         # One process decodes and audits; the others then find its results.
         with training_args.main_process_first(desc="data audit"):
             patches = load_training_patches(histo_args, training_args.output_dir)
@@ -64,6 +68,7 @@ def main(histo_args, training_args, model_args):
             clear_device_cache(garbage_collection=True)
             AcceleratorState._reset_state()
             trainer = build_trainer(rows, phase, histo_args, model_args)
+            trainer.on_begin = partial(describe_start, run, phase, trainer)
             trainer.train(resume_from_checkpoint=phase.args.resume_from_checkpoint)
             if training_args.should_save:
                 draw_curves(trainer.state.log_history, Path(phase.args.output_dir, "loss.png"))

@@ -41,7 +41,7 @@ def write_inputs(folder):
     return build_untrained_tiny_model(folder / "model", num_hidden_layers=LAYERS)
 
 
-def build_trainer(folder, output_dir, stopping=None, oom="stop", augmentation="none", **keys):
+def build_trainer(folder, output_dir, stopping=None, oom="stop", augmentation="none", resume_changes=(), **keys):
     """Build a trainer over the inputs in `folder`: 16 patches to train on, dropout 0.1.
 
     Args:
@@ -71,6 +71,7 @@ def build_trainer(folder, output_dir, stopping=None, oom="stop", augmentation="n
         processing_class=load_processor(model_args.model_name_or_path),
         peft_config=build_lora_config(model_args, "language"),
         oom=oom,
+        resume_changes=resume_changes,
     )
     prepare_pictures(trainer, patches, histo_args)
     rule = {"mode": "plateau", "metric": "answer_loss", "patience": 10_000, "threshold": 0, "min_delta": 0.001}

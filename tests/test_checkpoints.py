@@ -11,6 +11,7 @@ from histolab_sft.training.checkpoints import (
     MANIFEST,
     MIB,
     CheckpointError,
+    begin_checkpoint,
     check_disk,
     choose_checkpoint,
     explain_failed_write,
@@ -20,8 +21,8 @@ from histolab_sft.training.checkpoints import (
     write_manifest,
 )
 
-RUN = {"data_fingerprint": "f00d", "base_model": "embedded", "seed": 42, "effective_batch": 16, "processes": 1}
-RUN |= {"compiled_layers": False}
+RUN = {"data_fingerprint": "f00d", "base_model": "embedded", "revision": None, "seed": 42, "effective_batch": 16}
+RUN |= {"processes": 1, "compiled_layers": False, "id": "one", "changes": [], "keys": {"learning_rate": 0.01}}
 FILES = (
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -34,7 +35,7 @@ FILES = (
 
 def write_checkpoint(output_dir, step, whole=True, run=RUN):
     folder = output_dir / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
+    begin_checkpoint(folder, run)
     for name in FILES:
         folder.joinpath(name).write_bytes(f"{name} of step {step}".encode() * 20)
     if whole:
@@ -105,7 +106,7 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(output_dir, caplog, kind):
     damage, reason = DAMAGE[kind]
     damage(output_dir / "checkpoint-4")
-    assert choose_checkpoint("auto", output_dir, RUN) == str(output_dir / "checkpoint-2")
+    assert choose_checkpoint("auto", output_dir, RUN)[0] == str(output_dir / "checkpoint-2")
     assert len(caplog.records) == 1
     assert "checkpoint-4" in caplog.text and reason in caplog.text
 
@@ -113,13 +114,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(output_dir, c
 def test_the_newest_whole_checkpoint_is_taken_by_its_step_not_by_its_age(output_dir):
     write_checkpoint(output_dir, 10)
     os.utime(output_dir / "checkpoint-10", (0, 0))
-    assert choose_checkpoint("auto", output_dir, RUN) == str(output_dir / "checkpoint-10")
+    assert choose_checkpoint("auto", output_dir, RUN)[0] == str(output_dir / "checkpoint-10")
 
 
 def test_auto_starts_afresh_where_nothing_is_whole(tmp_path):
-    assert choose_checkpoint("auto", tmp_path / "nothing", RUN) is None
+    assert choose_checkpoint("auto", tmp_path / "nothing", RUN)[0] is None
     write_checkpoint(tmp_path, 2, whole=False)
-    assert choose_checkpoint("auto", tmp_path, RUN) is None
+    assert choose_checkpoint("auto", tmp_path, RUN)[0] is None
 
 
 def test_a_fresh_start_among_old_checkpoints_is_refused(output_dir):
@@ -128,7 +129,7 @@ def test_a_fresh_start_among_old_checkpoints_is_refused(output_dir):
 
 
 def test_a_checkpoint_asked_for_by_path_must_be_whole(output_dir):
-    assert choose_checkpoint(str(output_dir / "checkpoint-2"), output_dir, RUN) == str(output_dir / "checkpoint-2")
+    assert choose_checkpoint(str(output_dir / "checkpoint-2"), output_dir, RUN)[0] == str(output_dir / "checkpoint-2")
     remove("optimizer.pt")(output_dir / "checkpoint-2")
     with pytest.raises(CheckpointError, match="lacks: optimizer.pt"):
         choose_checkpoint(str(output_dir / "checkpoint-2"), output_dir, RUN)
@@ -145,7 +146,7 @@ def test_another_run_does_not_go_on_from_it(output_dir, change):
 
 
 def test_another_number_of_processes_is_told_and_refused_for_shards(output_dir, caplog):
-    assert choose_checkpoint("auto", output_dir, RUN | {"processes": 2}) == str(output_dir / "checkpoint-4")
+    assert choose_checkpoint("auto", output_dir, RUN | {"processes": 2})[0] == str(output_dir / "checkpoint-4")
     assert "random numbers of dropout" in caplog.text
     folder = write_checkpoint(output_dir, 6, whole=False)
     folder.joinpath("latest").write_text("global_step6")
@@ -157,24 +158,24 @@ def test_another_number_of_processes_is_told_and_refused_for_shards(output_dir, 
 def test_rotation_keeps_the_newest_whole_ones_and_the_best(output_dir):
     for step in (6, 8, 10):
         write_checkpoint(output_dir, step)
-    rotate_checkpoints(output_dir, 2, {str(output_dir / "checkpoint-10"), "elsewhere/checkpoint-4"})
+    rotate_checkpoints(output_dir, 2, {str(output_dir / "checkpoint-10"), "elsewhere/checkpoint-4"}, "one")
     assert [path.name for path in list_checkpoints(output_dir)] == ["checkpoint-4", "checkpoint-10"]
 
 
 def test_rotation_counts_no_torn_checkpoint_as_one_to_keep(output_dir):
     write_checkpoint(output_dir, 6, whole=False)
     write_checkpoint(output_dir, 8)
-    rotate_checkpoints(output_dir, 2, {str(output_dir / "checkpoint-8")})
+    rotate_checkpoints(output_dir, 2, {str(output_dir / "checkpoint-8")}, "one")
     assert [path.name for path in list_checkpoints(output_dir)] == ["checkpoint-4", "checkpoint-8"]
 
 
 def test_rotation_with_a_limit_of_one_keeps_the_new_one_even_beside_a_later_step(output_dir):
-    rotate_checkpoints(output_dir, 1, {str(output_dir / "checkpoint-2")})
+    rotate_checkpoints(output_dir, 1, {str(output_dir / "checkpoint-2")}, "one")
     assert [path.name for path in list_checkpoints(output_dir)] == ["checkpoint-2"]
 
 
 def test_no_limit_removes_no_whole_checkpoint(output_dir):
-    rotate_checkpoints(output_dir, None, set())
+    rotate_checkpoints(output_dir, None, set(), "one")
     assert len(list_checkpoints(output_dir)) == 2
 
 
@@ -183,7 +184,11 @@ def test_the_manifest_names_every_file_below_the_folder(tmp_path):
     (folder / "global_step2").mkdir()
     folder.joinpath("global_step2", "shard.pt").write_bytes(b"shard")
     write_manifest(folder, RUN)
-    assert set(json.loads(folder.joinpath(MANIFEST).read_text())["files"]) == {*FILES, "global_step2/shard.pt"}
+    assert set(json.loads(folder.joinpath(MANIFEST).read_text())["files"]) == {
+        *FILES,
+        "begun.json",
+        "global_step2/shard.pt",
+    }
     folder.joinpath("global_step2", "shard.pt").write_bytes(b"shar!")
     with pytest.raises(CheckpointError, match="global_step2/shard.pt"):
         verify_checkpoint(folder)
@@ -211,7 +216,7 @@ def test_a_write_that_fails_names_path_and_bytes_and_leaves_the_others(output_di
         "checkpoint-2, checkpoint-4",
     ):
         assert words in str(error.value)
-    assert choose_checkpoint("auto", output_dir, RUN) == str(output_dir / "checkpoint-4")
+    assert choose_checkpoint("auto", output_dir, RUN)[0] == str(output_dir / "checkpoint-4")
     assert not folder.exists()
 
 

@@ -53,9 +53,9 @@ def test_the_reason_of_an_end_is_the_error_without_its_secrets(tmp_path):
     with pytest.raises(OSError, match="refused"), record_run(tmp_path / "run.json", RECIPE, seed=7):
         raise OSError(f"https://user:{TOKEN}@hub refused {TOKEN}")
     assert read(tmp_path / "run.json")["exit_reason"] == "OSError: https://<secret>@hub refused <secret>"
-    with pytest.raises(KeyboardInterrupt), record_run(tmp_path / "run.json", RECIPE, seed=7):
+    with pytest.raises(KeyboardInterrupt), record_run(tmp_path / "other.json", RECIPE, seed=7):
         raise KeyboardInterrupt
-    assert read(tmp_path / "run.json")["exit_reason"] == "KeyboardInterrupt: "
+    assert read(tmp_path / "other.json")["exit_reason"] == "KeyboardInterrupt: "
 
 
 def test_a_run_that_says_why_it_ends_is_believed(tmp_path):
@@ -75,12 +75,26 @@ def test_a_run_that_goes_on_keeps_the_attempts_before_it(tmp_path):
         "earlier": read(path)["earlier"] + [{"end": "first"}],
     }
     path.write_text(json.dumps(killed))
-    with record_run(path, RECIPE, seed=7, go_on=True):
-        pass
+    with record_run(path, RECIPE, seed=7, go_on=True) as run:
+        run.begin()
     assert [attempt.get("exit_reason") for attempt in read(path)["earlier"]] == [None, "running"]
-    with record_run(path, RECIPE, seed=7):
-        pass
+    with record_run(path, RECIPE, seed=7) as run:
+        run.begin()
     assert read(path)["earlier"] == []
+
+
+def test_an_attempt_that_never_trains_leaves_the_record_of_the_run_that_did(tmp_path):
+    path = tmp_path / "run.json"
+    with record_run(path, RECIPE, seed=7) as run:
+        run.begin()
+        run["steps"] = 8
+    before = read(path)
+    with pytest.raises(ValueError, match="refused"), record_run(path, RECIPE | {"lora_r": 99}, seed=8, go_on=True):
+        assert read(path) == before
+        raise ValueError("refused")
+    record = read(path)
+    assert record.pop("idle")[0]["exit_reason"] == "ValueError: refused"
+    assert record == before
 
 
 def test_a_process_that_does_not_write_leaves_no_record(tmp_path):

@@ -15,6 +15,7 @@ from histolab_sft.training.canary import run_canary
 from histolab_sft.training.compiled_steps import compile_training
 from histolab_sft.training.phases import Phase
 from histolab_sft.training.pictures import prepare_pictures
+from histolab_sft.training.run_keys import describe_keys
 from histolab_sft.training.trainer import PatchTrainer
 
 
@@ -30,6 +31,8 @@ def build_trainer(
         AdapterError, CanaryError, HubAccessError, ValueError: The recipe can't be carried out; the message says why.
     """
     training_args = phase.args
+    # As the recipe has them, before they are fitted to the memory that is free.
+    keys = describe_keys(histo_args, training_args, model_args)
     base_model = locate_base_model(model_args.model_name_or_path)
     fetch_base_model(base_model, model_args.model_revision)
     processor = load_processor(base_model, model_args.model_revision)
@@ -47,6 +50,8 @@ def build_trainer(
         eval_dataset=patches["validation"],
         processing_class=processor,
         peft_config=lora,
+        keys=keys,
+        resume_changes=histo_args.resume_changes or (),
         oom=histo_args.oom,
         parts=phase.parts,
         learning_rates=phase.learning_rates,

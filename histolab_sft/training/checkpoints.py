@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +18,15 @@ from safetensors import SafetensorError
 from torch import nn
 
 from histolab_sft.provenance import compute_sha256, sync_folder, write_json
+from histolab_sft.training.run_keys import CheckpointError, compare_keys
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# Written before anything else of a checkpoint: which run it is of, also when its save was cut off.
+BEGUN = "begun.json"
+# What tells one run from another, beside its keys.
+IDENTITY = ("data_fingerprint", "base_model", "revision", "seed", "effective_batch", "compiled_layers")
 STATE = "trainer_state.json"
 # DeepSpeed's pointer to its shards, one a process: they can't be dealt out to another number of processes.
 DEEPSPEED_MARKER = "latest"
@@ -29,58 +35,93 @@ MIB = 2**20
 TORCH_WRITER = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint can't be used or written, and the message says why."""
-
-
-def choose_checkpoint(wish: str | None, output_dir: str | Path, run: dict) -> str | None:
+def choose_checkpoint(
+    wish: str | None, output_dir: str | Path, run: dict, accepted: Iterable[str] = ()
+) -> tuple[str | None, list[dict]]:
     """Return the checkpoint that a run goes on from, None for a fresh start. Nothing else decides this.
 
     - `None` starts afresh, and refuses to do so among the checkpoints of an earlier run.
-    - `auto` takes the newest checkpoint in `output_dir` that is whole, tells which it skips and why, and starts afresh
-      where there is none.
+    - `auto` takes the newest checkpoint in `output_dir` that is whole, and tells which it skips and why. Where none
+      is whole it starts afresh if all that is there are saves of this run that were cut off; else it stops.
     - A path takes that checkpoint, if it is whole.
 
-    The run must be the one that wrote the checkpoint: same data, base model, seed and effective batch, and layers
-    compiled or not, which draw other random numbers for dropout. Another number of processes is allowed while the
-    effective batch stays: the rows of a step are then the same, but are dealt out to other processes, whose random
-    numbers (dropout) aren't those of the undisturbed run. Shards of DeepSpeed can't be dealt out anew, so there the
-    number of processes must stay.
+    The run must be the one that wrote the checkpoint: `IDENTITY` and each key that computes (`run_keys`) is the same.
+    Another number of processes is allowed while the effective batch stays: the rows of a step are then the same, but
+    are dealt out to other processes, whose random numbers (dropout) aren't those of the undisturbed run. Shards of
+    DeepSpeed can't be dealt out anew, so there the number of processes must stay.
 
     Args:
-        run (`dict`): `data_fingerprint`, `base_model`, `seed`, `effective_batch` (rows a step), `processes` and
-            `compiled_layers` (whether they are).
+        run (`dict`): `IDENTITY`, `keys` (from `describe_keys`), `processes`, and `id`, by which the run knows its own.
+        accepted: Keys that may have another value than in the checkpoint.
+
+    Returns:
+        `tuple`: The checkpoint, and the changes of keys that are taken on purpose (see `compare_keys`).
 
     Raises:
         CheckpointError: The wish can't be fulfilled.
     """
+    found = list_checkpoints(output_dir)
     if wish is None:
-        if found := list_checkpoints(output_dir):
+        if found:
+            whole = find_whole_checkpoint(output_dir)
+            advice = "go on with it by resume_from_checkpoint: auto, or " if whole else ""
             raise CheckpointError(
-                f"{output_dir} holds {found[-1].name} of an earlier run, expected no checkpoint at a fresh start; go "
-                "on with it by resume_from_checkpoint: auto, or remove it, or choose another output_dir"
+                f"{output_dir} holds {found[-1].name} of an earlier run, expected no checkpoint at a fresh start; "
+                f"{advice}move it away, or choose another output_dir"
             )
-        return None
+        return None, []
     folder = find_whole_checkpoint(output_dir) if wish == "auto" else Path(wish)
     if folder is None:
+        _check_left(found, output_dir, run)
         logger.info("no whole checkpoint in %s: training starts afresh", output_dir)
-        return None
+        return None, []
     manifest = verify_checkpoint(folder)
-    _check_run(folder, manifest["run"], run)
+    changes = _check_run(folder, manifest["run"], run, accepted)
+    for later in found:
+        if _step(later) > _step(folder) and any(later.iterdir()) and find_owner(later) != manifest["run"]["id"]:
+            raise CheckpointError(
+                f"{later} isn't of the run that goes on from {folder.name} and may need that name; move it away, or "
+                "choose another output_dir"
+            )
     logger.info("training goes on from %s", folder)
-    return str(folder)
+    return str(folder), [{"step": manifest["step"]} | change for change in changes]
 
 
 def find_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """Return the newest checkpoint that verifies, and log every newer one with the reason why it doesn't."""
     for folder in reversed(list_checkpoints(output_dir)):
-        try:
-            verify_checkpoint(folder)
-        except CheckpointError as error:
-            logger.warning("skipped a checkpoint: %s", error)
+        if reason := _explain_unusable(folder):
+            logger.warning("skipped a checkpoint: %s", reason)
         else:
             return folder
     return None
+
+
+def find_owner(folder: Path) -> str | None:
+    """Return the `id` of the run that wrote a checkpoint, whole or not; None if it isn't of this project."""
+    try:
+        return json.loads(folder.joinpath(BEGUN).read_text(encoding="utf-8"))["run"]["id"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def begin_checkpoint(folder: Path, run: dict) -> None:
+    """Make the folder of a checkpoint, in one step with the note whose it is.
+
+    Raises:
+        CheckpointError: Something that isn't of this run has its name.
+    """
+    remove_checkpoint(folder, run["id"])
+    if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} isn't of this run or is read-only, expected nothing where a checkpoint is to be saved; move it "
+            "away and go on by resume_from_checkpoint: auto"
+        )
+    temporary = folder.with_name(f".{folder.name}.begun")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_json(temporary / BEGUN, {"run": run})
+    os.rename(temporary, folder)
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -146,30 +187,51 @@ def write_manifest(folder: Path, run: dict) -> int:
     return sum(entry["bytes"] for entry in entries.values())
 
 
-def rotate_checkpoints(output_dir: str | Path, limit: int | None, protected: set[str]) -> None:
-    """Remove the oldest whole checkpoints beyond `limit`, and every torn one.
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, protected: set[str], owner: str) -> None:
+    """Remove the oldest whole checkpoints of a run beyond `limit`, and every torn one of it; others stay.
 
     Call it when a new checkpoint is whole. Never removed are the `protected` (the new one and the best one): they
     count towards the limit.
+
+    Args:
+        owner (`str`): `id` of the run.
     """
+    for leftover in Path(output_dir).glob(".checkpoint-*.removed"):
+        shutil.rmtree(leftover, ignore_errors=True)
     whole = []
     for folder in list_checkpoints(output_dir):
-        if folder.joinpath(MANIFEST).is_file():
-            whole.append(folder)
-        else:
-            remove_checkpoint(folder)
+        if find_owner(folder) == owner:
+            if folder.joinpath(MANIFEST).is_file():
+                whole.append(folder)
+            else:
+                remove_checkpoint(folder, owner)
     if limit:
         names = {Path(path).name for path in protected}
         loose = [folder for folder in whole if folder.name not in names]
         for folder in loose[: max(0, len(whole) - max(limit, len(names)))]:
-            remove_checkpoint(folder)
+            remove_checkpoint(folder, owner)
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint, its manifest first, so that a removal that is cut off leaves no more than a torn folder."""
-    if folder.is_dir():
-        folder.joinpath(MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+def remove_checkpoint(folder: Path, owner: str) -> None:
+    """Remove a checkpoint if the run `owner` wrote it. It loses its name first, so that it is never seen torn.
+
+    A link is taken away and what it leads to stays; so does a folder that its user has made read-only.
+    """
+    if find_owner(folder) != owner:
+        return
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    if not folder.stat().st_mode & stat.S_IWUSR:
+        logger.warning("%s is read-only and stays", folder)
+        return
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        os.rename(folder, gone)
+        shutil.rmtree(gone)
+    except OSError as error:
+        logger.warning("%s could not be removed (%s) and stays", folder, error)
 
 
 def estimate_checkpoint(model: nn.Module) -> int:
@@ -211,19 +273,53 @@ def explain_failed_write(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_run(folder: Path, saved: dict, run: dict) -> None:
-    for key in ("data_fingerprint", "base_model", "seed", "effective_batch", "compiled_layers"):
+def _explain_unusable(folder: Path) -> str | None:
+    try:
+        verify_checkpoint(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _check_left(found: list[Path], output_dir: str | Path, run: dict) -> None:
+    """Clear away saves of this run that were cut off; raise a `CheckpointError` if anything else is among `found`."""
+    others = []
+    for folder in found:
+        if not any(folder.iterdir()):
+            continue
+        owner = find_owner(folder)
+        if owner is None or folder.joinpath(MANIFEST).exists():
+            others.append(folder)
+            continue
+        begun = json.loads(folder.joinpath(BEGUN).read_text(encoding="utf-8"))["run"]
+        if all(begun.get(key) == run[key] for key in (*IDENTITY, "keys")):
+            remove_checkpoint(folder, owner)
+        else:
+            others.append(folder)
+    if others:
+        reasons = "\n".join(f"  {_explain_unusable(folder)}" for folder in others)
+        raise CheckpointError(
+            f"{output_dir} holds checkpoints and none that this run can go on from:\n{reasons}\nmove them away, or "
+            "choose another output_dir"
+        )
+
+
+def _check_run(folder: Path, saved: dict, run: dict, accepted: Iterable[str]) -> list[dict]:
+    """Return the changes that are taken on purpose; raise a `CheckpointError` for any other."""
+    processes = saved["processes"], run["processes"]
+    changes = compare_keys(saved.get("keys", {}), run["keys"], accepted, str(folder), processes[0] != processes[1])
+    for key in IDENTITY:
         if (before := saved.get(key)) != run[key]:
             raise CheckpointError(
                 f"{folder} is of a run with {key} {before}, expected {run[key]} as in this run; undo the change, or "
                 "start afresh in another output_dir"
             )
-    if saved["processes"] == run["processes"]:
-        return
-    change = f"{folder} was saved by {saved['processes']} processes, and this run has {run['processes']}"
-    if folder.joinpath(DEEPSPEED_MARKER).is_file():
-        raise CheckpointError(f"{change}; DeepSpeed can't deal its shards out anew, so use {saved['processes']}")
-    logger.warning("%s: the rows of every step stay the same, the random numbers of dropout don't", change)
+    if processes[0] != processes[1]:
+        change = f"{folder} was saved by {processes[0]} processes, and this run has {processes[1]}"
+        if folder.joinpath(DEEPSPEED_MARKER).is_file():
+            raise CheckpointError(f"{change}; DeepSpeed can't deal its shards out anew, so use {processes[0]}")
+        logger.warning("%s: the rows of every step stay the same, the random numbers of dropout don't", change)
+    return changes
 
 
 def _list_files(folder: Path) -> dict[str, Path]:

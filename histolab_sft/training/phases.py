@@ -20,7 +20,7 @@ from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.phase_config import PROJECTOR, VISION, PhaseConfig, list_trained_parts
-from histolab_sft.provenance import compute_sha256, fingerprint_data, write_json
+from histolab_sft.provenance import RunRecord, compute_sha256, fingerprint_data, write_json
 from histolab_sft.training.checkpoints import CheckpointError, list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -146,10 +146,16 @@ def finish_phase(phase: Phase, patches: DatasetDict) -> None:
         PartialState().wait_for_everyone()
 
 
+def describe_start(run: RunRecord, phase: Phase, trainer) -> None:
+    """Put into the record of a run where a phase of it goes on from, and since which step which key is another one."""
+    entry = run if phase.config is None else run.setdefault("phases", {}).setdefault(phase.config.name, {})
+    entry |= {"resumed_from": phase.args.resume_from_checkpoint, "changes": trainer.changes}
+    run.begin()
+
+
 def describe_phase(run: dict, phase: Phase, trainer) -> None:
     """Put into the record of a run how a phase of it ended."""
     entry = run if phase.config is None else run.setdefault("phases", {}).setdefault(phase.config.name, {})
-    entry["resumed_from"] = phase.args.resume_from_checkpoint
     entry["steps"] = trainer.state.global_step
     run["exit_reason"] = trainer.describe_end()
 

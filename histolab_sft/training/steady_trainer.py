@@ -5,24 +5,31 @@ import logging
 import os
 import shutil
 import signal
+import uuid
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTConfig
 
 from histolab_sft.models.load import restore_weights
 from histolab_sft.provenance import fingerprint_data
 from histolab_sft.training.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    begin_checkpoint,
     check_disk,
     choose_checkpoint,
     estimate_checkpoint,
     explain_failed_write,
-    remove_checkpoint,
     rotate_checkpoints,
     write_manifest,
 )
 from histolab_sft.training.even_trainer import EvenTrainer
+from histolab_sft.training.run_keys import describe_keys
 from histolab_sft.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -37,10 +44,18 @@ class SteadyTrainer(EvenTrainer):
     `interrupted` is the signal that ended the run before its time, None if it ran to its end.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, args: SFTConfig, keys: dict | None = None, resume_changes: Iterable[str] = (), **kwargs):
+        # Before Trainer fills in what the recipe leaves open.
+        self._keys = describe_keys(args) if keys is None else keys
+        super().__init__(args=args, **kwargs)
         self.interrupted: signal.Signals | None = None
-        self._data_fingerprint = fingerprint_data({"train": self.train_dataset})
+        splits = {"train": self.train_dataset, "validation": self.eval_dataset}
+        self._data_fingerprint = fingerprint_data({name: rows for name, rows in splits.items() if rows is not None})
+        self._resume_changes = resume_changes
+        # By its id a run knows its own checkpoints; a run that goes on has the one of the run that began.
+        self.run_id = uuid.uuid4().hex
+        self.changes: list[dict] = []
+        self.on_begin: Callable[[], None] = lambda: None
         # Compiled and plain layers round differently and draw other numbers for dropout.
         self.compiled_layers = False
         self._last_boundary = -1
@@ -50,12 +65,23 @@ class SteadyTrainer(EvenTrainer):
     # What a run goes on from
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir, self.describe_run())
+        run = self.describe_run()
+        checkpoint, changes = choose_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, run, self._resume_changes
+        )
+        if checkpoint is not None:
+            saved = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))["run"]
+            self.run_id, self.changes = saved["id"], [*saved["changes"], *changes]
+            for change in changes:
+                logger.warning("%(key)s is %(to)s from step %(step)d on, and was %(from)s", change)
         # Callbacks read from it what they kept.
         self.args.resume_from_checkpoint = checkpoint
         if self.args.save_strategy != "no":
             # The last good checkpoint stays until the next one is whole.
             check_disk(self.args.output_dir, 2 * estimate_checkpoint(self.model))
+        # Trainer would remove what isn't this run's.
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.on_begin()
         with StopSignals() as self.signals:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -83,7 +109,11 @@ class SteadyTrainer(EvenTrainer):
         peft = isinstance(self.model, PeftModel)
         return {
             "data_fingerprint": self._data_fingerprint,
+            "id": self.run_id,
+            "changes": self.changes,
+            "keys": self._keys,
             "base_model": self.model.peft_config["default"].base_model_name_or_path if peft else None,
+            "revision": self.model.peft_config["default"].revision if peft else None,
             "seed": args.seed,
             "effective_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "processes": args.world_size,
@@ -113,6 +143,26 @@ class SteadyTrainer(EvenTrainer):
         if checkpoint is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
             self._load_log_window(Path(checkpoint))
         super()._run_epoch(**kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups] if self.changes else []
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.changes:
+            if not isinstance(self.lr_scheduler, LambdaLR):
+                raise CheckpointError(
+                    f"resume_changes with lr_scheduler_type {self.args.lr_scheduler_type} or DeepSpeed, expected a "
+                    "schedule that follows the step alone; start afresh in another output_dir"
+                )
+            # What was saved is of the recipe before its change.
+            self.lr_scheduler.base_lrs = rates
+            lambdas = zip(self.optimizer.param_groups, rates, decays, self.lr_scheduler.lr_lambdas, strict=True)
+            for group, rate, decay, schedule in lambdas:
+                group |= {
+                    "initial_lr": rate,
+                    "weight_decay": decay,
+                    "lr": rate * schedule(self.lr_scheduler.last_epoch),
+                }
 
     # The end of an optimiser step and of an epoch
 
@@ -155,16 +205,12 @@ class SteadyTrainer(EvenTrainer):
         args = self.args
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if args.should_save:
-            remove_checkpoint(folder)
-        self.accelerator.wait_for_everyone()
-        # Trainer would remove older checkpoints before this one is whole.
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
             with explain_failed_write(folder):
-                super()._save_checkpoint(model, trial)
-                self._save_log_window(folder)
-        finally:
-            args.save_total_limit = limit
+                begin_checkpoint(folder, self.describe_run())
+        self.accelerator.wait_for_everyone()
+        with explain_failed_write(folder):
+            super()._save_checkpoint(model, trial)
+            self._save_log_window(folder)
         # Callbacks add their files when Trainer calls on_save; then it is completed.
         self._open_checkpoint = folder
 
@@ -176,9 +222,8 @@ class SteadyTrainer(EvenTrainer):
                 size = write_manifest(folder, self.describe_run())
             logger.info("%s is whole: %d bytes", folder, size)
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(
-                self.args.output_dir, self.args.save_total_limit, {str(folder)} | ({best} if best else set())
-            )
+            protected = {str(folder)} | ({best} if best else set())
+            rotate_checkpoints(self.args.output_dir, self._limit, protected, self.run_id)
 
     def _save_log_window(self, folder: Path) -> None:
         """Keep what was gathered since the last log, so that the next one has the value of the undisturbed run."""
