@@ -163,6 +163,7 @@ class SteadyTrainer(EvenTrainer):
                     "weight_decay": decay,
                     "lr": rate * schedule(self.lr_scheduler.last_epoch),
                 }
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     # The end of an optimiser step and of an epoch
 
