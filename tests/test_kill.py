@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("KILLS", "100"))
 # Every run is killed this often before it may end.
 KILLS_A_RUN = 5
 SAVE_STEPS = 2
-FILES = 9  # of a checkpoint
+FILES = 10  # of a checkpoint
 PATIENCE = 120  # seconds until a process counts as hung
 
 

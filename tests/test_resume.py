@@ -160,7 +160,7 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_made_anew(folder, tmp_path,
     verify_checkpoint(tmp_path / "run" / "checkpoint-4")
 
 
-def test_a_disk_that_fills_up_at_ten_points_of_a_save_leaves_the_older_checkpoint(folder, tmp_path):
+def test_a_disk_that_fills_up_at_eleven_points_of_a_save_leaves_the_older_checkpoint(folder, tmp_path):
     class Quota(TrainerCallback):
         """No file may grow beyond `limit` bytes once the second step is done."""
 
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_at_ten_points_of_a_save_leaves_the_older_checkpoin
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     build_trainer(folder, tmp_path / "unlimited", max_steps=2, logging_steps=100).train()
     sizes = sorted(path.stat().st_size for path in (tmp_path / "unlimited" / "checkpoint-2").iterdir())
-    assert len(sizes) == 9
+    assert len(sizes) == 10
     # No byte at all, and one too few for each of the files.
     for number, size in enumerate([1, *sizes]):
         output_dir = tmp_path / f"limited-{number}"
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_at_ten_points_of_a_save_leaves_the_older_checkpoin
         assert find_whole_checkpoint(output_dir) == output_dir / "checkpoint-1"
         with safe_open(output_dir / "checkpoint-1" / "adapter_model.safetensors", "pt") as adapter:
             assert all(adapter.get_tensor(name).isfinite().all() for name in adapter.keys())  # noqa: SIM118
-        if number == 9:
+        if number == 10:
             resumed = build_trainer(folder, output_dir, max_steps=4, logging_steps=100)
             resumed.train("auto")
             assert resumed.state.global_step == 4
