@@ -14,7 +14,7 @@ import pandas as pd
 
 from histolab_sft.data.containers import index_tar, unpack_shard
 from histolab_sft.data.hub_files import is_remote, reading
-from histolab_sft.data.listing import list_visible
+from histolab_sft.data.listing import is_side_file, list_visible
 from histolab_sft.data.tables import (
     COLUMN_TABLES,
     TEXT_TABLES,
@@ -79,9 +79,10 @@ def list_metadata(folder: Path, config: DatasetConfig) -> list[Path]:
 
     That is the layout `imagefolder` of the library `datasets`: the table stands beside its pictures.
     """
-    places = [place for place in list_visible(folder) if place.stem.lower() == "metadata"]
+    ends = tuple(f"metadata{suffix}" for suffix in METADATA_SUFFIXES)
+    paths = [folder / place for place in list_visible(folder) if place.lower().endswith(ends)]
     found = []
-    for path in [folder / place for place in places if place.suffix.lower() in METADATA_SUFFIXES]:
+    for path in [path for path in paths if path.stem.lower() == "metadata"]:
         names = set(_read_any(path, config).columns)
         pictures = {config.image_column} if config.image_column else set(PICTURE_COLUMNS)
         if names & pictures and (config.label_by or config.label_column in names):
@@ -114,13 +115,19 @@ def list_saved(folder: Path) -> dict[Path, dict[str, str]]:
     return {folder / file["filename"]: {} for file in state["_data_files"]}
 
 
+def list_tables(folder: Path) -> list[Path]:
+    """Return the files in a folder that are tables by their names, sorted."""
+    kinds = (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in kinds and path.is_file()]
+    return sorted(path for path in paths if not is_side_file(path.name))
+
+
 def suggest_sources(folder: Path, config: DatasetConfig) -> str:
     """Return the end of an error about a folder that isn't read: files in it that may be the data set themselves."""
-    names = [place.name for place in list_visible(folder) if len(place.parts) == 1]
-    names = [name for name in names if PurePath(name).suffix.lower() in (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)]
-    block = suggest_block([PurePath(name).stem for name in names], config) if len(names) > 1 else ""
+    paths = list_tables(folder)
+    block = suggest_block([path.stem for path in paths], config) if len(paths) > 1 else ""
     parts = f"; or, if each file is a part, say of which split, such as {block}" if block else ""
-    return f"; or name a file by source: {Path(config.source, names[0])}{parts}" if names else ""
+    return f"; or name a file by source: {Path(config.source, paths[0].name)}{parts}" if paths else ""
 
 
 def _read_any(path: Path | str, config: DatasetConfig) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from unicodedata import normalize
 
@@ -30,6 +31,7 @@ from histolab_sft.data.readers import (
     SHARD_SUFFIXES,
     list_metadata,
     list_saved,
+    list_tables,
     read_hdf5,
     read_hdf5_pairs,
     read_manifest,
@@ -82,8 +84,8 @@ def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = Fa
     if "column" not in patches:
         patches["column"] = "image"
     patches["id"] = [
-        f"{config.name}/{Path(os.path.relpath(path, base)).as_posix()}" + (f"#{row}" if row >= 0 else "")
-        for path, row in zip(patches["path"], patches["row"], strict=True)
+        f"{config.name}/{place}" + (f"#{row}" if row >= 0 else "")
+        for place, row in zip(_find_places(patches["path"], base), patches["row"], strict=True)
     ]
     return patches
 
@@ -125,7 +127,7 @@ def _read_folder(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, lis
         if listed := _read_listed(folder, config):
             tables, notes = listed
             return pd.concat(tables, ignore_index=True), notes
-        folders = [path for path in folder.iterdir() if path.is_dir() and not is_side_file(PurePath(path.name))]
+        folders = [path for path in folder.iterdir() if path.is_dir() and not is_side_file(path.name)]
         if len(folders) != 1 or folders[0].name in config.class_names or split_of(folders[0].name, config):
             return read_class_folders(source, config), []
         folder = folders[0]  # as archives unpack to
@@ -133,7 +135,7 @@ def _read_folder(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, lis
 
 def _read_listed(folder: Path, config: DatasetConfig) -> tuple[list[pd.DataFrame], list[Path]] | None:
     """Return the patches that tables in a folder list or hold, and the files beside theirs; None without tables."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_side_file(PurePath(path.name)))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_side_file(path.name))
     if pairs := [path for path in files if path.name.endswith("_x.h5")]:
         return read_hdf5_pairs(pairs, config), [p for p in files if p.name.endswith(("_y.h5", "_meta.csv"))]
     if shards := [path for path in files if path.name.lower().endswith(SHARD_SUFFIXES)]:
@@ -216,14 +218,13 @@ def _split_manifests(source: Path, config: DatasetConfig) -> dict[Path, str]:
     Raises:
         ValueError: Beside them is a file of pictures whose split nothing tells.
     """
-    files = [source / place for place in list_visible(source) if len(place.parts) == 1]
-    files = [path for path in files if path.suffix.lower() in (*MANIFEST_SUFFIXES, *HDF5_SUFFIXES)]
+    files = list_tables(source)
     named = {path: split for path, split in _name_splits(files, config).items() if split_of(split, config)}
     holders = (*COLUMN_TABLES, *HDF5_SUFFIXES)
     for folder in source.iterdir():
         if folder.is_dir() and split_of(folder.name, config):
             inside = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in holders]
-            named |= {path: folder.name for path in inside if not is_side_file(PurePath(path.name))}
+            named |= {path: folder.name for path in inside if not is_side_file(path.name)}
     strange = [path.name for path in files if path not in named and path.suffix.lower() in holders]
     if named and strange and not isinstance(config.splits, dict):
         raise ValueError(
@@ -276,9 +277,18 @@ def _match_all(
 
 def _name_places(paths: list[str], base: str) -> list[str]:
     """Return each path as patterns see it: below `base`, or those outside of it below the folder that they share."""
-    places = {path: Path(os.path.relpath(path, base)).as_posix() for path in dict.fromkeys(paths)}
+    places = dict(zip(paths, _find_places(paths, base), strict=True))
     outside = [path for path, place in places.items() if place.startswith("../")]
     if outside:
         shared = os.path.commonpath([os.path.dirname(path) for path in outside])
-        places |= {path: Path(os.path.relpath(path, shared)).as_posix() for path in outside}
+        places |= dict(zip(outside, _find_places(outside, shared), strict=True))
     return [places[path] for path in paths]
+
+
+def _find_places(paths: Iterable[str], base: str) -> list[str]:
+    """Return paths as seen from the folder `base`."""
+    start = os.path.join(base, "")
+    return [
+        path.removeprefix(start) if path.startswith(start) and ".." not in path else os.path.relpath(path, base)
+        for path in paths
+    ]
