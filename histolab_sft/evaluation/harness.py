@@ -21,6 +21,7 @@ from histolab_sft.folders import cache_folder
 from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
+from histolab_sft.models.vision_cache import read_pictures
 from histolab_sft.processes import explain_lost_process
 from histolab_sft.tasks import TASKS, WITH_FIELDS, choose_limit
 from histolab_sft.tasks.biomarkers import list_fields
@@ -70,14 +71,14 @@ def predict(
     }
 
     def ask(rows: range) -> dict:
-        part, asked = patches.select(rows), questions[rows.start : rows.stop]
+        pictures, asked = read_pictures(patches.select(rows), processor), questions[rows.start : rows.stop]
         with compiled_scoring(histo_args.compiled_layers, model, batch_size, len(patches)):
             scores, _ = label_log_likelihoods(
-                model, processor, part["image"], asked, targets, batch_size, histo_args.candidate_batch_size
+                model, processor, pictures, asked, targets, batch_size, histo_args.candidate_batch_size
             )
         found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
         if generate:
-            found |= _generate(model, processor, part["image"], asked, histo_args.max_new_tokens, batch_size)
+            found |= _generate(model, processor, pictures, asked, histo_args.max_new_tokens, batch_size)
         return found
 
     table = pd.concat([table, _ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
@@ -126,7 +127,7 @@ def predict_answers(
             from histolab_sft.models.constrained import compile_grammar
 
             limits = compile_grammar(grammar, model, processor)
-        pictures, asked = questions.select(rows)["images"], prompts[rows.start : rows.stop]
+        pictures, asked = read_pictures(questions.select(rows), processor), prompts[rows.start : rows.stop]
         return _generate(model, processor, pictures, asked, limit, batch_size, limits)
 
     table = pd.concat([table, _ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
@@ -148,7 +149,7 @@ def predict_answers(
         weighed = place_log_probabilities(
             model,
             processor,
-            questions.select(given)["images"],
+            read_pictures(questions.select(given), processor),
             [prompts[row] for row in given],
             [list(places[row].values()) for row in given],
             histo_args.candidate_batch_size,

@@ -18,7 +18,9 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.generate import evaluating
+from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting, get_precision
+from histolab_sft.models.vision_cache import read_pictures
 from histolab_sft.tasks import WITH_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -81,12 +83,19 @@ def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size
     path = cache_folder() / "features" / f"{digest}.npy"
     if path.exists():
         return np.load(path)
+    images = read_pictures(patches, processor)
+
+    def prepare(rows: range) -> dict[str, torch.Tensor]:
+        inputs = dict(processor.image_processor([images[row] for row in rows], return_tensors="pt"))
+        inputs.pop("num_crops", None)  # a count for the processor, not for the model
+        return inputs
+
+    batches = [range(start, min(start + batch_size, len(patches))) for start in range(0, len(patches), batch_size)]
     features = []
     with evaluating(model), autocasting(model):
-        for start in tqdm(range(0, len(patches), batch_size), desc="encoding", unit="batch", disable=None):
-            images = patches[start : start + batch_size]["image"]
-            inputs = processor.image_processor(images, return_tensors="pt").to(model.device)
-            inputs.pop("num_crops", None)  # a count for the processor, not for the model
+        prepared = prepare_ahead(prepare, batches, len(patches))
+        for inputs in tqdm(prepared, "encoding", len(batches), unit="batch", disable=None):
+            inputs = {name: values.to(model.device, non_blocking=True) for name, values in inputs.items()}
             pictures = model.get_image_features(**inputs).pooler_output
             features += [picture.float().mean(dim=0).cpu() for picture in pictures]
     features = torch.stack(features).numpy()

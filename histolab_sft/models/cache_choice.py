@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin
 
 from histolab_sft.folders import cache_folder
+from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.precision import autocasting
 from histolab_sft.models.vision_cache import VisionCache, fill_vision_cache, find_gemma, open_vision_cache, varies
 
@@ -33,11 +34,11 @@ def encoded_once(
 ) -> Iterator[ProcessorMixin]:
     """Give the processor for a model that is scored: that of the cache, to which the model is attached meanwhile.
 
-    Where there is to be no cache it is the given one. Arguments as in `prepare_vision_cache`.
+    Where there is to be no cache it sends bytes, if it can. Arguments as in `prepare_vision_cache`.
     """
     cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
     if cache is None:
-        yield processor
+        yield send_bytes(model, processor)
         return
     cache.attach(model)
     try:

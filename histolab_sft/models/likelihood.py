@@ -21,6 +21,7 @@ from histolab_sft.models.generate import (
     render_prompts,
     unwrap_adapter,
 )
+from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.shared_prefix import score_answers, score_places
 
 
@@ -57,18 +58,22 @@ def label_log_likelihoods(
     groups = _group_rows(questions, candidates)
     log_likelihoods = torch.full((len(questions), max(map(len, candidates))), -torch.inf, dtype=torch.float64)
     counts = torch.zeros_like(log_likelihoods, dtype=torch.int64)
+
+    def encode(batch: list[int]) -> dict[str, torch.Tensor]:
+        pictures = [images[row] for row in batch]
+        prompts = render_prompts(processor, [questions[row] for row in batch], pictures)
+        return dict(encode_prompts(processor, pictures, prompts))
+
     hidden = len(questions) <= batch_size or None
     with evaluating(model), tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress:
         for answers, rows in groups.items():
             # Neighbours of one length need no padding.
             rows = sorted(rows, key=lambda row: len(questions[row]))
             tokens = tokenize_answers(processor, questions[rows[0]], answers)
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                pictures = [images[row] for row in batch]
-                prompts = render_prompts(processor, [questions[row] for row in batch], pictures)
-                inputs = encode_prompts(processor, pictures, prompts).to(model.device)
-                scores = score_answers(model, dict(inputs), tokens, max(1, candidate_batch_size // len(batch)))
+            batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+            for batch, encoded in zip(batches, prepare_ahead(encode, batches, len(rows)), strict=True):
+                inputs = {name: values.to(model.device, non_blocking=True) for name, values in encoded.items()}
+                scores = score_answers(model, inputs, tokens, max(1, candidate_batch_size // len(batch)))
                 log_likelihoods[batch, : len(tokens)] = scores.cpu()
                 counts[batch, : len(tokens)] = torch.tensor([len(answer) for answer in tokens])
                 progress.update(len(batch))

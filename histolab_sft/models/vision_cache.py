@@ -7,12 +7,15 @@ they depend on: another tower, processor or precision has another folder, so not
 
 import copy
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
+from datasets import Dataset
 from filelock import FileLock, Timeout
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -25,8 +28,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from histolab_sft.data.images import hash_pixels
+from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes
 from histolab_sft.models.generate import evaluating
+from histolab_sft.models.picture_loader import prepare_ahead
 
 TOWER = "vision_tower."
 
@@ -73,40 +78,85 @@ def fill_vision_cache(
 ) -> None:
     """Do the work of `build_vision_cache` on a cache that was opened for the same model and processor."""
     gemma = find_gemma(model)
+    sending = send_bytes(model, processor)
     # In the order given, which is that of the files: neighbours in a container are read together.
     keys = list(images)
     shards = [keys[start : start + shard_images] for start in range(0, len(keys), shard_images)]
 
-    def prepare(key: str) -> torch.Tensor:
-        image = images[key]() if callable(images[key]) else images[key]
-        if (found := image_key(image)) != key:
-            raise ValueError(
-                f"picture {found} was given as {key}; name pictures by image_key and leave them unchanged"
-            )
-        return processor.image_processor([image], return_tensors="pt", **processor.images_kwargs)["pixel_values"]
+    def prepare(batch: list[str]) -> torch.Tensor:
+        pictures = [images[key]() if callable(images[key]) else images[key] for key in batch]
+        for key, picture in zip(batch, pictures, strict=True):
+            if (found := image_key(picture)) != key:
+                raise ValueError(
+                    f"picture {found} was given as {key}; name pictures by image_key and leave them unchanged"
+                )
+        return sending.image_processor(pictures, return_tensors="pt", **processor.images_kwargs)["pixel_values"]
 
-    progress = tqdm(total=len(keys), initial=sum(key in cache for key in keys), desc="encoding", unit="patch")
-    # First the shards that nobody is at, then those that another process was at, should it have died.
-    with progress, evaluating(gemma), ThreadPoolExecutor() as pool:
-        for timeout in (0, -1):
-            for shard in shards:
-                if all(key in cache for key in shard):
-                    continue
-                name = hash_parts(*(key.encode() for key in shard))
-                try:
-                    with FileLock(cache.folder / f"{name}.lock", timeout=timeout):
-                        cache.refresh()
-                        missing = [key for key in shard if key not in cache]
-                        pixels = list(pool.map(prepare, missing))
-                        features = [
-                            _encode(gemma, torch.cat(pixels[start : start + batch_size]), cache.pooled)
-                            for start in range(0, len(missing), batch_size)
-                        ]
-                        if missing:
-                            cache.write(dict(zip(missing, torch.cat(features), strict=True)), name)
-                except Timeout:
-                    continue
-                progress.update(len(missing))
+    todo = sum(key not in cache for key in keys)
+
+    def encode(several: list[list[str]], timeout: float, count: int) -> None:
+        claimed: deque[_Claim] = deque()
+        writing: list[Future] = []
+        try:
+            for pixels in prepare_ahead(prepare, _claim(cache, several, timeout, batch_size, claimed), count):
+                claimed[0].features.append(_encode(gemma, pixels, cache.pooled))
+                progress.update(len(pixels))
+                if sum(map(len, claimed[0].features)) == len(claimed[0].keys):
+                    # Copying from the device, checksums and the disk take their time while the next are encoded.
+                    writing.append(writer.submit(_write, cache, claimed.popleft()))
+            for written in writing:
+                written.result()
+        finally:
+            for claim in claimed:
+                claim.lock.release()
+
+    progress = tqdm(total=len(keys), initial=len(keys) - todo, desc="encoding", unit="patch")
+    # First the shards that nobody is at, then one by one those that another process was at, should it have died.
+    with progress, evaluating(gemma), ThreadPoolExecutor(1) as writer:
+        encode(shards, 0, todo)
+        for shard in shards:
+            if not all(key in cache for key in shard):
+                encode([shard], -1, len(shard))
+
+
+@dataclass
+class _Claim:
+    """Pictures that this process alone encodes, while it holds the lock of their shard."""
+
+    keys: list[str]
+    name: str
+    lock: FileLock
+    features: list[torch.Tensor] = field(default_factory=list)
+
+
+def _claim(cache, shards, timeout: float, batch_size: int, claimed: deque) -> Iterator[list[str]]:
+    """Yield the keys of one batch after the other, of shards that are claimed when their first batch is drawn."""
+    for shard in shards:
+        if all(key in cache for key in shard):
+            continue
+        name = hash_parts(*(key.encode() for key in shard))
+        # Another thread gives it back.
+        lock = FileLock(cache.folder / f"{name}.lock", timeout=timeout, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        cache.refresh()
+        missing = [key for key in shard if key not in cache]
+        if not missing:
+            lock.release()
+            continue
+        claimed.append(_Claim(missing, name, lock))
+        for start in range(0, len(missing), batch_size):
+            yield missing[start : start + batch_size]
+
+
+def _write(cache: "VisionCache", claim: _Claim) -> None:
+    features = torch.cat([part.cpu() for part in claim.features])
+    try:
+        cache.write(dict(zip(claim.keys, features, strict=True)), claim.name)
+    finally:
+        claim.lock.release()
 
 
 def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> "VisionCache":
@@ -205,8 +255,42 @@ class _FeatureReader:
         return images
 
     def __call__(self, images, **kwargs) -> BatchFeature:
-        keys = [image_key(image) for image in make_flat_list_of_images(images)]
+        keys = [
+            image.key if isinstance(image, CachedPicture) else image_key(image)
+            for image in make_flat_list_of_images(images)
+        ]
         return BatchFeature({"pixel_values": self.cache.features(keys), "num_crops": [0] * len(keys)})
+
+
+class CachedPicture(Image.Image):
+    """A picture of which only the name is read, because its features lie in a cache."""
+
+    def __init__(self, key: str):
+        super().__init__()
+        self.key = key
+
+
+def read_pictures(rows: Dataset, processor: ProcessorMixin) -> Sequence:
+    """Return each row's picture, or its list of pictures: by name where the processor is a cache's, else to open."""
+    column = "images" if "images" in rows.column_names else "image"
+    if not isinstance(processor.image_processor, _FeatureReader):
+        return rows[column]
+    keys = rows.with_format(None)["pixel_sha256"]
+    return [list(map(CachedPicture, key)) if column == "images" else CachedPicture(key) for key in keys]
+
+
+def name_pictures(rows: Dataset) -> Dataset:
+    """Return the rows with `CachedPicture` in place of pictures, so that none is opened; their column stays."""
+    return rows.with_transform(_name_pictures)
+
+
+def _name_pictures(batch: dict) -> dict:
+    keys = batch.pop("pixel_sha256")
+    if "image" in batch:
+        batch["image"] = list(map(CachedPicture, keys))
+    if "images" in batch:
+        batch["images"] = [list(map(CachedPicture, row)) for row in keys]
+    return batch
 
 
 def find_gemma(model: nn.Module) -> Gemma3Model:
@@ -258,12 +342,12 @@ def _is_adapted(part: nn.Module) -> bool:
 
 def _encode(gemma: Gemma3Model, pixels: torch.Tensor, pooled: bool) -> torch.Tensor:
     """Return `(images, image tokens, width)`: what goes into the projector, pooled, or what comes out of it."""
-    hidden = gemma.vision_tower(pixel_values=pixels.to(gemma.device)).last_hidden_state
+    hidden = gemma.vision_tower(pixel_values=pixels.to(gemma.device, non_blocking=True)).last_hidden_state
     if not pooled:
-        return gemma.multi_modal_projector(hidden).cpu()
+        return gemma.multi_modal_projector(hidden)
     side = int(hidden.shape[1] ** 0.5)
     grid = hidden.transpose(1, 2).unflatten(2, (side, side)).contiguous()
-    return nn.functional.avg_pool2d(grid, _find_projectors(gemma)[0].kernel_size).flatten(2).transpose(1, 2).cpu()
+    return nn.functional.avg_pool2d(grid, _find_projectors(gemma)[0].kernel_size).flatten(2).transpose(1, 2)
 
 
 def _hash_weights(part: nn.Module) -> str:

@@ -19,6 +19,8 @@ ROWS = "row_ids"
 def collate_with_rows(collate, examples: list[dict]) -> dict:
     """Collate, and keep beside the tensors which rows they are."""
     rows = [str(example.pop("id", "without id")) for example in examples]
+    for example in examples:
+        example.pop("pixel_sha256", None)
     batch = collate(examples)
     batch[ROWS] = rows
     return batch
@@ -65,8 +67,10 @@ class GuardedTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if "id" not in self._signature_columns:
-            self._signature_columns.append("id")
+        # `pixel_sha256` for rows that name their pictures in place of opening them.
+        for column in ("id", "pixel_sha256"):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)

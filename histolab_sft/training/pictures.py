@@ -11,10 +11,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
+from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.cache_choice import AUTO, OFF, list_pictures, prepare_vision_cache
 from histolab_sft.models.placement import move_tower
 from histolab_sft.models.precision import read_precision, set_precision
-from histolab_sft.models.vision_cache import VisionCache, image_key
+from histolab_sft.models.vision_cache import VisionCache, image_key, name_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,13 @@ def prepare_pictures(trainer, patches: DatasetDict, histo_args: HistoArguments) 
     if histo_args.augmentation != "none":
         trainer.train_dataset, augmentation = augment(patches["train"], histo_args.augmentation, trainer.args.seed)
         trainer.add_callback(EpochCallback(augmentation))
-    return attach_vision_cache(trainer, patches, histo_args)
+    cache = attach_vision_cache(trainer, patches, histo_args)
+    if cache is None:
+        trainer.data_collator.processor = send_bytes(trainer.model, trainer.processing_class)
+    elif histo_args.augmentation == "none":
+        # Rows name their pictures, none of which is opened again.
+        trainer.train_dataset, trainer.eval_dataset = map(name_pictures, (trainer.train_dataset, trainer.eval_dataset))
+    return cache
 
 
 class EpochCallback(TrainerCallback):

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from histolab_sft.metrics.classification import compute_balanced_accuracy, encode_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
+from histolab_sft.models.vision_cache import read_pictures
 
 
 def collect_options(rows: Dataset) -> dict[str, dict[str, str]]:
@@ -41,7 +42,7 @@ def measure_balanced_accuracy(
     questions = [prompt[0]["content"] for prompt in plain["prompt"]]
     answers = [list(options[name].values()) for name in names]
     scores, _ = label_log_likelihoods(
-        model, processor, part["image"], questions, answers, batch_size, candidate_batch_size
+        model, processor, read_pictures(part, processor), questions, answers, batch_size, candidate_batch_size
     )
     likeliest = scores.argmax(dim=1).tolist()
     found = [(row, name, list(options[name])[k]) for row, name, k in zip(mine, names, likeliest, strict=True)]
