@@ -23,7 +23,7 @@ install: $(INSTALLED) ## make .venv with the tested versions
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,slides,test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,siblings,slides,test]"
 	touch $(INSTALLED)
 
 demo: export HF_HUB_OFFLINE = 1

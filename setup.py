@@ -55,6 +55,7 @@ setup(
         "deepspeed": ["deepspeed>=0.19.8", "ninja>=1.11"],
         "demo": ["gradio>=6.31,<7"],
         "dicom": ["pydicom>=3.0"],
+        "siblings": ["opencv-python-headless>=5.0"],
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],
         "test": [

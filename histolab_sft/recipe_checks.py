@@ -142,6 +142,10 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             "constrained_decoding needs llguidance, which isn't here; run `pip install histolab_sft[constrained]`",
         ),
         (
+            histo_args.find_siblings and importlib.util.find_spec("cv2") is None,
+            "find_siblings needs OpenCV, which isn't here; run `pip install histolab_sft[siblings]`",
+        ),
+        (
             training_args.trust_remote_code,
             "trust_remote_code runs code that comes with the weights; remove it, no model here needs it",
         ),

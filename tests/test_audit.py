@@ -68,6 +68,7 @@ def audit_patches(rows, intake, class_names=None):
     return auditing.audit_patches(rows, intake, find_near_copies(intake), class_names) | {
         "dropped": [],
         "not_read": {},
+        "siblings": None,
     }
 
 

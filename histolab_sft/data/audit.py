@@ -16,6 +16,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import checks
 from histolab_sft.data.containers import name_patch
 from histolab_sft.data.copies import join_intake
+from histolab_sft.data.kin import describe_siblings
 from histolab_sft.data.listing import format_kinds
 from histolab_sft.dataset_config import SPLITS
 from histolab_sft.errors import say_count
@@ -37,7 +38,7 @@ def audit_patches(
             (within which `group` names the same slide or patient; null if unknown), `split` (train, validation or
             test); `rendering` where there is one.
         intake: What `check_images` says of the same patches, in any order.
-        near: What `find_near_copies` says of them.
+        near: What `find_kin` says of them.
         class_names: The classes that each data set should have, to notice those without any patch.
 
     Returns:
@@ -112,8 +113,7 @@ def format_audit(audit: dict, examples: int = 3) -> str:
         for split, counts in splits.items():
             classes = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"{dataset:<16}{split:<12}{sum(counts.values()):>9}  {classes}")
-    lines += describe_dropped(audit)
-    lines += describe_unread(audit)
+    lines += describe_dropped(audit) + describe_unread(audit) + describe_siblings(audit["siblings"])
     lines.append(f"{say_count(audit['refusals'], 'refusal')}, {say_count(audit['warnings'], 'warning')}")
     for finding in sorted(audit["findings"], key=lambda finding: finding["level"]):
         lines.append(f"{finding['level'].upper()} {finding['check']}: {finding['message']}")

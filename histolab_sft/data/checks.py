@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2_contingency
 
-from histolab_sft.data.copies import place_pairs
+from histolab_sft.data.copies import NEAR, place_pairs
 from histolab_sft.data.images import UNWINDOWED
 
 MAX_EXAMPLES = 50
@@ -92,19 +92,26 @@ def check_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
 
 
 def check_near_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
-    """Pictures that show the same after compression, scaling, turning by right angles or mirroring."""
+    """Pictures that show the same after compression, scaling, turning by right angles or mirroring, and siblings."""
     first, second = place_pairs(table, near)
-    crossing = first["split"] != second["split"]
     # Warnings: two empty fields can look alike, and which of two near copies to keep is for a person to judge.
     findings = []
-    for check, place, cure, chosen in (
-        ("near_copies_across_splits", "different splits", "; look at them, or take them out by leaks: drop", crossing),
-        ("near_copies_within_split", "one split", "; look at them", ~crossing),
+    crossing, near_copy = first["split"] != second["split"], first["kind"] == NEAR
+    across, within = (
+        ("different splits", "look at them, or take them out by leaks: drop"),
+        ("one split", "look at them"),
+    )
+    same = "show the same but for compression, scale, turning or mirroring"
+    cut = "are parts of one picture, turned, mirrored, scaled or cropped"
+    for check, (place, cure), what, chosen in (
+        ("near_copies_across_splits", across, same, crossing & near_copy),
+        ("near_copies_within_split", within, same, ~crossing & near_copy),
+        ("siblings_across_splits", across, cut, crossing & ~near_copy),
+        ("siblings_within_split", within, cut, ~crossing & ~near_copy),
     ):
         shown = chosen.index[chosen][:MAX_EXAMPLES]
         examples = [pd.concat([first.loc[[at]], second.loc[[at]]]) for at in shown]
-        what = f"pairs of pictures in {place} show the same but for compression, scale, turning or mirroring{cure}"
-        findings += _note(check, "warning", chosen.sum(), what, examples)
+        findings += _note(check, "warning", chosen.sum(), f"pairs of pictures in {place} {what}; {cure}", examples)
     return findings
 
 

@@ -12,7 +12,7 @@ from histolab_sft.data.duplicates import THUMBNAIL_SIDE, find_near_duplicates
 from histolab_sft.dataset_config import SPLITS
 
 PICTURE = ["path", "row", "rendering"]
-EQUAL, NEAR = "equal pixels", "near copy"
+EQUAL, NEAR, SIBLING = "equal pixels", "near copy", "sibling"
 GROUP = "same patient or slide"
 
 
@@ -64,7 +64,7 @@ def tie_patches(pictures: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame
         pictures: One row a picture: `path`, `row`, `rendering` where there is one, `cohort`, `group`. Rows with one
             index value are the pictures of one question.
         intake: What `check_images` says of them.
-        near: From `find_near_copies`.
+        near: From `find_kin`.
 
     Returns:
         Numbers under the distinct values of the index of `pictures`.
@@ -103,10 +103,10 @@ def leaking_rows(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) -
 
     Args:
         rows, intake: As for `audit_patches`.
-        near: From `find_near_copies`.
+        near: From `find_kin`.
 
     Returns:
-        Position -> reason (`equal pixels`, `near copy`, `same patient or slide`), in the rows' order.
+        Position -> reason (`equal pixels`, `near copy`, `sibling`, `same patient or slide`), in the rows' order.
     """
     table = join_intake(rows, intake, ("path", "row", "cohort", "group", "split"))
     rank = table["split"].map(SPLITS.index)
@@ -146,11 +146,11 @@ def list_copies(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) ->
 
     Args:
         rows, intake: As for `audit_patches`.
-        near: From `find_near_copies`.
+        near: From `find_kin`.
 
     Returns:
-        `set` (number), `kind` (equal pixels, near copy), `patch`, `dataset`, `split`, `label` and `likeness` (of a
-        pair; null for equal pixels).
+        `set` (number), `kind` (equal pixels, near copy, sibling), `patch`, `dataset`, `split`, `label` and `likeness`
+        (of a pair; null for equal pixels).
     """
     table = join_intake(rows, intake, ("path", "row", "label", "dataset", "split"))
     table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]

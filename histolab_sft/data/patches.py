@@ -9,11 +9,12 @@ from datasets import Dataset, DatasetDict
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.audit import audit_patches, explain_refusal, format_audit, write_audit
-from histolab_sft.data.copies import find_near_copies, join_intake, leaking_rows, list_copies, tie_patches
+from histolab_sft.data.copies import join_intake, leaking_rows, list_copies, tie_patches
 from histolab_sft.data.dealing import deal_patches, is_dealt, prepare_splits
 from histolab_sft.data.flow import FLOW, count_flow
 from histolab_sft.data.images import open_stored
 from histolab_sft.data.intake import check_images
+from histolab_sft.data.kin import find_kin
 from histolab_sft.data.questions import finish_questions, format_questions, list_pictures, list_questions
 from histolab_sft.data.sources import load_source
 from histolab_sft.data.words import leave_out
@@ -86,7 +87,7 @@ def audit_recipe(
     intake = _look_at(pictures)
     hashes = intake["pixel_sha256"].set_axis(pictures.index)
     patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes
-    near = find_near_copies(intake)
+    near, siblings = find_kin(pictures, intake, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
     if deal is not None:
         patches = deal(patches, find_blank(intake))
@@ -108,7 +109,7 @@ def audit_recipe(
     class_names = {
         config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
     }
-    audit = audit_patches(pictures, intake, near, class_names)
+    audit = audit_patches(pictures, intake, near, class_names) | {"siblings": siblings}
     audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches, left_out)}
     write_audit(audit, list_copies(pictures, intake, near), output_dir)
     return patches, audit, intake
@@ -136,7 +137,8 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     if is_dealt(patches):
         pictures = _list_pictures(patches)
         intake = _look_at(pictures)
-        ties = tie_patches(pictures, intake, find_near_copies(intake))
+        near, _ = find_kin(pictures, intake, histo_args.find_siblings)
+        ties = tie_patches(pictures, intake, near)
     return _complete(patches, ties, histo_args).reset_index(drop=True)
 
 
