@@ -125,6 +125,8 @@ def test_groups_come_from_the_record_or_from_the_path(tmp_path):
     assert read_llava(write_talks(path, TALKS[:1]), config(group_by=r"(\d+)\.png"))["group"].tolist() == ["0001"]
     with pytest.raises(ValueError, match=r"a.jsonl\[0\]: group_by 'patient-"):
         read_llava(path, config(group_by=r"patient-\d"))
+    with pytest.raises(ValueError, match="doesn't match"):  # where the data happen to lie
+        read_llava(path, config(group_by=path.parent.name))
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def unpack_shard(path: str) -> str:
     Raises:
         UnsafeArchiveError: It is damaged, or unpacks to more than there is room for.
     """
-    if path.endswith(".tar"):
+    if path.lower().endswith(".tar"):
         return path
     status = os.stat(path)
     version = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"

@@ -108,7 +108,7 @@ def _read_on_disk(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, s
 
 def _read_file(path: Path, config: DatasetConfig) -> pd.DataFrame:
     suffix = path.suffix.lower()
-    if path.name.endswith(SHARD_SUFFIXES):
+    if path.name.lower().endswith(SHARD_SUFFIXES):
         return read_shards([path], config)
     if suffix in HDF5_SUFFIXES:
         return read_hdf5(path, config)

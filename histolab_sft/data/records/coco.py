@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
         for number, (path, entry) in pictures.items():
             try:
                 size = _check_size(entry, read_size(path))
-                group = find_group(path, config, entry)
+                group = find_group(os.path.relpath(path, root), config, entry)
             except ValueError as error:
                 problems.append(f"{file}, image {number}: {error}")
                 continue

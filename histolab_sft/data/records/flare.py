@@ -7,6 +7,7 @@ The task is each row's own, never the data set's. Ids are those of the organiser
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -103,7 +104,9 @@ def read_flare(source: Path, config: DatasetConfig, subset: str | None = None) -
             ask, answer = read_answer(record.values, record.kind, known[record.dataset], size)
             if answer is None and not (_may_hide(record) and record.file not in answered_files):
                 raise ValueError(f"no Answer, expected one in the split {record.split!r}")
-            group = find_group(record.images[0], config) or _VIEW.sub("", Path(record.images[0]).stem)
+            group = find_group(os.path.relpath(record.images[0], source), config) or _VIEW.sub(
+                "", Path(record.images[0]).stem
+            )
         except ValueError as error:
             problems.append(f"{record.file}[{record.index}]: {error}")
             continue

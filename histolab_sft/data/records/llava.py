@@ -1,6 +1,7 @@
 """LLaVA conversations: JSON lines (or one JSON list) of `{image, conversations: [{from, value}, ...]}`."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +40,7 @@ def read_llava(source: Path, config: DatasetConfig, image_folder: str = "") -> p
             try:
                 images = _find_images(entry, file.parent / image_folder)
                 turns = _read_turns(entry, len(images))
-                group = find_group(images[0], config, entry)
+                group = find_group(os.path.relpath(images[0], file.parent), config, entry)
             except ValueError as error:
                 problems.append(f"{file}[{index}]: {error}")
                 continue

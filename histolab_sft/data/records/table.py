@@ -36,7 +36,9 @@ def refuse_records(problems: list[str], source: Path, config: DatasetConfig) -> 
 
 
 def find_group(picture: str, config: DatasetConfig, record: dict | None = None) -> str | None:
-    """Return the patient or slide: the record's own, or what `group_by` matches in the picture's path, or None.
+    """Return the patient or slide: the record's own, or what `group_by` matches in `picture`, or None.
+
+    `picture` is a path below the source, so that nothing above it is taken for a patient.
 
     Raises:
         ValueError: `group_by` is no key of the record and doesn't match.

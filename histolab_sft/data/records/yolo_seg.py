@@ -51,7 +51,7 @@ def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
         name = picture.relative_to(source)
         try:
             size = read_size(str(picture))
-            group = find_group(str(picture), config)
+            group = find_group(name.as_posix(), config)
             boxes = _read_boxes(label, size, names) if label in written else [] if label.parent in labelled else None
         except ValueError as error:
             problems.append(f"{label}: {error}")
