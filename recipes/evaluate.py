@@ -9,7 +9,7 @@ import logging
 import sys
 
 from histolab_sft.errors import plain_errors
-from histolab_sft.training.signals import ending_on_signals
+from histolab_sft.signals import ending_on_signals
 
 
 def main(histo_args, training_args, model_args):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from histolab_sft.errors import plain_errors
-from histolab_sft.training.signals import EXIT_CODE, ending_on_signals
+from histolab_sft.signals import EXIT_CODE, ending_on_signals
 
 logger = logging.getLogger(__name__)
 

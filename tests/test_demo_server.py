@@ -5,6 +5,8 @@ import concurrent.futures
 import io
 import json
 import os
+import re
+import signal
 import stat
 import struct
 import sys
@@ -18,6 +20,9 @@ import pytest
 from demo_run import app_command, call, file_data, find_function, request, running, send_upload, write_run
 from fault_server import FaultServer
 from PIL import Image
+
+from histolab_sft.demo import server as server_module
+from histolab_sft.demo.server import own_folder, remove_abandoned_folders
 
 pytestmark = pytest.mark.model
 
@@ -318,6 +323,76 @@ def test_it_listens_on_this_machine_alone_and_cleans_up_when_it_ends(place, untr
         process.send_signal(2)
         process.wait(30)
     assert not list((tmp_path / "tmp").glob("histolab-demo-*"))
+
+
+@pytest.mark.thorough
+def test_pictures_go_when_the_demo_is_ended_and_what_a_killed_one_left_goes_at_the_next_start(
+    untrained_model, tmp_path, monkeypatch
+):
+    recipe = write_run(tmp_path, untrained_model)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        with running(app_command(recipe), tmp_path) as (process, port):
+            assert send_upload(port, "honest.png", png(noise()))[0] == 200
+            process.send_signal(number)
+            assert process.wait(30) == code
+        assert len(list((tmp_path / "tmp").glob("histolab-demo-*"))) == (number == signal.SIGKILL)
+        (tmp_path / "tmp").rename(tmp_path / "left")
+    [left] = (tmp_path / "left").glob("histolab-demo-*")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "left"))
+    with own_folder() as own:  # just made: it may be another demo's, not locked yet
+        assert left.exists() and own.exists()
+    os.utime(left, (0, 0))
+    with own_folder() as own:
+        os.utime(own, (0, 0))
+        remove_abandoned_folders()
+        assert own.exists() and not left.exists()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
+    ],
+    ids=str,
+)
+def test_a_page_of_another_site_can_neither_upload_nor_ask(server, headers):
+    _, port, own = server
+    before = list_files(own)
+    body = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\na\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/gradio_api/upload", "/gradio_api/queue/join"):
+        status, _, _ = request(port, "POST", path, body, kind | headers)
+        assert status == 403
+    assert list_files(own) == before
+    own_page = {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}
+    assert request(port, "POST", "/gradio_api/upload", body, kind | own_page)[0] == 200
+
+
+def test_no_path_of_this_machine_stands_in_the_page_and_its_files_are_still_served(server, place):
+    _, port, own = server
+    _, uploaded = send_upload(port, "honest.png", png(noise()))
+    said = [request(port, "GET", path)[2] for path in ("/", "/config", "/gradio_api/info")]
+    for answer in (*said, uploaded.encode(), classify(port, uploaded).encode()):
+        assert str(place).encode() not in answer and own.name.encode() not in answer
+    examples = re.findall(r'"url":"(http[^"]*/gradio_api/file=[^"]+)"', said[1].decode())
+    for address in (*examples[:2], f"http://here/gradio_api/file={uploaded}"):
+        status, _, picture = request(port, "GET", "/" + address.split("/", 3)[3])
+        assert status == 200 and Image.open(io.BytesIO(picture)).size[0] > 0
+
+
+def test_uploads_of_all_visitors_together_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (tmp_path / "stored").write_bytes(bytes(1000))
+    monkeypatch.setattr(server_module, "MAX_STORED", 1500)
+    scope = {"path": "/gradio_api/upload", "method": "POST", "headers": [(b"content-length", b"400")]}
+    assert server_module._refuse(scope) is None
+    scope["headers"] = [(b"content-length", b"600")]
+    assert server_module._refuse(scope).status_code == 507
+    scope["headers"] = []
+    assert server_module._refuse(scope).status_code == 411
 
 
 def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model, tmp_path):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from steady_runs import SendSignals, build_trainer, compare, hash_adapter, start_recipe, write_inputs, write_recipe
 
+from histolab_sft.signals import SIGNALS
 from histolab_sft.training.checkpoints import find_whole_checkpoint
-from histolab_sft.training.signals import SIGNALS
 
 pytestmark = [pytest.mark.model, pytest.mark.kill]
 

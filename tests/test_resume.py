@@ -11,8 +11,8 @@ from safetensors import safe_open
 from steady_runs import SendSignals, build_trainer, compare, hash_adapter, hash_trained, logged, write_inputs
 from transformers import TrainerCallback
 
+from histolab_sft.signals import SIGNALS
 from histolab_sft.training.checkpoints import CheckpointError, find_whole_checkpoint, verify_checkpoint
-from histolab_sft.training.signals import SIGNALS
 
 pytestmark = pytest.mark.model
 

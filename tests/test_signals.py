@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from histolab_sft.training import signals
-from histolab_sft.training.signals import EXIT_CODE, StopSignals, ending_on_signals
+from histolab_sft import signals
+from histolab_sft.signals import EXIT_CODE, StopSignals, ending_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

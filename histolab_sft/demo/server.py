@@ -2,23 +2,31 @@
 
 import logging
 import os
+import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
+from urllib.parse import urlsplit
 
 import gradio as gr
+from filelock import FileLock, Timeout
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from histolab_sft.data.images import MAX_PIXELS
+from histolab_sft.signals import ending_on_signals
 
 logger = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
 MAX_FILE_SIZE = "10mb"
+MAX_STORED = 2**30  # bytes of uploads and results of all visitors together
+PREFIX = "histolab-demo-"  # of the folder that they lie in
+JUST_MADE = 5.0  # seconds in which the demo that made a folder may not have locked it yet
 QUEUE = 64  # what may wait; more is turned away
 # One model, one question at a time; what waits, waits in the queue.
 ON_THE_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -53,10 +61,33 @@ THEME = gr.themes.Base(
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """Work in an empty folder where uploads and results also go; it is deleted afterwards."""
-    with TemporaryDirectory(prefix="histolab-demo-") as folder, chdir(folder):
+    """Work in an empty folder where uploads and results also go; it is deleted at every end that a process can see.
+
+    What a demo has left that was killed goes when the next one starts: nobody holds the lock of its folder any more.
+    """
+    remove_abandoned_folders()
+    with ending_on_signals(), TemporaryDirectory(prefix=PREFIX) as folder, _locked(folder), chdir(folder):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "files").resolve())
         yield Path(folder)
+
+
+def remove_abandoned_folders() -> None:
+    """Delete the folders of demos whose process is gone."""
+    for folder in Path(gettempdir()).glob(f"{PREFIX}*"):
+        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+            continue
+        if time.time() - folder.stat().st_mtime < JUST_MADE:
+            continue
+        try:
+            with _locked(folder):
+                shutil.rmtree(folder)
+        except Timeout:
+            continue
+        logger.info("removed %s, which an earlier demo has left", folder)
+
+
+def _locked(folder: str | Path) -> FileLock:
+    return FileLock(Path(folder, ".lock"), timeout=0)
 
 
 def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, block: bool = True) -> str:
@@ -69,7 +100,10 @@ def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, bl
     """
     # Gradio opens pictures too, before the project's own limit is asked. Pillow refuses at twice this number.
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-    middleware = [Middleware(refuse_other_requests)]
+    middleware = [
+        Middleware(refuse_other_requests),
+        Middleware(hide_folder, folder=Path(os.environ["GRADIO_TEMP_DIR"])),
+    ]
     if host == LOCAL:
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]))
     page.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=2)
@@ -109,12 +143,66 @@ def refuse_other_requests(app: Callable[..., Awaitable]) -> Callable[..., Awaita
     return guarded
 
 
+def hide_folder(app: Callable[..., Awaitable], folder: Path) -> Callable[..., Awaitable]:
+    """Wrap an ASGI app: the folder of uploads has another name in what goes out, and its own in what comes in.
+
+    Gradio names its files by absolute paths, which tell where this machine keeps its temporary files. The other name
+    is as long, so that no length of a message changes.
+    """
+    inside = str(folder).encode()
+    outside = b"/files".ljust(len(inside), b"-")
+
+    async def hidden(scope, receive, send):
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+
+        async def receive_inside():
+            message = await receive()
+            return message | {"body": message["body"].replace(outside, inside)} if message.get("body") else message
+
+        async def send_outside(message):
+            if message.get("body"):
+                message = message | {"body": message["body"].replace(inside, outside)}
+            await send(message)
+
+        asked = scope["path"].replace(outside.decode(), inside.decode())
+        await app(scope | {"path": asked, "raw_path": asked.encode()}, receive_inside, send_outside)
+
+    return hidden
+
+
 def _refuse(scope: dict) -> PlainTextResponse | None:
-    path = scope["path"]
+    path, headers = scope["path"], dict(scope["headers"])
     if path not in PAGES and not path.startswith(FILES):
         return PlainTextResponse("Not found", 404)
-    if scope["method"] == "POST" and not path.startswith(f"{API}/upload"):
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit() or int(length) > MAX_MESSAGE:
-            return PlainTextResponse("Too large", 413)
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _comes_from_elsewhere(headers):
+        return PlainTextResponse("This page takes nothing from other sites", 403)
+    if scope["method"] != "POST":
+        return None
+    length = headers.get(b"content-length", b"")
+    size = int(length) if length.isdigit() else None
+    if not path.startswith(f"{API}/upload"):
+        return PlainTextResponse("Too large", 413) if size is None or size > MAX_MESSAGE else None
+    if size is None:
+        return PlainTextResponse("Length required", 411)
+    if measure_stored() + size > MAX_STORED:
+        return PlainTextResponse("The demo holds as many pictures as it may; try again in an hour", 507)
     return None
+
+
+def _comes_from_elsewhere(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser says that another site's page sends this request; what is no browser says nothing."""
+    if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+        return True
+    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+    return origin is not None and urlsplit(origin).netloc != host
+
+
+def measure_stored() -> int:
+    """Return the bytes of all uploads and results that the demo holds."""
+    files = (Path(folder, name) for folder, _, names in os.walk(os.environ["GRADIO_TEMP_DIR"]) for name in names)
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):  # Gradio deletes what is too old at any time
+            total += path.stat().st_size
+    return total

@@ -7,9 +7,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import set_seed
 from trl import SFTTrainer
 
+from histolab_sft.signals import ignore_stop_signals
 from histolab_sft.training.guards import check_gradient, check_loss, check_weights
 from histolab_sft.training.out_of_memory import OutOfMemoryError, explain_out_of_memory, split_batch
-from histolab_sft.training.signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from trl import SFTConfig
 
 from histolab_sft.models.load import restore_weights
 from histolab_sft.provenance import fingerprint_data
+from histolab_sft.signals import StopSignals
 from histolab_sft.training.checkpoints import (
     MANIFEST,
     CheckpointError,
@@ -30,7 +31,6 @@ from histolab_sft.training.checkpoints import (
 )
 from histolab_sft.training.even_trainer import EvenTrainer
 from histolab_sft.training.run_keys import describe_keys
-from histolab_sft.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
