@@ -48,6 +48,7 @@ setup(
         "filelock>=3.16",
         "httpx2>=2.0",
         "joblib>=1.4",
+        "regex>=2025.9",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -9,6 +9,7 @@ from histolab_sft.dataset_config import DatasetConfig
 
 # Keys of a data set under which everything is text, keys and values alike.
 WORDS = ("class_names", "splits")
+MOST_VALUES = 100_000
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
@@ -21,6 +22,8 @@ def read_recipe(path: str) -> dict:
     """
     try:
         recipe = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested deeper than any recipe; write it flat") from error
     except (FileNotFoundError, IsADirectoryError) as error:
         near = ", ".join(sorted(map(str, Path(path).parent.glob("*.yaml")))) or "no recipe"
         raise FileNotFoundError(f"{path} is no file, expected a recipe; in its folder: {near}") from error
@@ -45,6 +48,7 @@ def read_yaml(text: str) -> object:
         root = loader.get_single_node()
         if root is None:
             return None
+        _check_nodes(root)
         for key, value in _pairs(root):
             if key.value == "datasets" and isinstance(value, yaml.SequenceNode):
                 for entry in value.value:
@@ -52,6 +56,33 @@ def read_yaml(text: str) -> object:
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Raise ValueError for a key that stands twice in a mapping, and for aliases that unfold beyond all measure."""
+    sizes: dict[int, int] = {}
+
+    def measure(node: yaml.Node, above: tuple[int, ...]) -> int:
+        line = node.start_mark.line + 1
+        if id(node) in above:
+            raise ValueError(f"the alias in line {line} stands for itself; write the values out")
+        if id(node) not in sizes:
+            children = []
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if twice := [key for key in keys if keys.count(key) > 1]:
+                    raise ValueError(f"the key {twice[0]!r} stands twice in the mapping of line {line}; remove one")
+                children = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                children = node.value
+            sizes[id(node)] = 1 + sum(measure(child, (*above, id(node))) for child in children)
+        if sizes[id(node)] > MOST_VALUES:
+            raise ValueError(
+                f"what begins in line {line} unfolds to more than {MOST_VALUES:,} values; use fewer aliases"
+            )
+        return sizes[id(node)]
+
+    measure(root, ())
 
 
 def _keep_words(entry: yaml.Node) -> None:

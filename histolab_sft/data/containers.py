@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from histolab_sft.data.archives import gunzip
+from histolab_sft.data.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.hub_files import is_remote, open_remote, reading
 from histolab_sft.folders import cache_folder
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 # 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
 MAX_FILE_BYTES = 256 * 2**20
+MAX_ROW_GROUP_BYTES = 512 * 2**20
 # Row groups are kept up to this size in each process: all of a small data set, one or two groups of a large one.
 ROW_GROUP_CACHE_BYTES = 64 * 2**20
 
@@ -122,18 +124,39 @@ def _find_row(path: str, row: int, image_column: str) -> tuple[pa.ChunkedArray, 
         if image_column not in file.schema_arrow.names:
             raise ImageRefused(path, f"columns {file.schema_arrow.names}, expected {image_column!r}; set image_column")
         # Threads of Arrow's own don't survive a fork into a loader's worker.
-        _row_groups[key] = file.read_row_group(group, columns=[image_column], use_threads=False).column(0)
+        _row_groups[key] = _read_row_group(file, path, group, image_column)
         while len(_row_groups) > 1 and sum(column.nbytes for column in _row_groups.values()) > ROW_GROUP_CACHE_BYTES:
             _row_groups.popitem(last=False)
     _row_groups.move_to_end(key)
     return _row_groups[key], row - int(starts[group])
 
 
+def _read_row_group(file: pq.ParquetFile, path: str, group: int, image_column: str) -> pa.ChunkedArray:
+    """Return a column of a row group, read in small parts, so that what unpacks beyond all measure is noticed."""
+    chunks = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(image_column))
+    parts, total = [], size
+    if size <= MAX_ROW_GROUP_BYTES:
+        total = 0
+        for batch in file.iter_batches(64, [group], [image_column], use_threads=False):
+            parts.append(batch.column(0))
+            total += parts[-1].nbytes
+            if total > MAX_ROW_GROUP_BYTES:
+                break
+    if total > MAX_ROW_GROUP_BYTES:
+        reason = f"row group {group} unpacks to more than {MAX_ROW_GROUP_BYTES} bytes, expected fewer"
+        raise ImageRefused(path, f"{reason}; write the file again with fewer rows in a group")
+    return pa.chunked_array(parts, type=file.schema_arrow.field(image_column).type)
+
+
 def _read_hdf5(path: str, row: int, image_column: str) -> np.ndarray:
     file = _open_hdf5(path, os.getpid())
     if image_column not in file:
         raise ImageRefused(path, f"keys {sorted(file)}, expected {image_column!r}; set image_column")
-    pixels = file[image_column]
+    try:
+        pixels = find_array(file, image_column)
+    except ValueError as error:
+        raise ImageRefused(name_patch(path, row), str(error)) from error
     if row >= len(pixels):
         raise ImageRefused(name_patch(path, row), f"the file has {len(pixels)} rows; correct the manifest")
     return pixels[row]
@@ -206,7 +229,7 @@ def _open_parquet(path: str, process: int) -> tuple[pq.ParquetFile, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _open_hdf5(path: str, process: int) -> h5py.File:
-    return h5py.File(path, "r")
+    return open_hdf5(path)
 
 
 class ImageRefused(ValueError):

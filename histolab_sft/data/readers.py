@@ -13,6 +13,7 @@ import h5py
 import pandas as pd
 
 from histolab_sft.data.containers import index_tar, unpack_shard
+from histolab_sft.data.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.hub_files import is_remote, reading
 from histolab_sft.data.listing import is_side_file, list_visible
 from histolab_sft.data.tables import (
@@ -167,8 +168,8 @@ def read_hdf5_pairs(paths: list[Path], config: DatasetConfig) -> list[pd.DataFra
         labels_path = path.with_name(path.name.replace("_x.h5", "_y.h5"))
         if not labels_path.exists():
             raise FileNotFoundError(f"data set {config.name!r}: {path} has no {labels_path.name} beside it; add it")
-        with h5py.File(path, "r") as pictures, h5py.File(labels_path, "r") as answers:
-            labels, count = answers["y"][()].reshape(-1), len(pictures["x"])
+        with open_hdf5(path) as pictures, open_hdf5(labels_path) as answers:
+            labels, count = find_array(answers, "y", whole=True)[()].reshape(-1), len(find_array(pictures, "x"))
         if len(labels) != count:
             raise ValueError(
                 f"data set {config.name!r}: {path.name} holds {count} pictures and {labels_path.name} {len(labels)} "
@@ -196,7 +197,7 @@ def read_hdf5(path: Path, config: DatasetConfig) -> pd.DataFrame:
     A number as label is a position in `class_names` where no class has that name.
     """
     pictures = config.image_column or "image"
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         arrays = {}
         file.visititems(lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None)
         missing = [name for name in (pictures, config.label_column) if name not in arrays]
@@ -219,6 +220,7 @@ def read_hdf5(path: Path, config: DatasetConfig) -> pd.DataFrame:
 
 
 def _read_values(array: h5py.Dataset) -> list:
+    array = find_array(array.file, array.name.strip("/"), whole=True)
     return (array.asstr() if h5py.check_string_dtype(array.dtype) else array)[()].reshape(-1).tolist()
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from unicodedata import normalize
@@ -43,6 +42,7 @@ from histolab_sft.data.tables import COLUMN_TABLES
 from histolab_sft.data.words import map_splits, question_groups, split_of
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors
+from histolab_sft.patterns import search
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def _match_all(
     pattern: str, places: list[str], key: str, no_column: str, meaning: str, config: DatasetConfig
 ) -> list[str]:
     """Return what the first group of `pattern`, or the whole of it, matches in each path below the source."""
-    matches = [re.search(pattern, normalize("NFC", place)) for place in places]
+    matches = [search(pattern, normalize("NFC", place)) for place in places]
     found = [match and (match[1] if match.re.groups else match[0]) for match in matches]
     strange = [place for place, value in zip(places, found, strict=True) if value is None]
     if strange:

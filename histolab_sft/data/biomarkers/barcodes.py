@@ -5,13 +5,15 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from histolab_sft.patterns import search
+
 PATIENT_PATTERN = r"TCGA-\w{2}-\w{4}"
 _SAMPLE_TYPE = re.compile(r"TCGA-\w{2}-\w{4}-(\d{2})")
 
 
 def name_patient(name: str, pattern: str = PATIENT_PATTERN) -> str | None:
     """Return what `pattern` finds in `name`: its first group, all of it if it has none, None if it finds nothing."""
-    match = re.search(pattern, name)
+    match = search(pattern, name)
     return None if match is None else match[1 if match.re.groups else 0]
 
 

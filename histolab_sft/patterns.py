@@ -1,0 +1,22 @@
+"""Regular expressions of a recipe, which may be written so that they run for years on a file name."""
+
+import regex
+
+SECONDS = 2.0  # for one name; a pattern without repetitions inside of repetitions takes microseconds
+
+
+def search(pattern: str, text: str) -> regex.Match | None:
+    """Return the first match of a pattern in a text.
+
+    Raises:
+        ValueError: It is no regular expression, or finds no end.
+    """
+    try:
+        return regex.search(pattern, text, timeout=SECONDS)
+    except TimeoutError as error:
+        raise ValueError(
+            f"the pattern {pattern!r} takes more than {SECONDS:g} s on {text!r}; write it without repetitions "
+            "inside of repetitions"
+        ) from error
+    except regex.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}); correct it") from error
