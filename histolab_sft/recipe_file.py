@@ -90,12 +90,6 @@ def _keep_words(entry: yaml.Node) -> None:
     text_keys = {field.name for field in fields(DatasetConfig) if field.type in (str, str | None)}
     for key, value in _pairs(entry):
         if key.value in WORDS and isinstance(value, yaml.MappingNode):
-            words = [pair[0].value for pair in _pairs(value)]
-            if len(set(words)) < len(words):
-                twice = next(word for word in words if words.count(word) > 1)
-                raise ValueError(
-                    f"{key.value} has the key {twice!r} twice in line {value.start_mark.line + 1}; remove one"
-                )
             for pair in _pairs(value):
                 for node in pair:
                     for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:

@@ -46,7 +46,7 @@ def test_words_reach_the_question_and_come_back_from_the_answer(tmp_path):
 
 
 def test_one_label_twice_is_refused_where_yaml_would_keep_the_last():
-    with pytest.raises(ValueError, match="class_names has the key '0' twice in line 1"):
+    with pytest.raises(ValueError, match="the key '0' stands twice in the mapping of line 1"):
         read_yaml("datasets: [{class_names: {0: a, '0': b}}]")
 
 
