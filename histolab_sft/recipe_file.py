@@ -117,8 +117,3 @@ def _place_yaml_error(error: yaml.YAMLError) -> str:
     mark = error.problem_mark
     said = ", ".join(part for part in (error.context, error.problem) if part)
     return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
-
-
-def _refuse_command_line(message: str) -> None:
-    """Stand in for `ArgumentParser.error`, which would print every key of three dataclasses before its message."""
-    raise ValueError(f"{message} on the command line; correct it, `--help` lists every key")
