@@ -114,7 +114,18 @@ def test_a_second_report_is_the_same_and_leaves_no_old_figures(evaluated):
     assert (folder / "report.html").read_text(encoding="utf-8") == page
     names = {path.name for path in (folder / "figures").iterdir()}
     kinds = {"ladder", "confusion_baseline", "confusion_finetuned", "reliability_baseline", "reliability_finetuned"}
-    kinds |= {"coverage", "wordings", "orders", "positions", "stain", "jpeg", "blur", "magnification", "orientation"}
+    kinds |= {
+        "coverage",
+        "roc",
+        "wordings",
+        "orders",
+        "positions",
+        "stain",
+        "jpeg",
+        "blur",
+        "magnification",
+        "orientation",
+    }
     assert names == {f"{kind}_pcam.png" for kind in kinds}
     for name in names:
         with Image.open(folder / "figures" / name) as image:

@@ -47,14 +47,23 @@ def test_an_entry_has_the_layout_of_results_json():
         "official",
     )
     for system in ("baseline", "finetuned"):
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece", "brier"):
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "brier"):
             low, high = entry[system][name]["ci95"]
             assert low <= entry[system][name]["value"] <= high
+        assert entry[system]["ece"]["ci95"] is None and 0 < entry[system]["calibrated_ece"]["most"] < 1
+        for name in ("sensitivity", "specificity", "ppv", "npv"):
+            low, high = entry[system][name]["ci95"]
+            assert low < entry[system][name]["value"] < high
+        recalls = [row["recall"] for row in entry[system]["per_class"].values()]
+        assert [entry[system][name]["value"] for name in ("specificity", "sensitivity")] == recalls
+        for row in entry[system]["per_class"].values():
+            assert row["recall_ci95"][0] < row["recall"] < row["recall_ci95"][1]
         assert entry[system]["unparsed_rate"]["value"] == 1 / 80
         assert entry[system]["agreement"]["value"] == 79 / 80
         assert entry[system]["confusion_matrix"]["labels"] == ["Normal", "Tumor", "unparsed"]
     gain = entry["finetuned"]["balanced_accuracy"]["value"] - entry["baseline"]["balanced_accuracy"]["value"]
     assert entry["difference"]["balanced_accuracy"]["value"] == pytest.approx(gain)
+    assert entry["difference"]["ece"]["ci95"] is None
     assert entry["difference"]["balanced_accuracy"]["ci95"][0] > 0 and entry["difference"]["mcnemar_p"] < 0.01
 
 

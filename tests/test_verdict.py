@@ -50,7 +50,7 @@ def write_broken_run(kind, folder):
         write_answers_report(results, tables, rows, folder / "evaluation")
     else:
         if kind == "below colour":
-            write_colour_only_patches(folder / "patches" / "tints", 40)
+            write_colour_only_patches(folder / "patches" / "tints", 120)
             classes = {"Blue": "Blue", "Red": "Red"}
             datasets = [{"name": "tints", "source": "tints", "class_names": classes, "group_by": GROUP_BY}]
         else:

@@ -1,6 +1,7 @@
 """The figures of a report: one system one colour and one shape, so that they also read in print without colour."""
 
 import io
+import textwrap
 from collections.abc import Callable
 
 import matplotlib
@@ -14,6 +15,9 @@ COLOURS = {system: BOX_COLOURS[system] for system in ("baseline", "finetuned")}
 COLOURS |= {"floor": "#767676", "linear_probe": "#00795C"}
 MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^"}
 WIDTH = 3.55  # inches, 341 pixels of a browser: drawn at the size at which it is shown, so that the text stays legible
+WRAP = 16  # letters of a line of a class name beside a figure
+LONGEST = 28  # letters of a class name that are shown; the table of classes has them all
+MANY, TOO_MANY = 10, 24  # classes
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -56,19 +60,24 @@ def render(draw: Callable[..., Figure], *args) -> tuple[bytes, bytes]:
     return files[0], files[1]
 
 
-def draw_ladder(rungs: list[dict], chance: float) -> Figure:
+def draw_ladder(rungs: list[dict], chance: float, alone: bool = False) -> Figure:
     """Draw what each step adds, from knowing nothing to the fine-tuned model.
 
     Args:
         rungs: From the bottom up, `name`, `kind` (a key of `COLOURS`) and `score` with `value` and `ci95`.
         chance: Balanced accuracy of guessing.
+        alone: Whether it is the only ladder of the report, and as wide as two.
     """
-    figure, axes = _start(0.33 * len(rungs) + 0.85)
+    figure, axes = _start(0.33 * len(rungs) + 0.85, 2 * WIDTH if alone else WIDTH)
     for height, rung in enumerate(rungs):
         _mark(axes, rung["score"], height, rung["kind"], horizontal=True)
         strong = rung["kind"] == "finetuned"
         axes.text(
-            1.04, height, f"{100 * rung['score']['value']:.1f}", va="center", weight="bold" if strong else "normal"
+            1.03 if alone else 1.04,
+            height,
+            f"{100 * rung['score']['value']:.1f}",
+            va="center",
+            weight="bold" if strong else "normal",
         )
     axes.axvline(chance, color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
     axes.text(chance, len(rungs) - 0.42, "chance", ha="center", va="bottom", color="#6B7280", fontsize=8)
@@ -83,25 +92,45 @@ def draw_ladder(rungs: list[dict], chance: float) -> Figure:
     return figure
 
 
+def is_wide(classes: list[str]) -> bool:
+    """Whether a confusion matrix needs the width of two figures: for many classes, or some with long names."""
+    return len(classes) >= MANY or (len(classes) > 4 and max(map(len, classes)) > WRAP)
+
+
 def draw_confusion(matrix: dict, system: str) -> Figure:
-    """Draw a confusion matrix: counts, shaded by their part of the true class; `unparsed` only where it occurs."""
+    """Draw a confusion matrix: counts, shaded by their part of the true class; `unparsed` only where it occurs.
+
+    It may have the width of two figures (`is_wide`); from `TOO_MANY` classes on there is no room for counts.
+    """
     counts = np.array(matrix["rows"])[:-1]
     columns = list(matrix["labels"])
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], columns[:-1]
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _start(WIDTH * (0.62 if len(counts) < 3 else 0.96))
-    axes.pcolormesh(parts, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
-    axes.set_aspect("auto" if len(counts) < 3 else "equal")
+    n_rows = len(counts)
+    width = 2.3 * WIDTH if is_wide(matrix["labels"][:-1]) else WIDTH
+    size = 9 if n_rows < MANY else 7 if n_rows < TOO_MANY else 5.5
+    names = [_shorten(name) for name in columns]
+    longest = max(map(len, names))
+    # Names stand upright where they would run into each other: 0.075 inches a letter, beside those of the rows.
+    room = (width - 0.075 * min(longest, WRAP)) / len(columns) / 0.075
+    turned = len(columns) > 4 or longest > room
+    # The field of few classes needs no square; a name that stands upright takes height.
+    field = 0.62 * width if n_rows < 3 else width - 0.06 * longest * size / 9
+    figure, axes = _start(max(field, 1.6) + (0.055 * longest * size / 9 if turned else 0.2), width)
+    axes.pcolormesh(parts, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5 if n_rows < MANY else 0.5)
+    axes.set_aspect("auto" if n_rows < 3 else "equal")
     axes.invert_yaxis()
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.ndindex(*counts.shape) if n_rows < TOO_MANY else ():
         if counts[row, column]:
-            share = f"\n{parts[row, column]:.0%}" if len(counts) <= 4 else ""
+            share = f"\n{parts[row, column]:.0%}" if n_rows <= 4 else ""
             colour = "white" if parts[row, column] > 0.55 else "#1F2937"
-            axes.text(column + 0.5, row + 0.5, f"{counts[row, column]}{share}", ha="center", va="center", color=colour)
-    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 4 else {}
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **turned)
-    axes.set_yticks(np.arange(len(counts)) + 0.5, matrix["labels"][: len(counts)])
+            text = f"{counts[row, column]}{share}"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=size)
+    look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, fontsize=size, **look)
+    rows = names[:n_rows] if n_rows > 4 else [textwrap.fill(name, WRAP) for name in names[:n_rows]]
+    axes.set_yticks(np.arange(n_rows) + 0.5, rows, fontsize=size)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="answer", ylabel="true class", title=NAMES[system])
@@ -130,6 +159,32 @@ def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, fl
     _set_percent(axes.xaxis)
     _set_percent(axes.yaxis)
     figure.legend(loc="outside lower left", fontsize=8)
+    return figure
+
+
+def draw_roc(entry: dict) -> Figure:
+    """Draw the ROC curves of both systems for the second of two classes, and the answers as they were counted."""
+    figure, axes = _start(0.95 * WIDTH)
+    axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1)
+    for system in ("baseline", "finetuned"):
+        scores = entry[system]
+        axes.plot(*scores["roc"].values(), color=COLOURS[system], linewidth=1.6)
+        if scores["specificity"]["value"] is None or scores["sensitivity"]["value"] is None:
+            continue
+        point = 1 - scores["specificity"]["value"], scores["sensitivity"]["value"]
+        face = "white" if system == "baseline" else COLOURS[system]
+        axes.plot(*point, MARKERS[system], color=COLOURS[system], mfc=face, markersize=7, zorder=3, clip_on=False)
+    axes.set(
+        xlabel="false positives, % (1 − specificity)",
+        ylabel="sensitivity, %",
+        title="ROC",
+        xlim=(0, 1.02),
+        ylim=(-0.02, 1.02),
+    )
+    axes.grid()
+    _set_percent(axes.xaxis)
+    _set_percent(axes.yaxis)
+    _add_systems(axes, ["baseline", "finetuned"])
     return figure
 
 
@@ -203,7 +258,7 @@ def draw_positions(positions: dict[str, dict]) -> Figure:
     for (system, entry), shift in zip(positions.items(), (-0.08, 0.08), strict=True):
         for place, bias in enumerate(entry["bias"], start=1):
             _mark(axes, bias, place + shift, system, horizontal=False)
-    axes.set_xticks(range(1, len(entry["bias"]) + 1))
+    axes.set_xticks(range(1, len(entry["bias"]) + 1, 1 + len(entry["bias"]) // MANY))
     axes.set(xlabel="place in the list", ylabel="chosen minus right, points", title="Place in the list of classes")
     axes.yaxis.set_major_formatter(
         lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0"
@@ -214,8 +269,16 @@ def draw_positions(positions: dict[str, dict]) -> Figure:
     return figure
 
 
-def _start(height: float):
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _shorten(name: str) -> str:
+    """A class name of at most `LONGEST` letters: its beginning and its end, since either may tell classes apart."""
+    if len(name) <= LONGEST:
+        return name
+    kept = (LONGEST - 1) // 2
+    return f"{name[:kept].rstrip()}…{name[-kept:].lstrip()}"
+
+
+def _start(height: float, width: float = WIDTH):
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 

@@ -62,6 +62,7 @@ def write_report(
             {system: predictions[name, system] for system in SYSTEMS},
             select_dataset(patches["test"], name),
             folder / "figures",
+            alone=len(results["datasets"]) == 1,
         )
         for name, entry in results["datasets"].items()
     ]
@@ -93,8 +94,10 @@ def render_page(name: str, folder: Path, **values) -> None:
     logger.info("report written to %s", folder / "report.html")
 
 
-def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], patches: Dataset, folder: Path) -> dict:
-    """Return what the template shows of one data set, and write its figures to `folder`."""
+def describe_dataset(
+    name: str, entry: dict, tables: dict[str, pd.DataFrame], patches: Dataset, folder: Path, alone: bool
+) -> dict:
+    """Return what the template shows of one data set, the only one or not, and write its figures to `folder`."""
     slug = quote(name, safe="").replace("%", "_")
 
     def add(kind: str, alt: str, draw: Callable, *args) -> dict:
@@ -139,9 +142,10 @@ def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], pa
         "written": describe_written(entry),
         "unread": list_unread(entry),
         "ladder": add(
-            "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"])
+            "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"]), alone
         ),
         "confusion": confusion,
+        "many": figures.is_wide(entry["classes"]),
         "reliability": reliability,
         "coverage": add(
             "coverage",
@@ -149,6 +153,12 @@ def describe_dataset(name: str, entry: dict, tables: dict[str, pd.DataFrame], pa
             + ", ".join(f"{NAMES[s]} {curve['accuracy'][-1]:.1%}" for s, curve in curves.items()),
             figures.draw_coverage,
             curves,
+        ),
+        "roc": _add_roc(add, entry) if len(entry["classes"]) == 2 else None,
+        "positive": entry["classes"][1] if len(entry["classes"]) == 2 else None,
+        "zero_shot": entry["zero_shot"]["reason"],
+        "calibrated": ", ".join(
+            f"up to {entry[system]['calibrated_ece']['most']:.3f} ({NAMES[system]})" for system in SYSTEMS
         ),
         "per_class": describe_classes(entry),
         "group_scores": describe_groups(entry),
@@ -197,6 +207,11 @@ def _describe_sensitivity(entry: dict, add: Callable) -> dict:
         "questions": list(zip(names, (variant["question"] for variant in wordings["variants"]), strict=True)),
         "spread": {"wording": spread(wordings), "order": spread(orders)},
     }
+
+
+def _add_roc(add: Callable, entry: dict) -> dict:
+    reached = ", ".join(f"{NAMES[s]} {format_score(entry[s]['auroc'], False)['value']}" for s in SYSTEMS)
+    return add("roc", f"ROC curves, area under them: {reached}.", figures.draw_roc, entry)
 
 
 def _add_reliability(add: Callable, entry: dict, table: pd.DataFrame, system: str) -> dict:

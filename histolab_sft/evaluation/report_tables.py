@@ -1,5 +1,7 @@
 """From `results.json` to the words and numbers that a report shows."""
 
+from pathlib import Path
+
 from histolab_sft.evaluation.results import SYSTEMS
 from histolab_sft.evaluation.score_names import METRICS, NAMES
 from histolab_sft.evaluation.zero_shot import READINGS
@@ -105,11 +107,11 @@ def describe_written(entry: dict) -> dict:
 
 
 def describe_classes(entry: dict) -> list[dict]:
-    """Return one row a class: `name`, `support`, and recall and precision of both systems in percent."""
+    """Return one row a class: `name`, `support`, and recall and precision of both systems by `format_score`."""
 
-    def read(system: str, label: str, key: str) -> str:
-        value = entry[system]["per_class"][label][key]
-        return "–" if value is None else f"{100 * value:.1f}"
+    def read(system: str, label: str, key: str) -> dict:
+        row = entry[system]["per_class"][label]
+        return format_score({"value": row[key], "ci95": row[f"{key}_ci95"]}, True)
 
     return [
         {
@@ -140,7 +142,26 @@ def format_p(p: float) -> str:
 
 
 def flatten(value, place: str = "") -> list[tuple[str, str]]:
-    """Names and values of nested records, those without a value left out."""
+    """Names and values of nested records, those without a value left out.
+
+    Of a list of records each goes by its `name`, or its number. Of a path of this machine only its end is shown.
+    """
     if isinstance(value, dict):
         return [row for key, part in value.items() for row in flatten(part, f"{place} {key}".strip())]
-    return [] if value is None else [(place.replace("_", " "), str(value))]
+    if isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
+        named = [
+            part.get("name", number) if isinstance(part, dict) else number for number, part in enumerate(value, 1)
+        ]
+        return [
+            row for name, part in zip(named, value, strict=True) for row in flatten(part, f"{place} {name}".strip())
+        ]
+    return [] if value is None else [(place.replace("_", " "), _write_value(value))]
+
+
+def _write_value(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_write_value, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    return f"…/{Path(text).name}" if Path(text).is_absolute() else text

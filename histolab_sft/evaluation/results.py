@@ -18,6 +18,7 @@ from histolab_sft.evaluation.answer_findings import (
 )
 from histolab_sft.evaluation.floors import colour_floor_line
 from histolab_sft.evaluation.groups import aggregate_groups
+from histolab_sft.evaluation.proportions import compute_roc, score_classes, score_two_classes
 from histolab_sft.evaluation.uncertainty import (
     compute_mcnemar,
     describe_units,
@@ -34,6 +35,7 @@ from histolab_sft.metrics.calibration import (
     compute_nll,
     compute_reliability_bins,
     fit_temperature,
+    simulate_calibrated_ece,
 )
 from histolab_sft.metrics.classification import UNPARSED
 
@@ -104,6 +106,17 @@ def score_dataset(
     }
     for system in SYSTEMS:
         entry[system] = scores[system] | _describe_generation(scores, test[system], answers, system)
+        entry[system]["per_class"] = {
+            name: row | intervals
+            for (name, row), intervals in zip(
+                entry[system]["per_class"].items(),
+                score_classes(labels, answers[system][0], classes, groups).values(),
+                strict=True,
+            )
+        }
+        if len(classes) == 2:
+            entry[system] |= score_two_classes(labels, answers[system][0], classes, groups)
+            entry[system]["roc"] = compute_roc(labels == classes[1], answers[system][1][:, 1])
         entry[system] |= _calibrate(classes, test[system], validation[system])
         if groups is not None:
             entry[system]["groups"] = _score_groups(classes, labels, groups, test[system], answers[system][0])
@@ -210,6 +223,7 @@ def _calibrate(classes: list[str], test: pd.DataFrame, validation: pd.DataFrame)
         "temperature": fitted,
         "ece_calibrated": {"value": compute_ece(scaled, gold)},
         "nll_calibrated": {"value": compute_nll(scaled, gold)},
+        "calibrated_ece": simulate_calibrated_ece(raw),
         "reliability": compute_reliability_bins(raw, gold),
         # For a threshold that the test split had no part in.
         "abstention_validation": compute_abstention_curve(

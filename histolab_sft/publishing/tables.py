@@ -33,9 +33,15 @@ def format_floors(floors: dict, finetuned: dict, metrics: list[str]) -> str:
 
 def format_classes(per_class: dict) -> str:
     """Return a table with one line a class, empty if there is no class."""
-    columns = list(next(iter(per_class.values()), {}))
-    rows = [[name, *(_format_value(scores[column]) for column in columns)] for name, scores in per_class.items()]
+    columns = [column for column in next(iter(per_class.values()), {}) if not column.endswith("_ci95")]
+    rows = [[name, *(_format_class(scores, column) for column in columns)] for name, scores in per_class.items()]
     return format_table(["class", *columns], rows) if rows else ""
+
+
+def _format_class(scores: dict, column: str) -> str:
+    if f"{column}_ci95" in scores:
+        return format_score({"value": scores[column], "ci95": scores[f"{column}_ci95"]})
+    return _format_value(scores[column])
 
 
 def _format_value(value) -> str:

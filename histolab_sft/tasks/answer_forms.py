@@ -50,7 +50,7 @@ def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, li
             corners = [max(box.x1, 1), max(box.y1, 1), min(box.x2, shown.width - 2), min(box.y2, shown.height - 2)]
             canvas.rectangle(_order(corners), width=width, outline=BOX_COLOURS[name])
             if box.label:
-                place = (corners[0] + width + 1, corners[1] + width)
+                place = _place_label(canvas, box.label, font, corners, shown.size)
                 # On a ground of its own: tissue and bone leave no letter legible.
                 canvas.rectangle(canvas.textbbox(place, box.label, font), fill=BOX_COLOURS[name])
                 canvas.text(place, box.label, "white", font)
@@ -64,6 +64,17 @@ def encode_picture(image: Image.Image, side: int = SIDE) -> str:
     buffer = io.BytesIO()
     bare.save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _place_label(
+    canvas: ImageDraw.ImageDraw, label: str, font: ImageFont.ImageFont, corners: list[float], size: tuple[int, int]
+) -> tuple[float, float]:
+    """Place of a label outside of its box, which it would hide: above, below, or inside where neither has room."""
+    _, _, right, bottom = canvas.textbbox((0, 0), label, font)
+    x = max(0, min(corners[0], size[0] - right))
+    if corners[1] - bottom >= 0:
+        return x, corners[1] - bottom
+    return (x, corners[3] + 1) if corners[3] + bottom < size[1] else (x, corners[1])
 
 
 def _order(corners: list[float]) -> list[float]:
