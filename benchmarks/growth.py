@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from benchmarks.rows import list_rows, write_folders, write_hdf5
+from histolab_sft.models.byte_pictures import BytePictures
 from histolab_sft.models.feature_store import FeatureStore
 from histolab_sft.models.geometry import IMAGE_TOKENS, TEXT_SIZES, VISION_SIZES
 from histolab_sft.models.tiny_tokenizer import build_processor
@@ -47,7 +48,7 @@ def measure_rows(layout: str, count: int) -> dict:
 
 def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[str, float]:
     """Return pictures a second at MedGemma-4B's sizes: `decoded`, `scaled` to 896 pixels, and as `features` read."""
-    processor = build_processor(VISION_SIZES["image_size"], IMAGE_TOKENS)
+    pictures = BytePictures(build_processor(VISION_SIZES["image_size"], IMAGE_TOKENS).image_processor)
     keys = rows.with_format(None)["pixel_sha256"]
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder, "features"))
@@ -55,9 +56,9 @@ def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[st
         store.write({key: torch.randn(shape).bfloat16() for key in keys}, "bench")
         readers = {
             "decoded": lambda examples: [np.asarray(example["image"]) for example in examples],
-            "scaled": lambda examples: processor.image_processor(
-                [example["image"] for example in examples], return_tensors="pt"
-            )["pixel_values"],
+            "scaled": lambda examples: pictures([example["image"] for example in examples], return_tensors="pt")[
+                "pixel_values"
+            ],
             "features": store.features,
         }
         rates = {}
