@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -119,6 +120,43 @@ def test_no_kill_costs_more_than_the_steps_since_the_last_save_or_changes_the_ad
             assert reached - went_on <= SAVE_STEPS, attempts
     # The test itself works: saves were hit.
     assert torn >= KILLS // 8, torn
+
+
+def test_evaluations_that_are_killed_while_they_encode_and_ask_end_with_the_same_scores(undisturbed, tmp_path):
+    folder, _ = undisturbed
+
+    def start(name):
+        output_dir = tmp_path / name
+        if not output_dir.exists():
+            shutil.copytree(folder / "undisturbed", output_dir)
+        keys = {"vision_cache": str(tmp_path / f"{name}-features"), "max_new_tokens": 8}
+        recipe, environment = (
+            write_recipe(folder, output_dir, **keys),
+            {"XDG_CACHE_HOME": str(tmp_path / f"{name}-cache")},
+        )
+        return start_recipe(recipe, tmp_path / f"{name}.log", script="recipes/evaluate.py", environment=environment)
+
+    def read(name):
+        results = json.loads((tmp_path / name / "evaluation" / "results.json").read_text())
+        return results["datasets"], results["overall"]
+
+    begun = time.monotonic()
+    process = start("whole")
+    process.join(PATIENCE)
+    assert process.exitcode == 0, (tmp_path / "whole.log").read_text()[-4000:]
+    duration = time.monotonic() - begun
+
+    draw, killed = random.Random(2), 0
+    for _ in range(max(3, KILLS // 4)):
+        process = start("killed")
+        process.join(draw.uniform(0.2, 1) * duration)
+        killed += process.is_alive()
+        process.kill()
+        process.join(PATIENCE)
+    process = start("killed")
+    process.join(PATIENCE)
+    assert process.exitcode == 0, (tmp_path / "killed.log").read_text()[-4000:]
+    assert killed and read("killed") == read("whole")
 
 
 def test_twenty_signals_at_random_moments_give_twenty_exact_resumes(undisturbed, tmp_path):

@@ -24,7 +24,7 @@ FILE = "split.parquet"
 # Keys that decide which rows there are, in which split, and what is asked about them.
 KEYS = (
     *("split_protocol", "split_seed", "validation_fraction", "test_fraction", "max_samples", "max_test_samples"),
-    *("leaks", "refused_images", "prompt_style"),
+    *("leaks", "refused_images", "unlabelled", "prompt_style"),
 )
 METADATA = b"histolab_sft"
 

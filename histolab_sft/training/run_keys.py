@@ -8,7 +8,7 @@ from dataclasses import fields
 REASONS = {
     "which rows it leaves, and in which words, is in the data fingerprint, which must stay": (
         *("datasets", "data_dir", "max_samples", "max_test_samples", "split_protocol", "split_seed"),
-        *("validation_fraction", "test_fraction", "refused_images", "leaks", "prompt_style"),
+        *("validation_fraction", "test_fraction", "refused_images", "unlabelled", "leaks", "prompt_style"),
     ),
     "it is of scoring alone": (
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
