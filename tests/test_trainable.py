@@ -161,7 +161,7 @@ def test_a_small_model_is_trained_whole_saved_and_loaded_as_the_finetuned_system
     systems = results["datasets"]["pcam"]
     assert systems["baseline"]["brier"] != systems["finetuned"]["brier"]
     # It goes on like any other run.
-    assert train(recipe, "--max_steps", "4") == 0
+    assert train(recipe, "--max_steps", "4", "--resume_changes", "max_steps") == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 4
 
 
