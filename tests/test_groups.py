@@ -1,10 +1,11 @@
 """From patches to slides or patients."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from histolab_sft.evaluation.groups import aggregate_groups
-from histolab_sft.evaluation.uncertainty import score_systems
+from histolab_sft.evaluation.groups import aggregate_groups, name_units, warn_of_unknown
+from histolab_sft.evaluation.uncertainty import bootstrap_interval, score_systems
 from histolab_sft.metrics.classification import UNPARSED
 
 CLASSES = ["Normal", "Tumor"]
@@ -71,3 +72,34 @@ def test_a_log_likelihood_that_is_not_finite_is_refused_with_its_row(bad):
     likelihoods[1, 0] = bad
     with pytest.raises(ValueError, match="row 1"):
         aggregate_groups(["Tumor"] * 3, ["s"] * 3, CLASSES, ["Tumor"] * 3, likelihoods)
+
+
+@pytest.mark.parametrize(
+    ("groups", "units"),
+    [
+        ([None, None, None], None),
+        (["p1", "p1", "p2"], ["p1", "p1", "p2"]),
+        (["p1", "p1", None], ["p1", "p1", "\0c"]),
+        ([None, "p1", None], ["\0a", "p1", "\0c"]),
+    ],
+)
+def test_an_unknown_patient_is_drawn_by_itself_and_known_ones_whole(groups, units):
+    table = pd.DataFrame({"id": list("abc"), "group": pd.Series(groups, dtype=object)})
+    named = name_units(table)
+    assert named is None if units is None else named.tolist() == units
+    unknown = groups.count(None)
+    told = warn_of_unknown(table)
+    assert [f"{unknown} of 3 rows is unknown" in warning for warning in told] == [True] * (unknown in (1, 2))
+
+
+def test_one_unknown_patient_of_many_does_not_make_intervals_those_of_patches():
+    groups = np.repeat(np.arange(40), 15).astype(str).astype(object)
+    right = np.repeat(np.random.default_rng(0).random(40) < 0.7, 15)
+    table = pd.DataFrame({"id": np.arange(600).astype(str), "group": groups})
+    widths = {}
+    for name, known in (("all", 600), ("all but one", 599), ("none", 0)):
+        part = table.assign(group=table["group"].where(table.index < known, None))
+        found = bootstrap_interval(lambda weights: right @ weights / weights.sum(axis=0), 600, name_units(part))
+        widths[name] = np.diff(found["ci95"])[0]
+    assert widths["all but one"] == pytest.approx(widths["all"], rel=0.1)
+    assert widths["none"] < 0.5 * widths["all"]

@@ -130,8 +130,8 @@ def check_groups(table: pd.DataFrame) -> list[dict]:
         ),
         *_find(
             *("no_group", "warning"),
-            f"patches have no known slide or patient ({_list_counts(unknown['dataset'])}), and leaks through them "
-            "can't be seen; set group_by if the data tell",
+            f"patches have no known slide or patient ({_list_counts(unknown['dataset'])}): each counts as one of its "
+            "own, and leaks through them can't be seen; set group_by if the data tell",
             unknown,
         ),
     ]

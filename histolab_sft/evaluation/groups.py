@@ -1,9 +1,34 @@
 """From answers about patches to answers about slides or patients."""
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
 
 from histolab_sft.metrics.classification import UNPARSED, encode_answers
+
+
+def name_units(table: pd.DataFrame) -> np.ndarray | None:
+    """Return the patient or slide of each row, for the bootstrap; a row of an unknown one is a unit of its own.
+
+    None where not one is known: patches are drawn then.
+
+    Args:
+        table: `group` (None if unknown) and `id`.
+    """
+    if table["group"].isna().all():
+        return None
+    return table["group"].where(table["group"].notna(), "\0" + table["id"].astype(str)).to_numpy(str)
+
+
+def warn_of_unknown(table: pd.DataFrame) -> list[str]:
+    """Return what a reader of intervals has to know where some patients or slides are known and others aren't."""
+    unknown = table["group"].isna()
+    if not unknown.any() or unknown.all():
+        return []
+    return [
+        f"the patient or slide of {unknown.sum():,} of {len(table):,} rows is unknown: each counts as one of its own, "
+        "and intervals are too narrow if some belong together"
+    ]
 
 
 def aggregate_groups(

@@ -15,6 +15,7 @@ from histolab_sft.evaluation.answer_findings import (
     warn_few_to_calibrate,
 )
 from histolab_sft.evaluation.field_confidences import score_confidences
+from histolab_sft.evaluation.groups import name_units, warn_of_unknown
 from histolab_sft.evaluation.score_names import is_lower_better, name_score
 from histolab_sft.evaluation.uncertainty import (
     Estimate,
@@ -70,7 +71,7 @@ def score_answers(
     name = table["task"].iloc[0]
     task = TASKS[name]
     gold, asks = ([json.loads(text) for text in table[column]] for column in ("truth", "ask"))
-    groups = None if table["group"].isna().any() else table["group"].to_numpy(str)
+    groups = name_units(table)
     plain = train.with_format(None)
     seen = [(json.loads(ask), json.loads(answer)) for ask, answer in zip(plain["ask"], plain["answer"], strict=True)]
     guesses = task.guess_answers(seen, asks, config)
@@ -99,7 +100,7 @@ def score_answers(
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
         "constrained_decoding": bool(table["constrained"].all()),
-        "warnings": _warn(units, protocol, n_hidden),
+        "warnings": [*_warn(units, protocol, n_hidden), *warn_of_unknown(table)],
         "colour_floor": None,
     }
     truths = [task.format_answer(ask, answer, config) for ask, answer in zip(asks, gold, strict=True)]

@@ -17,7 +17,7 @@ from histolab_sft.evaluation.answer_findings import (
     warn_few_to_calibrate,
 )
 from histolab_sft.evaluation.floors import colour_floor_line
-from histolab_sft.evaluation.groups import aggregate_groups
+from histolab_sft.evaluation.groups import aggregate_groups, name_units, warn_of_unknown
 from histolab_sft.evaluation.proportions import compute_roc, score_classes, score_two_classes
 from histolab_sft.evaluation.uncertainty import (
     compute_mcnemar,
@@ -72,7 +72,7 @@ def score_dataset(
     if not table["id"].equals(test["finetuned"]["id"]):
         raise ValueError(f"{config.name}: the two systems were scored on different patches; score both again")
     labels = table["label"].to_numpy(str)
-    groups = None if table["group"].isna().any() else table["group"].to_numpy(str)
+    groups = name_units(table)
 
     log_prior = fit_prior(validation["baseline"], classes)
     readings = {"raw": test["baseline"], "corrected": take_away(test["baseline"], log_prior)}
@@ -101,7 +101,7 @@ def score_dataset(
         "group_unit": "group" if groups is not None else "patch",
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
-        "warnings": _warn(units, protocol),
+        "warnings": [*_warn(units, protocol), *warn_of_unknown(table)],
         "zero_shot": zero_shot,
     }
     for system in SYSTEMS:

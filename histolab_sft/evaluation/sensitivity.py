@@ -14,6 +14,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import open_stored
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.evaluation.groups import name_units
 from histolab_sft.evaluation.harness import predict
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
@@ -120,7 +121,7 @@ def score_sensitivity(
     plain = tables["baseline"]
     plain = plain[plain["variant"] == AS_IT_IS]
     labels = plain["label"].to_numpy(str)
-    groups = None if plain["group"].isna().any() else plain["group"].to_numpy(str)
+    groups = name_units(plain)
     answers = {system: _answer(table, classes) for system, table in tables.items()}
     measures = {
         (system, variant): classification_measure(labels, predictions, classes)
@@ -152,7 +153,7 @@ def score_sensitivity(
             [{"order": order} | score(f"order:{i}" if i else AS_IT_IS) for i, order in enumerate(orders)], tables
         ),
         "positions": {
-            system: _score_positions(labels, variants, orders, plain["group" if groups is not None else "id"])
+            system: _score_positions(labels, variants, orders, plain["id"].to_numpy(str) if groups is None else groups)
             for system, variants in answers.items()
         },
         "robustness": robustness,
@@ -172,7 +173,9 @@ def _add_spread(variants: list[dict], systems) -> dict:
     return {"variants": variants, "spread": {system: max(values) - min(values) for system, values in scores.items()}}
 
 
-def _score_positions(labels: np.ndarray, answers: dict, orders: list[list[str]], units: pd.Series) -> dict:
+def _score_positions(
+    labels: np.ndarray, answers: dict, orders: list[list[str]], units: pd.Series | np.ndarray
+) -> dict:
     """Return how often each place in the list of classes is `chosen`, how often it is `right`, and their difference.
 
     Over all orders, so that no class stands behind a place; `bias` is the difference with its interval. A patch comes
@@ -189,7 +192,7 @@ def _score_positions(labels: np.ndarray, answers: dict, orders: list[list[str]],
     estimates = bootstrap(
         {"bias": lambda weights: dict(enumerate(gaps @ weights / weights.sum(axis=0)))},
         len(chosen),
-        np.tile(units.to_numpy(str), len(orders)),
+        np.tile(units, len(orders)),
     )
     return {
         "chosen": chosen.mean(axis=0).tolist(),
