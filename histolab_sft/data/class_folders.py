@@ -134,7 +134,7 @@ def _refuse_loose(loose: list[str], source: Path, config: DatasetConfig) -> None
         raise ValueError(
             f"data set {config.name!r}: {say_count(len(loose), 'picture')} in no class folder of {source}, such as "
             f"{loose[0]}; move {'it' if len(loose) == 1 else 'them'} into the folder of a class or elsewhere, or "
-            f"{ELSEWHERE}"
+            f"{ELSEWHERE}{suggest_sources(source, config)}"
         )
 
 

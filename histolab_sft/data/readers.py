@@ -82,13 +82,14 @@ def list_metadata(folder: Path, config: DatasetConfig) -> list[Path]:
     """
     ends = tuple(f"metadata{suffix}" for suffix in METADATA_SUFFIXES)
     paths = [folder / place for place in list_visible(folder) if place.lower().endswith(ends)]
-    found = []
-    for path in [path for path in paths if path.stem.lower() == "metadata"]:
-        names = set(_read_any(path, config).columns)
-        pictures = {config.image_column} if config.image_column else set(PICTURE_COLUMNS)
-        if names & pictures and (config.label_by or config.label_column in names):
-            found.append(path)
-    return found
+    return [path for path in paths if path.stem.lower() == "metadata" and lists_pictures(path, config)]
+
+
+def lists_pictures(path: Path, config: DatasetConfig) -> bool:
+    """Whether a table has the columns of a manifest, pictures and labels."""
+    names = set(_read_any(path, config).columns)
+    pictures = {config.image_column} if config.image_column else set(PICTURE_COLUMNS)
+    return bool(names & pictures) and (config.label_by is not None or config.label_column in names)
 
 
 def read_metadata(path: Path, folder: Path, config: DatasetConfig) -> pd.DataFrame:

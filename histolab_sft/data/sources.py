@@ -31,6 +31,7 @@ from histolab_sft.data.readers import (
     list_metadata,
     list_saved,
     list_tables,
+    lists_pictures,
     read_hdf5,
     read_hdf5_pairs,
     read_manifest,
@@ -80,6 +81,8 @@ def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = Fa
             )
         patches["label"] = _match_all(config.label_by, places, "label_by", "", "class", config)
     patches["group"] = _groups(patches, places, config)
+    for column in ("label", "group"):  # pandas would make NaN, and of whole columns of it numbers, of what is None
+        patches[column] = patches[column].astype(object).where(patches[column].notna(), None)
     question_groups(patches, config)
     if "column" not in patches:
         patches["column"] = "image"
@@ -225,8 +228,11 @@ def _split_manifests(source: Path, config: DatasetConfig) -> dict[Path, str]:
         if folder.is_dir() and split_of(folder.name, config):
             inside = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in holders]
             named |= {path: folder.name for path in inside if not is_side_file(path.name)}
-    strange = [path.name for path in files if path not in named and path.suffix.lower() in holders]
-    if named and strange and not isinstance(config.splits, dict):
+    strange = []
+    if named and not isinstance(config.splits, dict):
+        others = [path for path in files if path not in named]
+        strange = [path.name for path in others if path.suffix.lower() in holders or lists_pictures(path, config)]
+    if strange:
         raise ValueError(
             f"data set {config.name!r}: {source} has {list_some(strange)} beside "
             f"{list_some([path.name for path in named])}, and nothing says of which split; name the files of every "
