@@ -248,7 +248,7 @@ def test_scores_shared_by_two_processes_are_those_of_one(folder, tmp_path):
     # Small parts, so that each data set has several.
     script = tmp_path / "evaluate.py"
     script.write_text(
-        "import runpy\nfrom histolab_sft.evaluation import harness\nharness.CHUNK = 4\n"
+        "import runpy\nfrom histolab_sft.evaluation import answer_parts\nanswer_parts.CHUNK = 4\n"
         "runpy.run_path('recipes/evaluate.py', run_name='__main__')\n"
     )
     found = {}
@@ -260,7 +260,7 @@ def test_scores_shared_by_two_processes_are_those_of_one(folder, tmp_path):
         recipe = write_recipe(folder, output_dir, **keys)
         environment = {"XDG_CACHE_HOME": str(cache)}
         said = run_ranks(recipe, tmp_path / f"{name}.log", script=str(script), environment=environment, **options)
-        parts = [path for path in cache.rglob("part-*.parquet") if not path.name.startswith(".")]
+        parts = [path for path in cache.rglob("part-*.answers") if not path.name.startswith(".")]
         # Each part was scored by one process, and both had some.
         assert said.count("patches scored") == len(parts)
         shares = [path.read_text().count("patches scored") for path in tmp_path.glob(f"{name}.[0-9]")]

@@ -16,7 +16,7 @@ from conftest import BACH_CLASSES, PCAM_CLASSES, write_class_folders
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import ImageRefused
 from histolab_sft.data.patches import load_audited_patches, select_dataset
-from histolab_sft.evaluation import harness
+from histolab_sft.evaluation import answer_parts, harness
 
 KILLS = 5
 
@@ -27,7 +27,7 @@ def test_a_broken_read_costs_one_chunk_and_the_next_call_gives_the_same_answers(
 ):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    monkeypatch.setattr(harness, "CHUNK", 4)
+    monkeypatch.setattr(answer_parts, "CHUNK", 4)
     model = AutoModelForImageTextToText.from_pretrained(untrained_model).eval()
     processor = AutoProcessor.from_pretrained(untrained_model)
     write_class_folders(tmp_path / "data" / "ward", PCAM_CLASSES, per_class=20, slides=10)
@@ -44,7 +44,7 @@ def test_a_broken_read_costs_one_chunk_and_the_next_call_gives_the_same_answers(
     os.rename(lost, tmp_path / "moved.png")
     with pytest.raises((ImageRefused, FileNotFoundError)):
         harness.predict(*ask, generate=False)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "broken").rglob("part-*.parquet")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "broken").rglob("part-*.answers")}
     assert len(kept) == 2  # rows 0 to 7; the picture is of row 9
 
     os.rename(tmp_path / "moved.png", lost)
@@ -123,7 +123,7 @@ def start_evaluation(folder, model, output):
 def list_kept(output):
     """Names of what an evaluation has put aside for its next start."""
     cache = output.parent / f"{output.name}-cache"
-    kept = [*cache.rglob("part-*.parquet"), *cache.rglob("features/*.npy")]
+    kept = [*cache.rglob("part-*.answers"), *cache.rglob("features/*.npy")]
     return sorted(str(path.relative_to(cache)) for path in kept if not path.name.startswith("."))
 
 

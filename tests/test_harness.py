@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.evaluation import harness
+from histolab_sft.evaluation import answer_parts, harness
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
 from histolab_sft.models.load import load_processor
 
@@ -63,7 +63,7 @@ def test_other_weights_are_asked_again(asked):
 def test_a_call_that_was_cut_off_goes_on_where_it_stood(asked, monkeypatch):
     expected = ask(asked, generate=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(asked[3].data_dir) + "/other")
-    monkeypatch.setattr(harness, "CHUNK", 8)
+    monkeypatch.setattr(answer_parts, "CHUNK", 8)
     real, calls = harness.label_log_likelihoods, []
 
     def interrupted(*args):

@@ -138,14 +138,14 @@ def _describe_patches(keys: list[tuple[str, int, str, str]]) -> list[dict]:
 
 
 def _stamp(path: str) -> str:
-    """Return what changes when a file changes."""
+    """Return what changes when a file changes: its time of change too, which nobody can set back."""
     if is_remote(path):
         return "remote"  # the commit stands in the address
     try:
         status = check_file(path)
     except ImageRefused:
         return "refused"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def _load_cache(path: Path) -> dict[tuple[str, int, str, str], dict]:
@@ -171,9 +171,12 @@ def _save_cache(path: Path, entries: Mapping[tuple[str, int, str, str], dict]) -
     if not rows:
         return
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"intake_version": str(INTAKE_VERSION)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        # Whoever reads meanwhile sees the old file or the new one, never half of one.
-        unfinished = Path(folder, path.name)
-        pq.write_table(table, unfinished)
-        os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            # Whoever reads meanwhile sees the old file or the new one, never half of one.
+            unfinished = Path(folder, path.name)
+            pq.write_table(table, unfinished)
+            os.replace(unfinished, path)
+    except OSError as error:
+        logger.warning("%s can't be written (%s): the next run checks every picture again", path, error.strerror)

@@ -1,36 +1,29 @@
 """Ask two systems, the base model and the fine-tuned one, the same questions, and keep every answer as it comes."""
 
 import hashlib
-import itertools
 import json
 import logging
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import PartialState
 from datasets import Dataset
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.folders import cache_folder
+from histolab_sft.evaluation.answer_parts import ask_in_parts
 from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
 from histolab_sft.models.vision_cache import read_pictures
-from histolab_sft.processes import explain_lost_process
 from histolab_sft.tasks import TASKS, WITH_FIELDS, choose_limit
 from histolab_sft.tasks.biomarkers import list_fields
 from histolab_sft.tasks.field_grammar import format_grammar
 from histolab_sft.tasks.field_places import find_places
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 256  # patches between two writes: what a kill can cost
 
 
 def predict(
@@ -81,7 +74,7 @@ def predict(
             found |= _generate(model, processor, pictures, asked, histo_args.max_new_tokens, batch_size)
         return found
 
-    table = pd.concat([table, _ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
+    table = pd.concat([table, ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
     if generate:
         table["generated"] = [task.parse(answer, options) for answer in table["answer"]]
     return table
@@ -130,7 +123,7 @@ def predict_answers(
         pictures, asked = read_pictures(questions.select(rows), processor), prompts[rows.start : rows.stop]
         return _generate(model, processor, pictures, asked, limit, batch_size, limits)
 
-    table = pd.concat([table, _ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
+    table = pd.concat([table, ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
     read = [
         task.read_answer(text, json.loads(asked), config)
         for text, asked in zip(table["answer"], table["ask"], strict=True)
@@ -161,7 +154,7 @@ def predict_answers(
         return {"log_confidences": [json.dumps(found.get(row, {})) for row in rows]}
 
     settings |= {"places": places, "candidate_batch_size": histo_args.candidate_batch_size}
-    return pd.concat([table, _ask_in_parts(config.name, settings, len(questions), weigh)], axis=1)
+    return pd.concat([table, ask_in_parts(config.name, settings, len(questions), weigh)], axis=1)
 
 
 def predict_splits(splits: dict[str, Dataset], *ask) -> tuple[pd.DataFrame | None, pd.DataFrame]:
@@ -191,35 +184,6 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     for column in ("id", "group"):
         table[column] = [value and hashlib.sha256(value.encode()).hexdigest()[:16] for value in table[column]]
     table.to_parquet(folder / "predictions.parquet", index=False)
-
-
-def _ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], dict]) -> pd.DataFrame:
-    """Return what `ask` says of `count` rows, in parts of `CHUNK`, each kept under the settings and asked once.
-
-    Several processes share the parts, and find each other's in the cache.
-    """
-    state = PartialState()
-    folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {start: folder / f"part-{start:08d}.parquet" for start in range(0, count, CHUNK)}
-    # Which process begins is drawn, so that the only parts of small data sets don't all fall to the first one.
-    turns = itertools.count(int(folder.name, 16))
-    for turn, (start, path) in zip(turns, paths.items(), strict=False):
-        if turn % state.num_processes == state.process_index and not path.exists():
-            rows = range(start, min(start + CHUNK, count))
-            part = ask(rows)
-            temporary = folder / f".{path.name}.{os.getpid()}"
-            pd.DataFrame(part).to_parquet(temporary, index=False)
-            os.replace(temporary, path)
-            logger.info("%s: %d of %d patches scored", name, rows.stop, count)
-    with explain_lost_process():
-        state.wait_for_everyone()
-    if missing := [path.name for path in paths.values() if not path.exists()]:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}, which other processes have scored, expected one cache for all; set "
-            "XDG_CACHE_HOME to a folder that all machines share"
-        )
-    return pd.concat(map(pd.read_parquet, paths.values()), ignore_index=True)
 
 
 def _describe_asking(rows: Dataset, questions: list[str], weights: str, processor, batch_size: int) -> dict:
