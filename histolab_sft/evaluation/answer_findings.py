@@ -137,10 +137,11 @@ def warn_constant(gain: dict, name: str, lower_is_better: bool = False) -> list[
         return []
     if gain["ci95"] is not None and (gain["ci95"][1] < 0 if lower_is_better else gain["ci95"][0] > 0):
         return []
-    limits = f" ({gain['ci95'][0]:+.3f} to {gain['ci95'][1]:+.3f})" if gain["ci95"] else " (no interval)"
+    value, low, high = (f"{part:+.3f}" for part in (gain["value"], *(gain["ci95"] or (0.0, 0.0))))
+    limits = f" ({low} to {high})" if gain["ci95"] else " (no interval)"
     return [
         f"a constant answer comes as far as the fine-tuned model: in {name} they differ by "
-        f"{gain['value']:+.3f}{limits}"
+        f"{'0.000' if value in ('+0.000', '-0.000') else value}{limits}"
     ]
 
 
