@@ -45,6 +45,7 @@ def make_trainer(folder, base_model, monkeypatch, augmentation="none", vision_ca
         eval_dataset=patches["validation"],
         processing_class=load_processor(str(base_model)),
         peft_config=build_lora_config(model_args, "language"),
+        resume_changes=["max_steps"],
     )
     tower = find_vision_tower(trainer.model)
     cache = prepare_pictures(trainer, patches, histo_args)

@@ -142,6 +142,7 @@ def test_a_file_that_lacks_a_weight_or_holds_another_is_refused(tmp_path):
 def test_a_whole_model_goes_on_from_the_weights_of_its_checkpoint(tmp_path):
     write_inputs(tmp_path)
     keys = WAYS["whole"] | {"leaks": "allow", "lora_dropout": 0.0, "vision_cache": str(tmp_path / "features")}
+    keys["resume_changes"] = ["max_steps"]
     ended = []
     for name, stops in [("undisturbed", [4]), ("resumed", [2, 4])]:
         for stop in stops:
