@@ -43,7 +43,7 @@ from histolab_sft.training.out_of_memory import OutOfMemoryError
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 420  # seconds
-PATCHES = {"train": 256, "validation": 8, "test": 8}
+PATCHES = {"train": 512, "validation": 8, "test": 8}
 ALL_AT_ONCE = 130 * GIB  # what all profiles and strategies take together
 OUT_OF_MEMORY = (torch.OutOfMemoryError, OutOfMemoryError)
 
