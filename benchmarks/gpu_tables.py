@@ -93,4 +93,4 @@ def _list_steps(arms: dict) -> list[tuple]:
 
 
 def _list_strategies(arms: dict) -> list[tuple]:
-    return [(name, ", ".join(arm["ran"])) for name, arm in arms.items() if "ran" in arm]
+    return [(name, ", ".join(arm["ran"])) for name, arm in arms.items() if arm.get("ran")]
