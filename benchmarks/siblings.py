@@ -6,8 +6,8 @@ How many patches that were turned by any angle, mirrored and cropped are found a
 Each real patch has one copy, turned by up to 25 degrees, mirrored by chance, cropped by up to 10 % beyond the corners
 that turning opens, scaled back and saved as JPEG 90. A found pair that is no such pair counts as wrong, unless the
 patches it goes back to are copies by pixels or thumbnails (`find_near_copies`), which asks nothing of this method.
-Neighbours that overlap in the data count as wrong too: the 134 pairs of files that are found beside the planted ones in
-pcam_1000 are such as far as they were looked at (18 drawn at random, 18 overlap), so its precision is a lower limit.
+Neighbours that overlap in the data count as wrong too, so precision is a lower limit: 18 of the 134 pairs of files
+that are found beside the planted ones in pcam_1000 were drawn at random and looked at, and all show one field.
 Times are of as many patches and copies as `--sizes` say, drawn with new angles where the folder has fewer.
 """
 

@@ -8,6 +8,7 @@ from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import synthetic
+from histolab_sft.data.audit import describe_dropped
 from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.models.load import EMBEDDED
@@ -107,7 +108,8 @@ def format_card(
         findings=[
             f"{finding['check'].replace('_', ' ')} ({finding['level']}): {finding['count']}"
             for finding in audit.get("findings", [])
-        ],
+        ]
+        + (describe_dropped(audit) if "dropped" in audit else []),
         sha256=results["provenance"]["adapter_sha256"],
         parity=parity,
         training=format_table(["setting", "value"], _list_settings(histo_args, training_args, model_args)),
