@@ -1,10 +1,12 @@
 """Pictures are read by as many processes as there are cores to spare."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from histolab_sft import loading
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.loading import count_loader_workers
 
@@ -33,3 +35,11 @@ def test_a_recipe_may_say_otherwise(monkeypatch, tmp_path):
     assert parse_recipe(["--config", str(path)])[1].dataloader_num_workers == 1
     flags = ["--config", str(path), "--dataloader_num_workers", "0"]
     assert parse_recipe(flags)[1].dataloader_num_workers == 0
+
+
+@pytest.mark.parametrize(("free", "expected"), [(64e3, 0), (64e6, 0), (8e9, 4)])
+def test_workers_whose_batches_do_not_fit_into_shared_memory_are_not_started(monkeypatch, caplog, free, expected):
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert loading.limit_workers(4, batch_bytes=20 * 10**6) == expected
+    assert loading.limit_workers(0, batch_bytes=20 * 10**6) == 0
+    assert ("--shm-size" in caplog.text) == (expected == 0)

@@ -1,10 +1,14 @@
 """A scheduler's signal ends a command in order and with one exit code, whatever the command is doing."""
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from test_errors import ROOT, write_recipe
 
 from histolab_sft import signals
 from histolab_sft.signals import EXIT_CODE, StopSignals, ending_on_signals
@@ -37,3 +41,19 @@ def test_a_signal_in_training_is_noted_and_a_later_one_ends_the_process(monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert end.value.code == EXIT_CODE
+
+
+SMALL = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec timeout 300 "
+
+
+@pytest.mark.thorough
+@pytest.mark.model
+def test_training_with_workers_and_without_shared_memory_ends_well(tmp_path, untrained_model):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not have a mount namespace of its own")
+    recipe = write_recipe(tmp_path, model_name_or_path=str(untrained_model), max_steps=2, max_length=None)
+    command = [sys.executable, "recipes/sft.py", "--config", str(recipe), "--dataloader_num_workers", "2"]
+    script = SMALL + " ".join(map(shlex.quote, command))
+    ended = subprocess.run(["unshare", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "--shm-size" in ended.stderr

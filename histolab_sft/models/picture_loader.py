@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from histolab_sft.loading import count_preparing_workers
+from histolab_sft.loading import PICTURE_BYTES, WORKER_TIMEOUT, count_preparing_workers, limit_workers
+
+PICTURES_AN_ITEM = 16  # as a guess of how many are prepared together
 
 
 class _Prepared(Dataset):
@@ -36,11 +38,13 @@ def prepare_ahead(prepare: Callable, items: Iterable, pictures: int) -> Iterator
         items: What a worker needs to know, small. They are drawn in this process, a few ahead of what is yielded.
         pictures (`int`): How many there are in all. Few are prepared in this process.
     """
+    workers = limit_workers(count_preparing_workers(pictures), PICTURES_AN_ITEM * PICTURE_BYTES)
     loader = DataLoader(
         _Prepared(prepare),
         batch_size=None,
         sampler=_InOrder(items),
-        num_workers=count_preparing_workers(pictures),
+        num_workers=workers,
+        timeout=WORKER_TIMEOUT if workers else 0,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         # Of its own: training's random numbers must not hang on what is prepared in between.

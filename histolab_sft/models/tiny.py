@@ -121,8 +121,14 @@ def create_tiny_model(tokenizer: GemmaTokenizer, seed: int, **text_sizes: int) -
 
 def _build_tiny_model(folder: Path) -> Path:
     processor = build_processor(IMAGE_SIZE, IMAGE_TOKENS)
-    model = create_tiny_model(processor.tokenizer, seed=0)
-    losses = pretrain(model, processor)
+    # Sums over several threads are added up in another order for each number of them.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = create_tiny_model(processor.tokenizer, seed=0)
+        losses = pretrain(model, processor)
+    finally:
+        torch.set_num_threads(threads)
     logger.info("Pre-training ended with losses %s", losses)
     return _save(model, processor, folder)
 

@@ -7,6 +7,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import set_seed
 from trl import SFTTrainer
 
+from histolab_sft.loading import PICTURE_BYTES, WORKER_TIMEOUT, limit_workers
 from histolab_sft.signals import ignore_stop_signals
 from histolab_sft.training.guards import check_gradient, check_loss, check_weights
 from histolab_sft.training.out_of_memory import OutOfMemoryError, explain_out_of_memory, split_batch
@@ -78,6 +79,8 @@ class GuardedTrainer(SFTTrainer):
         reader = loader.base_dataloader
         reader.collate_fn = partial(collate_with_rows, reader.collate_fn)
         reader.worker_init_fn = partial(start_worker, reader.worker_init_fn)
+        reader.num_workers = limit_workers(reader.num_workers, PICTURE_BYTES * self._train_batch_size)
+        reader.timeout = WORKER_TIMEOUT if reader.num_workers else 0
         return loader
 
     @cached_property
