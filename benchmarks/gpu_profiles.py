@@ -117,7 +117,7 @@ def start_strategy(strategy: str, recipe: Path, limit: float) -> dict:
     """Train a step, go on from its checkpoint for another, and score: one process under a launch file of ours."""
     folder = f"{recipe.parent}/{strategy}"
     flags = ["--config", str(recipe), "--hardware", "gpu_24gb", "--output_dir", folder, *STRATEGIES[strategy]]
-    flags += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", "--max_samples", "16"]
+    flags += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", "--max_samples", "64"]
     port = 29500 + list(STRATEGIES).index(strategy)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--main_process_port"]
     launch += [str(port), "--config_file", f"accelerate_configs/{strategy}.yaml", "recipes/sft.py", *flags]
@@ -165,7 +165,8 @@ def run_process(command: list[str], environment: dict[str, str], limit: float) -
         return {"error": f"not at its end after {limit:.0f} s"}
     if process.returncode:
         said = [line for line in complaints.strip().splitlines() if line.strip()]
-        errors = [line for line in said if "Error" in line]
+        # What the project says itself comes before what a launcher makes of it.
+        errors = [line for line in said if line.startswith("error:")] or [line for line in said if "Error" in line]
         return {"error": (errors or said or ["no word"])[-1][:500], "tail": said[-15:]}
     lines = printed.strip().splitlines()
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
