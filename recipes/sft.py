@@ -29,6 +29,7 @@ def main(histo_args, training_args, model_args):
     from histolab_sft.processes import check_processes, explain_lost_process
     from histolab_sft.provenance import fingerprint_data, record_run
     from histolab_sft.run_lock import hold_folder
+    from histolab_sft.settings import collect_settings, hash_weight_files
     from histolab_sft.training.assembly import build_trainer
     from histolab_sft.training.curves import draw_curves
     from histolab_sft.training.phases import (
@@ -57,6 +58,7 @@ def main(histo_args, training_args, model_args):
             patches = load_training_patches(histo_args, training_args.output_dir)
         run["data_fingerprint"] = fingerprint_data(patches)
         run["hardware_profile"] = histo_args.hardware
+        run["settings"] = collect_settings(histo_args, training_args, model_args)
 
         trainer = None
         for phase in (phases := plan_phases(histo_args, training_args)):
@@ -79,6 +81,7 @@ def main(histo_args, training_args, model_args):
             finish_phase(phase, rows)
         else:
             copy_result(phases[-1], training_args.output_dir)
+            run["weights"] = hash_weight_files(training_args.output_dir)
             logger.info("weights saved to %s", training_args.output_dir)
     if trainer is None:
         return 0

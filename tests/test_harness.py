@@ -11,6 +11,7 @@ from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.evaluation import answer_parts, harness
 from histolab_sft.evaluation.harness import hash_weights, predict, write_predictions
 from histolab_sft.models.load import load_processor
+from histolab_sft.models.precision import Precision, set_precision
 
 pytestmark = pytest.mark.model
 
@@ -58,6 +59,25 @@ def test_other_weights_are_asked_again(asked):
         next(model.get_decoder().parameters()).mul_(1.5)
     second = ask(asked, generate=False)
     assert any((a != b).any() for a, b in zip(first["log_likelihoods"], second["log_likelihoods"], strict=True))
+
+
+@pytest.mark.parametrize("change", ["autocast", "tokenizer", "generation", "attention", "scale"])
+def test_what_weights_do_not_show_is_asked_again(asked, monkeypatch, change):
+    ask(asked, generate=False)
+    _, model, processor, _ = asked
+    if change == "autocast":
+        set_precision(model, Precision(autocast="bfloat16"))
+    elif change == "tokenizer":
+        processor.tokenizer.add_tokens(["Tumor"])
+    elif change == "generation":
+        model.generation_config.repetition_penalty = 1.5
+    elif change == "attention":
+        model.set_attn_implementation("eager")
+    else:
+        model.config.text_config.query_pre_attn_scalar = 7
+    monkeypatch.setattr(harness, "label_log_likelihoods", None)
+    with pytest.raises(TypeError):
+        ask(asked, generate=False)
 
 
 def test_a_call_that_was_cut_off_goes_on_where_it_stood(asked, monkeypatch):

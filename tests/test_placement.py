@@ -3,13 +3,15 @@
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from datasets import Dataset
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.models import placement
 from histolab_sft.models.load import load_base_model, load_processor
-from histolab_sft.models.placement import choose_device_map, encoded_in_turns, move_tower
+from histolab_sft.models.placement import choose_device_map, encoded_in_turns, list_devices, move_tower
 from histolab_sft.models.vision_cache import image_key
 from histolab_sft.models.vision_tower import find_vision_tower
 
@@ -76,3 +78,26 @@ def test_after_the_turns_all_of_the_model_is_where_it_was_and_reads_pixels(tmp_p
         # What is saved meanwhile has its tower.
         assert set(model.state_dict()) == names
     assert set(model.state_dict()) == names and places(model) == {"cpu"}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("visible", [1, 2])
+def test_one_process_keeps_a_model_on_one_device_whatever_is_visible(untrained_model, monkeypatch, visible):
+    asked, real = [], AutoModelForImageTextToText.from_pretrained
+
+    def load_noting(*args, device_map, **kwargs):
+        asked.append(device_map)
+        return real(*args, device_map={"": "cpu"}, **kwargs)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", load_noting)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(PartialState(), "device", torch.device("cuda", 0))
+    model = load_base_model(ModelConfig(str(untrained_model), dtype="float32"))
+    assert asked == [{"": "cuda:0"}] and list_devices(model) == {"cpu"}
+
+
+@pytest.mark.model
+def test_a_model_that_hooks_spread_shows_both_devices(untrained_model):
+    model, _ = load(untrained_model, in_4bit=False)
+    add_hook_to_module(model.get_decoder(), AlignDevicesHook(execution_device="meta"))
+    assert list_devices(model) == {"cpu", "meta"}

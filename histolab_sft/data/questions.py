@@ -20,6 +20,7 @@ from histolab_sft.folders import cache_folder
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.biomarkers import check_fields
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
 
@@ -47,6 +48,10 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
             f"data set {config.name!r}: format: {config.format} knows no {', '.join(sorted(strange))}, expected "
             "keys of that format alone; remove them"
         )
+    try:
+        check_fields(config.fields or ())
+    except ValueError as error:
+        raise ValueError(f"data set {config.name!r}: {error}") from error
     source = Path(histo_args.data_dir, config.source)
     if not source.exists():
         raise FileNotFoundError(f"data set {config.name!r}: {source} doesn't exist; correct `source` or `data_dir`")

@@ -3,27 +3,32 @@
 import hashlib
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from datasets import Dataset
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.answer_parts import ask_in_parts
 from histolab_sft.models.compiled_layers import compiled_scoring
-from histolab_sft.models.generate import generate_answers
+from histolab_sft.models.feature_store import hash_parts
+from histolab_sft.models.generate import generate_answers, unwrap_adapter
 from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
+from histolab_sft.models.precision import get_precision
 from histolab_sft.models.vision_cache import read_pictures
+from histolab_sft.provenance import collect_versions
 from histolab_sft.tasks import TASKS, WITH_FIELDS, choose_limit
 from histolab_sft.tasks.biomarkers import list_fields
 from histolab_sft.tasks.field_grammar import format_grammar
 from histolab_sft.tasks.field_places import find_places
 
 logger = logging.getLogger(__name__)
+
+COMPUTING = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
 
 def predict(
@@ -57,7 +62,7 @@ def predict(
     questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
     task = TASKS[config.task]
     targets = [task.format_target(option) for option in options]
-    settings = _describe_asking(patches, questions, weights, processor, batch_size) | {
+    settings = _describe_asking(patches, questions, model, weights, processor, batch_size) | {
         "targets": targets,
         "candidate_batch_size": histo_args.candidate_batch_size,
         "max_new_tokens": histo_args.max_new_tokens if generate else 0,
@@ -108,7 +113,7 @@ def predict_answers(
     task = TASKS[name]
     prompts = [prompt[0]["content"] for prompt in plain["prompt"]]
     limit = choose_limit(name, config.max_new_tokens, histo_args.max_new_tokens)
-    settings = _describe_asking(questions, prompts, weights, processor, batch_size) | {"max_new_tokens": limit}
+    settings = _describe_asking(questions, prompts, model, weights, processor, batch_size) | {"max_new_tokens": limit}
     grammar = format_grammar(list_fields(config)) if histo_args.constrained_decoding else None
     if grammar:
         settings["grammar"] = grammar
@@ -186,17 +191,31 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     table.to_parquet(folder / "predictions.parquet", index=False)
 
 
-def _describe_asking(rows: Dataset, questions: list[str], weights: str, processor, batch_size: int) -> dict:
+def _describe_asking(rows: Dataset, questions: list[str], model, weights: str, processor, batch_size: int) -> dict:
     """Return what every answer hangs on, whatever else its settings are: calls with equal settings share answers."""
+    base = unwrap_adapter(model)
     return {
         "weights": weights,
         "processor": processor.image_processor.to_json_string(),
         "template": processor.chat_template,
-        "transformers": transformers.__version__,
+        "words": _hash_tokenizer(processor.tokenizer),
+        # What weights don't show: shapes and scales, precision, how attention is computed, when an answer ends.
+        "model": {key: str(value) for key, value in base.config.to_dict().items() if key != "_name_or_path"},
+        "attention": base.config._attn_implementation,
+        "generation": base.generation_config.to_json_string(),
+        "precision": asdict(get_precision(model)),
+        "device": base.device.type,
+        "libraries": {name: version for name, version in collect_versions().items() if name in COMPUTING},
         "questions": questions,
         "pixels": list(rows.with_format(None)["pixel_sha256"]),
         "batch_size": batch_size,
     }
+
+
+def _hash_tokenizer(tokenizer) -> str:
+    # How the last call was padded stands in it too.
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return hash_parts(json.dumps(state).encode())
 
 
 def _generate(*asked) -> dict:

@@ -1,5 +1,6 @@
 """Score the base model and the fine-tuned one in the same way, from the recipe to the report."""
 
+import logging
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig
@@ -23,6 +24,9 @@ from histolab_sft.models.precision import read_precision
 from histolab_sft.phase_config import list_trained_parts
 from histolab_sft.processes import check_processes
 from histolab_sft.provenance import describe_result
+from histolab_sft.settings import collect_settings, find_changes
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -46,6 +50,9 @@ def evaluate(
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
         patches, changes = load_scored_patches(histo_args, training_args.output_dir)
+    others = find_changes(training_args.output_dir, collect_settings(histo_args, training_args, model_args))
+    for change in others:
+        logger.warning("changed since training: %s", change)
 
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     model = load_base_model(model_args, *how)
@@ -80,7 +87,7 @@ def evaluate(
         return None
     write_predictions(test, folder)
 
-    provenance = describe_result(training_args.output_dir, patches, training_args.seed, changes)
+    provenance = describe_result(training_args.output_dir, patches, training_args.seed, [*changes, *others])
     results = {"recipe": recipe, "provenance": provenance, "datasets": {}}
     for config in histo_args.datasets:
         protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]

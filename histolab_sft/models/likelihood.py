@@ -22,6 +22,7 @@ from histolab_sft.models.generate import (
     unwrap_adapter,
 )
 from histolab_sft.models.picture_loader import prepare_ahead
+from histolab_sft.models.precision import autocasting
 from histolab_sft.models.shared_prefix import score_answers, score_places
 
 
@@ -65,7 +66,11 @@ def label_log_likelihoods(
         return dict(encode_prompts(processor, pictures, prompts))
 
     hidden = len(questions) <= batch_size or None
-    with evaluating(model), tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress:
+    with (
+        evaluating(model),
+        autocasting(model),
+        tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress,
+    ):
         for answers, rows in groups.items():
             # Neighbours of one length need no padding.
             rows = sorted(rows, key=lambda row: len(questions[row]))
@@ -103,7 +108,7 @@ def place_log_probabilities(
     model = unwrap_adapter(model)
     check_lengths(images, questions)
     weighed = []
-    with evaluating(model):
+    with evaluating(model), autocasting(model):
         for row, question in enumerate(tqdm(questions, desc="weighing values", unit="row", disable=None)):
             tokens = [_tokenize_beginnings(processor, alternatives) for alternatives in places[row]]
             pictures = [images[row]]

@@ -7,6 +7,7 @@ scoring in training and after it, merging and demo all call a model that went th
 
 import functools
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -57,14 +58,20 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     base = unwrap_adapter(model)
     _PRECISIONS[base] = precision
     if precision.autocast is not None:
-        forward = base.forward
+        base.forward = _within(base.forward, lambda: autocasting(base))
+        if precision.tower not in (None, precision.autocast):
+            tower = find_vision_tower(base)
+            # Else the tower would multiply in the dtype of autocast, whatever its own is.
+            tower.forward = _within(tower.forward, lambda: torch.autocast(tower.device.type, enabled=False))
 
-        @functools.wraps(forward)
-        def forward_in_precision(*args, **kwargs):
-            with autocasting(base):
-                return forward(*args, **kwargs)
 
-        base.forward = forward_in_precision
+def _within(forward: Callable, context: Callable[[], AbstractContextManager]) -> Callable:
+    @functools.wraps(forward)
+    def forward_within(*args, **kwargs):
+        with context():
+            return forward(*args, **kwargs)
+
+    return forward_within
 
 
 def get_precision(model: nn.Module) -> Precision:

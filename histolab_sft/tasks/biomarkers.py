@@ -63,6 +63,7 @@ HEADLINE = "mean_balanced_accuracy"
 MAX_NEW_TOKENS = 256
 ANSWER_IS = "fields"
 SCORED_AS = "Field by field; an answer that can't be read, or says unknown, counts as wrong."
+FIELD_KEYS = {"name", "values", "range", "decimals", "aliases", "value_aliases"}
 _DECIMAL = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
@@ -76,11 +77,13 @@ class FieldsAnswer(NamedTuple):
 
 def check_fields(fields: Sequence[Field]) -> None:
     """Raise ValueError for fields that can't be asked, written and read back without doubt."""
+    if nameless := [field for field in fields if not isinstance(field, Mapping) or "name" not in field]:
+        raise ValueError(f"field {nameless[0]!r}, expected a mapping with name and either values or range; add them")
     names = [plain_key(key) for field in fields for key in (field["name"], *field.get("aliases", []))]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"fields share the names {sorted(doubled)}, expected different ones; rename them")
     for field in fields:
-        if unknown := set(field) - {"name", "values", "range", "decimals", "aliases", "value_aliases"}:
+        if unknown := set(field) - FIELD_KEYS:
             raise ValueError(f"field {field['name']!r} has {sorted(unknown)}, expected other keys; see FIELDS")
         if ("values" in field) == ("range" in field):
             raise ValueError(f"field {field['name']!r}: expected either values or range; add one or take one away")

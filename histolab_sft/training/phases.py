@@ -20,7 +20,8 @@ from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.phase_config import PROJECTOR, VISION, PhaseConfig, list_trained_parts
-from histolab_sft.provenance import RunRecord, compute_sha256, fingerprint_data, write_json
+from histolab_sft.provenance import RunRecord, fingerprint_data, write_json
+from histolab_sft.settings import hash_weight_files
 from histolab_sft.training.checkpoints import CheckpointError, list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -169,11 +170,6 @@ def copy_result(phase: Phase, output_dir: str | Path) -> None:
         temporary = Path(output_dir, f".{path.name}.copying")
         shutil.copyfile(path, temporary)
         os.replace(temporary, Path(output_dir, path.name))
-
-
-def hash_weight_files(folder: str | Path) -> dict[str, str]:
-    """Return `{name: SHA-256}` of the weights in a folder, empty where there are none."""
-    return {path.name: compute_sha256(path) for path in sorted(Path(folder).glob("*.safetensors"))}
 
 
 def _describe(phase: Phase, patches: DatasetDict) -> dict:
