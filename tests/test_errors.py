@@ -44,7 +44,7 @@ def divide_by_nothing():
         (divide_by_nothing, [], False),
         (quantity.format_prompt, ["too", "few"], False),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or repr(value)[:40],
 )
 def test_only_what_the_project_raises_itself_is_a_message_for_the_user(block, args, expected):
     assert is_for_user(catch(block, *args)) is expected
