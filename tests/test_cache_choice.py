@@ -1,6 +1,7 @@
 """The key `vision_cache`: when features are used, and that scoring with them is scoring with pixels."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.evaluation import harness, linear_probe
 from histolab_sft.models.cache_choice import encoded_once, list_pictures, prepare_vision_cache
-from histolab_sft.models.vision_cache import image_key
+from histolab_sft.models.feature_store import StoreWriteError, hash_parts
+from histolab_sft.models.vision_cache import image_key, open_vision_cache
 
 
 @pytest.fixture
@@ -118,3 +120,48 @@ def test_a_folder_that_is_asked_for_is_used_or_refused_never_left_out(patches, t
     tiny[0].model.vision_tower.requires_grad_(True)
     with pytest.raises(ValueError, match="the vision tower is trained .* vision_cache: off"):
         prepare_vision_cache(str(tmp_path / "asked"), *tiny, pictures, 1, 4)
+
+
+def block_shards(folder, pictures):
+    """Let the disk be full: `/dev/full` stands where the first shard is written."""
+    keys = list(pictures)[:64]
+    folder.joinpath(f"{hash_parts(*(key.encode() for key in keys))}.tmp").symlink_to("/dev/full")
+
+
+def block_locks(folder, pictures):
+    """A folder stands where the lock of the first shard is taken."""
+    folder.joinpath(f"{hash_parts(*(key.encode() for key in list(pictures)[:64]))}.lock").mkdir()
+
+
+def block_folder(folder, pictures):
+    """A file stands where the folder of the features is made."""
+    os.rmdir(folder)
+    folder.touch()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", [block_shards, block_locks, block_folder])
+def test_a_cache_that_cannot_be_written_costs_auto_its_speed_and_an_asked_folder_one_error(
+    patches, tiny, tmp_path, caplog, block
+):
+    pictures, _ = list_pictures([(patches["test"], 1)])
+
+    def prepare(choice, folder):
+        block(open_vision_cache(*tiny, folder).folder, pictures)
+        return prepare_vision_cache(choice, *tiny, pictures, 9, 4)
+
+    assert prepare("auto", tmp_path / "cache" / "histolab_sft" / "vision") is None
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "not used" in warnings[0] and "can't be written to" in warnings[0]
+    with pytest.raises(StoreWriteError, match="can't be written to .*; make room, name another folder, or set"):
+        prepare(str(tmp_path / "asked"), tmp_path / "asked")
+
+
+@pytest.mark.model
+def test_a_whole_cache_is_read_from_a_folder_that_cannot_be_written(patches, tiny, tmp_path):
+    pictures, _ = list_pictures([(patches["test"], 1)])
+    cache = prepare_vision_cache(str(tmp_path / "asked"), *tiny, pictures, 1, 4)
+    for path in cache.folder.glob("*.lock"):
+        path.unlink()
+    block_locks(cache.folder, pictures)
+    assert prepare_vision_cache(str(tmp_path / "asked"), *tiny, pictures, 1, 4) is not None

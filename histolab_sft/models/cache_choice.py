@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin
 
 from histolab_sft.folders import cache_folder
 from histolab_sft.models.byte_pictures import send_bytes
+from histolab_sft.models.feature_store import StoreWriteError
 from histolab_sft.models.precision import autocasting
 from histolab_sft.models.vision_cache import VisionCache, fill_vision_cache, find_gemma, open_vision_cache, varies
 
@@ -65,12 +67,26 @@ def prepare_vision_cache(
 
     Raises:
         ValueError: A folder is asked for and its disk is too small, or the vision tower is trained.
+        StoreWriteError: A folder is asked for, or there are several processes, and features can't be written.
     """
     if choice == OFF:
         return None
     if not any(isinstance(module, Gemma3Model) for module in model.modules()):
         logger.info("vision cache: it knows Gemma 3 and not %s, whose tower runs in every step", type(model).__name__)
         return None
+    try:
+        return _open_and_fill(choice, model, processor, pictures, passes, batch_size)
+    except StoreWriteError as error:
+        # Of several processes some would read features and others pixels.
+        if choice != AUTO or PartialState().num_processes > 1:
+            raise StoreWriteError(
+                f"vision_cache is {choice}, and {error}; make room, name another folder, or set vision_cache: off"
+            ) from error
+        logger.warning("vision cache: not used, %s; the vision tower runs in every step", error)
+        return None
+
+
+def _open_and_fill(choice, model, processor, pictures: Pictures, passes: float, batch_size: int) -> VisionCache | None:
     folder = cache_folder() / "vision" if choice == AUTO else Path(choice)
     if varies(find_gemma(model).vision_tower):
         worthwhile, reason = cache_worthwhile(len(pictures), passes, folder, model)

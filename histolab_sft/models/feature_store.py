@@ -7,21 +7,40 @@ tensor that covers its name and the folder's too. So nothing torn, damaged or co
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 logger = logging.getLogger(__name__)
 
 
+class StoreWriteError(OSError):
+    """Nothing can be written to the folder of a store: its disk is full, or it may only be read."""
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Raise StoreWriteError where the block can't write to `folder`; only writing belongs in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreWriteError(f"{folder} can't be written to ({error.strerror or error})") from error
+
+
 class FeatureStore:
-    """Features by key. It may be pickled, forked, and read and written by several processes at once."""
+    """Features by key. It may be pickled, forked, and read and written by several processes at once.
+
+    Raises:
+        StoreWriteError: There is no such folder and it can't be made.
+    """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._shards: dict[str, Path] = {}
         self._seen: set[tuple] = set()
@@ -68,16 +87,23 @@ class FeatureStore:
             self._shards.update(dict.fromkeys(good, path))
 
     def write(self, features: dict[str, torch.Tensor], lock: str) -> None:
-        """Write a shard whole or not at all, and take it up; `lock` names a lock that only the caller holds."""
+        """Write a shard whole or not at all, and take it up; `lock` names a lock that only the caller holds.
+
+        Raises:
+            StoreWriteError: The disk is full, or the folder may only be read.
+        """
         temporary = self.folder / f"{lock}.tmp"
         checksums = {key: self._checksum(key, feature) for key, feature in features.items()}
-        try:
-            save_file({key: feature.contiguous() for key, feature in features.items()}, temporary, checksums)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / f"{hash_parts(*(key.encode() for key in features))}.safetensors")
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = save({key: feature.contiguous() for key, feature in features.items()}, checksums)
+        with writing_to(self.folder):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / f"{hash_parts(*(key.encode() for key in features))}.safetensors")
+            finally:
+                temporary.unlink(missing_ok=True)
         self.refresh()
 
     def _read(self, key: str) -> torch.Tensor:

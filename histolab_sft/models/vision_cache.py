@@ -29,7 +29,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from histolab_sft.data.images import hash_pixels
 from histolab_sft.models.byte_pictures import send_bytes
-from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes
+from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes, writing_to
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
 
@@ -76,7 +76,11 @@ def fill_vision_cache(
     batch_size: int,
     shard_images: int = 64,
 ) -> None:
-    """Do the work of `build_vision_cache` on a cache that was opened for the same model and processor."""
+    """Do the work of `build_vision_cache` on a cache that was opened for the same model and processor.
+
+    Raises:
+        StoreWriteError: Features are missing and can't be written.
+    """
     gemma = find_gemma(model)
     sending = send_bytes(model, processor)
     # In the order given, which is that of the files: neighbours in a container are read together.
@@ -96,7 +100,7 @@ def fill_vision_cache(
 
     def encode(several: list[list[str]], timeout: float, count: int) -> None:
         claimed: deque[_Claim] = deque()
-        writing: list[Future] = []
+        writing: deque[Future] = deque()
         try:
             for pixels in prepare_ahead(prepare, _claim(cache, several, timeout, batch_size, claimed), count):
                 claimed[0].features.append(_encode(gemma, pixels, cache.pooled))
@@ -104,6 +108,9 @@ def fill_vision_cache(
                 if sum(map(len, claimed[0].features)) == len(claimed[0].keys):
                     # Copying from the device, checksums and the disk take their time while the next are encoded.
                     writing.append(writer.submit(_write, cache, claimed.popleft()))
+                # A full disk is noticed while it is of use, not after the last picture.
+                while writing and writing[0].done():
+                    writing.popleft().result()
             for written in writing:
                 written.result()
         finally:
@@ -137,10 +144,11 @@ def _claim(cache, shards, timeout: float, batch_size: int, claimed: deque) -> It
         name = hash_parts(*(key.encode() for key in shard))
         # Another thread gives it back.
         lock = FileLock(cache.folder / f"{name}.lock", timeout=timeout, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
+        with writing_to(cache.folder):
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
         cache.refresh()
         missing = [key for key in shard if key not in cache]
         if not missing:
