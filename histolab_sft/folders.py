@@ -1,9 +1,54 @@
-"""Where things that outlast a run are kept on this machine."""
+"""Folders: where things that outlast a run are kept on this machine, and where unfinished ones lie meanwhile."""
 
+import logging
 import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished-"
+LOCK = ".lock"
+JUST_MADE = 5.0  # seconds in which the process that made a folder may not have locked it yet
 
 
 def cache_folder() -> Path:
     """Return `$XDG_CACHE_HOME/histolab_sft`, by default `~/.cache/histolab_sft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "histolab_sft")
+
+
+@contextmanager
+def unfinished_folder(parent: str | Path, prefix: str = UNFINISHED) -> Iterator[Path]:
+    """Make a folder below `parent` while the block runs, for files that are moved to their place when they are whole.
+
+    What a killed process has left there under the prefix is deleted first: nobody holds the lock of it any more.
+    """
+    remove_abandoned(parent, prefix)
+    with TemporaryDirectory(dir=parent, prefix=prefix) as folder, _locked(folder):
+        yield Path(folder)
+
+
+def remove_abandoned(parent: str | Path, prefix: str = UNFINISHED) -> None:
+    """Delete the folders of `unfinished_folder` whose process is gone."""
+    for folder in Path(parent).glob(f"{prefix}*"):
+        try:
+            status = folder.lstat()
+            if folder.is_symlink() or not folder.is_dir() or status.st_uid != os.getuid():
+                continue
+            if time.time() - status.st_mtime < JUST_MADE:
+                continue
+            with _locked(folder):
+                shutil.rmtree(folder)
+        except OSError:  # somebody holds the lock, has just removed the folder, or has closed it to others
+            continue
+        logger.info("removed %s, which a process that was ended has left", folder)
+
+
+def _locked(folder: str | Path) -> FileLock:
+    return FileLock(Path(folder, LOCK), timeout=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 from histolab_sft.provenance import make_folder, write_json
 
 LOCK, HOLDER = ".run.lock", ".run-holder.json"
+SAVING = ".saving"  # weights that aren't whole yet
 
 
 class FolderInUseError(RuntimeError):
@@ -47,6 +49,8 @@ def hold_folder(folder: str | Path, hold: bool = True) -> Iterator[None]:
             "wait until it has ended, or choose another output_dir"
         ) from None
     try:
+        # Of a run that was killed: nobody else writes here now.
+        shutil.rmtree(folder / SAVING, ignore_errors=True)
         start = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / HOLDER, {"host": socket.gethostname(), "process": os.getpid(), "start": start})
         yield

@@ -22,7 +22,8 @@ from fault_server import FaultServer
 from PIL import Image
 
 from histolab_sft.demo import server as server_module
-from histolab_sft.demo.server import own_folder, remove_abandoned_folders
+from histolab_sft.demo.server import PREFIX, own_folder
+from histolab_sft.folders import remove_abandoned
 
 pytestmark = pytest.mark.model
 
@@ -344,7 +345,7 @@ def test_pictures_go_when_the_demo_is_ended_and_what_a_killed_one_left_goes_at_t
     os.utime(left, (0, 0))
     with own_folder() as own:
         os.utime(own, (0, 0))
-        remove_abandoned_folders()
+        remove_abandoned(tmp_path / "left", PREFIX)
         assert own.exists() and not left.exists()
 
 

@@ -6,7 +6,6 @@ the score has to know, or what can't be told apart with certainty from an honest
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from histolab_sft.data.kin import describe_siblings
 from histolab_sft.data.listing import format_kinds
 from histolab_sft.dataset_config import SPLITS
 from histolab_sft.errors import say_count
+from histolab_sft.folders import unfinished_folder
 
 ROW_COLUMNS = ("path", "row", "label", "dataset", "cohort", "split", "group")
 AUDIT_NAME, COPIES_NAME = "audit.json", "copies.parquet"
@@ -99,7 +99,7 @@ def write_audit(audit: dict, copies: pd.DataFrame, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+    with unfinished_folder(folder) as unfinished:
         Path(unfinished, AUDIT_NAME).write_text(json.dumps(audit, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         copies.to_parquet(Path(unfinished, COPIES_NAME), index=False)
         for name in (COPIES_NAME, AUDIT_NAME):

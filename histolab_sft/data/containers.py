@@ -16,7 +16,6 @@ import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -27,7 +26,7 @@ from filelock import FileLock
 from histolab_sft.data.archives import gunzip
 from histolab_sft.data.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.hub_files import is_remote, open_remote, reading
-from histolab_sft.folders import cache_folder
+from histolab_sft.folders import cache_folder, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +206,7 @@ def unpack_shard(path: str) -> str:
     with FileLock(target.with_suffix(".lock")):
         if not target.exists():
             logger.info("%s is compressed: it is unpacked once, to %s", path, target)
-            with TemporaryDirectory(dir=target.parent) as folder:
+            with unfinished_folder(target.parent) as folder:
                 gunzip(Path(path), Path(folder, "shard"), shutil.disk_usage(folder).free // 2)
                 os.replace(Path(folder, "shard"), target)
     return str(target)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from histolab_sft.data.containers import ImageRefused, check_file, name_patch, r
 from histolab_sft.data.duplicates import THUMBNAIL_SIDE
 from histolab_sft.data.hub_files import is_remote
 from histolab_sft.data.images import decode_image, hash_pixels
+from histolab_sft.folders import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _save_cache(path: Path, entries: Mapping[tuple[str, int, str, str], dict]) -
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"intake_version": str(INTAKE_VERSION)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with unfinished_folder(path.parent) as folder:
             # Whoever reads meanwhile sees the old file or the new one, never half of one.
             unfinished = Path(folder, path.name)
             pq.write_table(table, unfinished)

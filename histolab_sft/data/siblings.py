@@ -6,7 +6,6 @@ Two of them are siblings if turning, scaling, shifting and mirroring lays one up
 meet and they look alike where they overlap.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from histolab_sft.data.containers import ImageRefused
 from histolab_sft.data.images import open_stored
+from histolab_sft.folders import unfinished_folder
 
 SIDE = 128  # pixels of the longer side: finer details survive neither turning nor compression
 FEATURES, VALUES = 128, 128  # of a patch, the strongest; of a feature
@@ -71,8 +71,8 @@ def find_siblings(
         patches that were tried (C, 2), and whether each passes (C,).
     """
     jobs = (workers or joblib.cpu_count()) if len(references) >= PATCHES_WORTH_PROCESSES else 1
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished, joblib.Parallel(n_jobs=jobs, batch_size=1) as pool:
-        features = describe_patches(references, Path(unfinished), pool)
+    with unfinished_folder(folder) as unfinished, joblib.Parallel(n_jobs=jobs, batch_size=1) as pool:
+        features = describe_patches(references, unfinished, pool)
         pairs, controls = rank_candidates(features, strangers)
         controls = controls[np.random.default_rng(0).permutation(len(controls))[:CONTROLS]]
         alike = check_pairs(features, np.concatenate([pairs, controls]), pool)

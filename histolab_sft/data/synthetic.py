@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +21,7 @@ from PIL import Image
 
 from histolab_sft.data.painting import balance_stains, draw_stain, draw_tissue, paint_tissue, stain_patch
 from histolab_sft.errors import plain_errors
+from histolab_sft.folders import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _write_once(folder: Path, arguments: dict, patches: Iterable[tuple[Path, np.
                 f"{folder} holds {found}; expected patches painted with {wanted}. "
                 "Choose another folder, or delete this one if it is not needed."
             )
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+        with unfinished_folder(folder.parent) as unfinished:
             count = 0
             for name, pixels in patches:
                 path = Path(unfinished, "patches", name)

@@ -2,22 +2,20 @@
 
 import logging
 import os
-import shutil
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from urllib.parse import urlsplit
 
 import gradio as gr
-from filelock import FileLock, Timeout
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from histolab_sft.data.images import MAX_PIXELS
+from histolab_sft.folders import unfinished_folder
 from histolab_sft.signals import ending_on_signals
 
 logger = logging.getLogger(__name__)
@@ -26,7 +24,6 @@ LOCAL = "127.0.0.1"
 MAX_FILE_SIZE = "10mb"
 MAX_STORED = 2**30  # bytes of uploads and results of all visitors together
 PREFIX = "histolab-demo-"  # of the folder that they lie in
-JUST_MADE = 5.0  # seconds in which the demo that made a folder may not have locked it yet
 QUEUE = 64  # what may wait; more is turned away
 # One model, one question at a time; what waits, waits in the queue.
 ON_THE_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -65,29 +62,9 @@ def own_folder() -> Iterator[Path]:
 
     What a demo has left that was killed goes when the next one starts: nobody holds the lock of its folder any more.
     """
-    remove_abandoned_folders()
-    with ending_on_signals(), TemporaryDirectory(prefix=PREFIX) as folder, _locked(folder), chdir(folder):
+    with ending_on_signals(), unfinished_folder(gettempdir(), PREFIX) as folder, chdir(folder):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "files").resolve())
-        yield Path(folder)
-
-
-def remove_abandoned_folders() -> None:
-    """Delete the folders of demos whose process is gone."""
-    for folder in Path(gettempdir()).glob(f"{PREFIX}*"):
-        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-            continue
-        if time.time() - folder.stat().st_mtime < JUST_MADE:
-            continue
-        try:
-            with _locked(folder):
-                shutil.rmtree(folder)
-        except Timeout:
-            continue
-        logger.info("removed %s, which an earlier demo has left", folder)
-
-
-def _locked(folder: str | Path) -> FileLock:
-    return FileLock(Path(folder, ".lock"), timeout=0)
+        yield folder
 
 
 def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, block: bool = True) -> str:

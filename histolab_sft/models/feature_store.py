@@ -8,10 +8,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -105,6 +106,13 @@ class FeatureStore:
             finally:
                 temporary.unlink(missing_ok=True)
         self.refresh()
+
+    def remove_leftovers(self) -> None:
+        """Delete the shards that killed processes didn't finish; those of living ones are locked."""
+        for temporary in self.folder.glob("*.tmp"):
+            # Timeout, where somebody is at it, is an OSError too; what can't be deleted does no harm.
+            with suppress(OSError), FileLock(temporary.with_suffix(".lock"), timeout=0):
+                temporary.unlink()
 
     def _read(self, key: str) -> torch.Tensor:
         path = self._shards[key]

@@ -83,6 +83,7 @@ def fill_vision_cache(
     """
     gemma = find_gemma(model)
     sending = send_bytes(model, processor)
+    cache.remove_leftovers()
     # In the order given, which is that of the files: neighbours in a container are read together.
     keys = list(images)
     shards = [keys[start : start + shard_images] for start in range(0, len(keys), shard_images)]

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.folders import unfinished_folder
 from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.card import format_card
 from histolab_sft.publishing.checks import (
@@ -72,7 +72,7 @@ def build_publish_folder(histo_args: HistoArguments, training_args: SFTConfig, m
     shutil.rmtree(target, ignore_errors=True)
     evidence = collect_evidence(histo_args, training_args, model_args)
 
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".publish-") as temporary:
+    with unfinished_folder(output_dir, ".publish-") as temporary:
         folder = Path(temporary, "publish")
         folder.mkdir()
         for name in (ADAPTER, ADAPTER_CONFIG):

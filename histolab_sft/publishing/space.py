@@ -17,6 +17,7 @@ from trl import ModelConfig, SFTConfig
 from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.errors import plain_errors
+from histolab_sft.folders import unfinished_folder
 from histolab_sft.models.load import (
     EMBEDDED,
     build_model_init_kwargs,
@@ -87,7 +88,7 @@ def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args
     target = output_dir / "space"
     if target.is_symlink():
         raise PublishError(f"{target} is a link, expected a folder to write to; remove it")
-    with TemporaryDirectory(dir=output_dir, prefix=".space-") as temporary:
+    with unfinished_folder(output_dir, ".space-") as temporary:
         folder = Path(temporary, "space")
         (folder / "adapter").mkdir(parents=True)
         for file in (ADAPTER, ADAPTER_CONFIG):

@@ -17,6 +17,7 @@ from trl import SFTConfig
 
 from histolab_sft.models.load import restore_weights
 from histolab_sft.provenance import fingerprint_data
+from histolab_sft.run_lock import SAVING
 from histolab_sft.signals import StopSignals
 from histolab_sft.training.checkpoints import (
     MANIFEST,
@@ -257,7 +258,7 @@ class SteadyTrainer(EvenTrainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        temporary = folder / ".saving"
+        temporary = folder / SAVING
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         model = self.accelerator.unwrap_model(self.model)
