@@ -53,6 +53,24 @@ def test_a_long_name_keeps_what_tells_it_from_others():
     assert figures._shorten("Tumor") == "Tumor"
 
 
+def test_a_name_is_wrapped_into_lines_about_as_long():
+    assert figures._wrap("Invasive duct…osis, grade 1") == "Invasive\nduct…osis,\ngrade 1"
+    assert figures._wrap("Tumor") == "Tumor"
+
+
+@pytest.mark.parametrize("n_classes", [2, 5, 9, 20, 52])
+def test_every_text_of_the_places_in_the_list_lies_within_the_figure(n_classes):
+    bias = [{"value": 0.01 * place, "ci95": [-0.1, 0.1]} for place in range(n_classes)]
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.draw_positions({system: {"bias": bias} for system in ("baseline", "finetuned")})
+        FigureCanvasAgg(figure).draw()
+        renderer = figure.canvas.get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in figure.findobj(Text) if text.get_text().strip()]
+    top = figure.axes[0].title.get_window_extent(renderer).y1
+    label = figure.axes[0].yaxis.label.get_window_extent(renderer)
+    assert 0 <= label.y0 and label.y1 <= top and all(box.x0 >= -1 for box in boxes)
+
+
 def test_the_only_ladder_of_a_report_is_twice_as_wide():
     rungs = [{"name": "zero-shot, raw", "kind": "baseline", "score": {"value": 0.5, "ci95": [0.4, 0.6]}}]
     alone, one = (figures.draw_ladder(rungs, 0.5, alone).get_figwidth() for alone in (True, False))

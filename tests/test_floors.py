@@ -186,7 +186,8 @@ def gains(mean_rgb, colour_histogram):
 def test_a_score_within_reach_of_colour_is_said_to_be_no_evidence():
     line = colour_floor_line(score(0.83, 0.79, 0.86), FLOORS, gains((0.1, 0.16), (-0.01, 0.06)))
     assert line.startswith("Colour alone comes as far") and "colour histogram" in line
-    assert "80.6% (79.0% to 82.0%)" in line and "83.0% (79.0% to 86.0%)" in line and "+2.5% (-1.0% to +6.0%)" in line
+    assert "80.6 % (79.0 to 82.0)" in line and "83.0 % (79.0 to 86.0)" in line
+    assert "+2.5 points (−1.0 to +6.0)" in line
 
 
 def test_a_score_below_colour_is_said_to_stay_below():
@@ -199,10 +200,15 @@ def test_a_gain_over_every_colour_floor_is_left_without_a_line_even_where_the_in
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("gain", "flagged"), [(0.05, False), (0.0, True)])
-def test_the_sentence_on_colour_is_right_in_57_of_60_studies_each_way(gain, flagged):
-    """A model and a colour fit that mostly err on the same hard patches, on 2,000 patches of 50 slides."""
-    n, classes, right = 2000, ["Normal", "Tumor"], 0
+@pytest.mark.parametrize(
+    ("n", "gain", "flagged"), [(2000, 0.05, False), (2000, 0.0, True), (7180, 0.03, False), (7180, 0.0, True)]
+)
+def test_the_sentence_on_colour_is_right_in_57_of_60_studies_each_way(n, gain, flagged):
+    """A model and a colour fit that mostly err on the same hard patches of 50 patients.
+
+    NCT-CRC's own test set has 7,180 patches of 50 patients, enough to tell 3 points; 2,000 patches tell 5.
+    """
+    classes, right = ["Normal", "Tumor"], 0
     labels = np.array(classes)[np.arange(n) % 2]
     other = np.array(classes)[1 - np.arange(n) % 2]
     for study in range(60):

@@ -14,10 +14,12 @@ from PIL import Image
 
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.data.synthetic import GROUP_BY, write_colour_only_patches, write_synthetic_patches
+from histolab_sft.evaluation.answer_findings import warn_constant
 from histolab_sft.evaluation.atlas import encode_thumbnail, list_mistakes
 from histolab_sft.evaluation.harness import write_predictions
-from histolab_sft.evaluation.report import write_report
-from histolab_sft.evaluation.report_tables import flatten, format_p, format_score, list_rungs, list_warnings
+from histolab_sft.evaluation.report import _say_least_p, write_report
+from histolab_sft.evaluation.report_tables import flatten, format_p, list_rungs, list_warnings
+from histolab_sft.evaluation.score_names import format_score
 
 
 class Page(HTMLParser):
@@ -239,3 +241,18 @@ def test_p_values_and_records_are_written_as_text():
         ("seed", "1"),
     ]
     assert flatten(None) == []
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "said"), [(None, ""), (0, ""), (6, ""), (5, "; they differ in 5 groups, and p can't be below 0.0625")]
+)
+def test_few_groups_are_said_to_keep_p_large(n_groups, said):
+    assert _say_least_p(n_groups) == said
+
+
+def test_a_constant_answer_as_good_is_told_in_the_units_of_the_tables():
+    [told] = warn_constant({"value": 0.0, "ci95": [-0.012, 0.031]}, "balanced_accuracy")
+    assert told.endswith("in balanced accuracy they differ by 0.0 points (−1.2 to +3.1)")
+    [told] = warn_constant({"value": 0.0, "ci95": [0.0, 0.0]}, "mae")
+    assert told.endswith("in mae they differ by 0.000")
+    assert warn_constant({"value": -1.0, "ci95": [-2.0, -0.5]}, "mae") == []

@@ -189,6 +189,7 @@ def test_two_systems_with_the_same_errors_do_not_differ():
         "only_finetuned": 0,
         "mcnemar_p": 1.0,
         "group_p": 1.0,
+        "n_unlike_groups": 0,
     }
 
 
@@ -197,7 +198,7 @@ def test_a_gain_in_one_patient_alone_convinces_mcnemar_but_not_the_test_over_gro
     groups = np.repeat(["p1", "p2", "p3", "p4", "p5"], 20)
     found = compute_mcnemar(labels, baseline, labels, groups)
     assert found["mcnemar_p"] < 1e-4
-    assert found["group_p"] == 1.0
+    assert found["group_p"] == 1.0 and found["n_unlike_groups"] == 1
 
 
 def test_a_gain_in_every_patient_convinces_the_test_over_groups():

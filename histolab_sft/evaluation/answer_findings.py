@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
+
 MOST = 0.5  # part of the answers from which a reader must be warned
 NEARLY_ALL = 0.95  # part from which a run is broken
 SHOWN = 5  # commonest answers that are listed
@@ -126,22 +128,20 @@ def list_findings(entry: dict) -> list[str]:
     return warnings
 
 
-def warn_constant(gain: dict, name: str, lower_is_better: bool = False) -> list[str]:
+def warn_constant(gain: dict, score: str) -> list[str]:
     """Return a sentence where the fine-tuned model can't be told from a constant answer.
 
     Args:
-        gain (`dict`): Fine-tuned minus constant, on the same draws, as `{"value", "ci95"}`.
-        name (`str`): The score, in words.
+        gain (`dict`): Fine-tuned minus constant in `score`, on the same draws, as `{"value", "ci95"}`.
     """
     if gain["value"] is None:
         return []
-    if gain["ci95"] is not None and (gain["ci95"][1] < 0 if lower_is_better else gain["ci95"][0] > 0):
+    if gain["ci95"] is not None and (gain["ci95"][1] < 0 if is_lower_better(score) else gain["ci95"][0] > 0):
         return []
-    value, low, high = (f"{part:+.3f}" for part in (gain["value"], *(gain["ci95"] or (0.0, 0.0))))
-    limits = f" ({low} to {high})" if gain["ci95"] else " (no interval)"
+    size = format_score(gain, METRICS.get(score, ("", False))[1], signed=True)["text"]
     return [
-        f"a constant answer comes as far as the fine-tuned model: in {name} they differ by "
-        f"{'0.000' if value in ('+0.000', '-0.000') else value}{limits}"
+        f"a constant answer comes as far as the fine-tuned model: in {name_in_sentence(score)} they differ by "
+        f"{size}{'' if gain['ci95'] else ' (no interval)'}"
     ]
 
 

@@ -108,8 +108,9 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
         counts, columns = counts[:, :-1], columns[:-1]
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n_rows = len(counts)
-    width = 2.3 * WIDTH if is_wide(matrix["labels"][:-1]) else WIDTH
-    size = 9 if n_rows < MANY else 7 if n_rows < TOO_MANY else 5.5
+    # As wide as the page where names would be too small to read.
+    width = 3 * WIDTH if n_rows >= TOO_MANY else 2.3 * WIDTH if is_wide(matrix["labels"][:-1]) else WIDTH
+    size = 9 if n_rows < MANY else 7
     names = [_shorten(name) for name in columns]
     longest = max(map(len, names))
     # Names stand upright where they would run into each other: 0.075 inches a letter, beside those of the rows.
@@ -129,7 +130,7 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=size)
     look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(np.arange(len(columns)) + 0.5, names, fontsize=size, **look)
-    rows = names[:n_rows] if n_rows > 4 else [textwrap.fill(name, WRAP) for name in names[:n_rows]]
+    rows = names[:n_rows] if n_rows > 4 else [_wrap(name) for name in names[:n_rows]]
     axes.set_yticks(np.arange(n_rows) + 0.5, rows, fontsize=size)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -259,7 +260,7 @@ def draw_positions(positions: dict[str, dict]) -> Figure:
         for place, bias in enumerate(entry["bias"], start=1):
             _mark(axes, bias, place + shift, system, horizontal=False)
     axes.set_xticks(range(1, len(entry["bias"]) + 1, 1 + len(entry["bias"]) // MANY))
-    axes.set(xlabel="place in the list", ylabel="chosen minus right, points", title="Place in the list of classes")
+    axes.set(xlabel="place in the list", ylabel="chosen minus\nright, points", title="Place in the list of classes")
     axes.yaxis.set_major_formatter(
         lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0"
     )
@@ -275,6 +276,12 @@ def _shorten(name: str) -> str:
         return name
     kept = (LONGEST - 1) // 2
     return f"{name[:kept].rstrip()}…{name[-kept:].lstrip()}"
+
+
+def _wrap(name: str) -> str:
+    """A name on as few lines of `WRAP` letters as hold it, all about as long."""
+    ways = (textwrap.wrap(name, width) for width in range(min(WRAP, max(map(len, name.split()))), WRAP + 1))
+    return "\n".join(min(ways, key=lambda lines: (len(lines), max(map(len, lines)))))
 
 
 def _start(height: float, width: float = WIDTH):

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from histolab_sft.data.patches import select_dataset
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.evaluation.score_names import format_score
 from histolab_sft.metrics.classification import compute_balanced_accuracy, compute_classification
 
 COLOUR_FLOORS = ("colour_histogram", "mean_rgb")
@@ -218,11 +219,7 @@ def colour_floor_line(finetuned: dict, floors: dict, gains: dict[str, dict]) -> 
 
 
 def _format(score: dict, signed: bool = False) -> str:
-    form = "+.1%" if signed else ".1%"
-    value = f"{score['value']:{form}}"
-    if score["ci95"] is None:
-        return f"{value} (no interval)"
-    return f"{value} ({score['ci95'][0]:{form}} to {score['ci95'][1]:{form}})"
+    return format_score(score, True, signed)["text"] + ("" if score["ci95"] else " (no interval)")
 
 
 def _stack(features: Iterable[np.ndarray], labels: np.ndarray, split: str) -> np.ndarray:

@@ -16,7 +16,6 @@ from histolab_sft.evaluation.answer_findings import (
 )
 from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.groups import name_units, warn_of_unknown
-from histolab_sft.evaluation.score_names import is_lower_better, name_score
 from histolab_sft.evaluation.uncertainty import (
     Estimate,
     bootstrap,
@@ -123,8 +122,7 @@ def score_answers(
     }
     entry["warnings"] += list_findings(entry)
     if task.HEADLINE in entry["above_floors"][FLOOR]:
-        gain, lower = entry["above_floors"][FLOOR][task.HEADLINE], is_lower_better(task.HEADLINE)
-        entry["warnings"] += warn_constant(gain, name_score(task.HEADLINE), lower)
+        entry["warnings"] += warn_constant(entry["above_floors"][FLOOR][task.HEADLINE], task.HEADLINE)
     if name in WITH_FIELDS and validation["finetuned"] is not None:
         entry["warnings"] += warn_few_to_calibrate(len(validation["finetuned"]), "questions")
     return entry, {system: estimates[system] for system in SYSTEMS}

@@ -12,8 +12,8 @@ from histolab_sft.data.patches import select_dataset
 from histolab_sft.evaluation.atlas import hash_id
 from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
 from histolab_sft.evaluation.report import render_page
-from histolab_sft.evaluation.report_tables import describe_front, flatten, format_score, list_unread
-from histolab_sft.evaluation.score_names import name_score
+from histolab_sft.evaluation.report_tables import describe_front, flatten, list_unread
+from histolab_sft.evaluation.score_names import format_score, name_score
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture

@@ -23,17 +23,18 @@ from histolab_sft.evaluation.report_tables import (
     describe_written,
     flatten,
     format_p,
-    format_score,
     list_rungs,
     list_unread,
     list_warnings,
 )
 from histolab_sft.evaluation.results import SYSTEMS
-from histolab_sft.evaluation.score_names import NAMES
+from histolab_sft.evaluation.score_names import NAMES, format_score
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 
 logger = logging.getLogger(__name__)
+
+FEW = 5  # classes that a question is shown with; the table of classes names more
 
 
 def write_report(
@@ -137,6 +138,7 @@ def describe_dataset(
         "warnings": list_warnings(entry),
         "headline": describe_scores(entry)[0],
         "p": format_p(entry["difference"].get("group_p", entry["difference"]["mcnemar_p"])),
+        "least_p": _say_least_p(entry["difference"].get("n_unlike_groups")),
         "colour_floor": format_score((entry["floors"].get("colour_histogram") or {}).get("balanced_accuracy"), True),
         "scores": describe_scores(entry),
         "written": describe_written(entry),
@@ -162,13 +164,21 @@ def describe_dataset(
         ),
         "per_class": describe_classes(entry),
         "group_scores": describe_groups(entry),
-        "sensitivity": _describe_sensitivity(entry["sensitivity"], add) if "sensitivity" in entry else None,
+        "sensitivity": _describe_sensitivity(entry, add) if "sensitivity" in entry else None,
         "atlas": atlas,
         "n_wrong": round((1 - entry["finetuned"]["accuracy"]["value"]) * entry["n"]),
     }
 
 
-def _describe_sensitivity(entry: dict, add: Callable) -> dict:
+def _say_least_p(n_groups: int | None) -> str:
+    """Say that few groups keep a p-value large, however well they agree."""
+    if n_groups is None or 0.5 ** (n_groups - 1) <= 0.05 or n_groups == 0:
+        return ""
+    return f"; they differ in {n_groups} groups, and p can't be below {0.5 ** (n_groups - 1):.3g}"
+
+
+def _describe_sensitivity(scored: dict, add: Callable) -> dict:
+    entry, classes = scored["sensitivity"], scored["classes"]
     systems = list(SYSTEMS)
     wordings, orders = entry["paraphrases"], entry["orders"]
 
@@ -201,10 +211,13 @@ def _describe_sensitivity(entry: dict, add: Callable) -> dict:
         )
         alt = f"balanced accuracy under changes of {change} ({strengths}): {scores}."
         pictures.append(add(change, alt, figures.draw_change, change, curve, systems))
+    questions = [variant["question"] for variant in wordings["variants"]]
+    if len(classes) > FEW:
+        questions = [text.replace(", ".join(classes), f"{classes[0]}, …, {classes[-1]}") for text in questions]
     return {
         "n": entry["n"],
         "figures": pictures,
-        "questions": list(zip(names, (variant["question"] for variant in wordings["variants"]), strict=True)),
+        "questions": list(zip(names, questions, strict=True)),
         "spread": {"wording": spread(wordings), "order": spread(orders)},
     }
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from histolab_sft.evaluation.results import SYSTEMS
-from histolab_sft.evaluation.score_names import METRICS, NAMES
+from histolab_sft.evaluation.score_names import METRICS, NAMES, format_score
 from histolab_sft.evaluation.zero_shot import READINGS
 
 RUNGS = {
@@ -55,26 +55,6 @@ def list_unread(entry: dict) -> list[dict]:
     return [
         {"system": system} | part for system in SYSTEMS for part in entry[system].get("written", {}).get("unread", [])
     ]
-
-
-def format_score(score: dict | None, percent: bool, signed: bool = False) -> dict:
-    """Return `value` and `interval` as text, and both in one as `text`; a dash where there is no value."""
-    if score is None or score["value"] is None:
-        return {"value": "–", "interval": "", "text": "not defined"}
-    scale, form = (100, "+.1f" if signed else ".1f") if percent else (1, "+.3f" if signed else ".3f")
-    value = _write_number(scale * score["value"], form)
-    low, high = score.get("ci95") or (0, 0)
-    # An interval without width says nothing about chance.
-    limits = [_write_number(scale * limit, form) for limit in (low, high)] if low < high else []
-    unit = "" if not percent else " points" if signed else " %"
-    interval = " to ".join(limits)
-    return {"value": value + unit, "interval": interval, "text": value + unit + (f" ({interval})" if limits else "")}
-
-
-def _write_number(number: float, form: str) -> str:
-    """A number with a true minus; zero has no sign."""
-    text = f"{number:{form}}"
-    return text.replace("-", "−") if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def describe_scores(entry: dict) -> list[dict]:

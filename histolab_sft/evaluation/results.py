@@ -147,7 +147,7 @@ def score_dataset(
     gains = {floor: gain[score] for floor, gain in entry["above_floors"].items()}
     entry["colour_floor"] = colour_floor_line(entry["finetuned"], entry["floors"], gains) if floors else None
     if "majority" in gains:
-        entry["warnings"] += warn_constant(gains["majority"], "balanced accuracy")
+        entry["warnings"] += warn_constant(gains["majority"], "balanced_accuracy")
     return entry, estimates
 
 

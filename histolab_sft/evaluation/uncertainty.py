@@ -205,7 +205,8 @@ def compute_mcnemar(
         `dict`: `only_baseline` and `only_finetuned`, patches that one system alone has right; `mcnemar_p`, McNemar's
         exact two-sided p over those patches, which takes them for independent and is too small where patches come in
         groups; with `groups` also `group_p`, which isn't: in 10,000 draws the systems are swapped in whole groups at
-        random and p is the part of them with a difference at least as large.
+        random and p is the part of them with a difference at least as large; and `n_unlike_groups`, the groups in
+        which one system has more right: with `n` of them `group_p` can't fall below `2 ** (1 - n)`.
     """
     labels, baseline, finetuned = (np.asarray(names, dtype=str) for names in (labels, baseline, finetuned))
     gain = (finetuned == labels).astype(int) - (baseline == labels).astype(int)
@@ -220,6 +221,7 @@ def compute_mcnemar(
         units, n_units = _encode_groups(len(gain), groups)
         gains = np.bincount(units, weights=gain, minlength=n_units)
         gains = gains[gains != 0]
+        result["n_unlike_groups"] = len(gains)
         generator = np.random.default_rng(seed)
         sums = [(generator.choice([-1.0, 1.0], size=(100, len(gains))) @ gains) for _ in range(100)]
         result["group_p"] = float((1 + (np.abs(sums) >= abs(gains.sum())).sum()) / (1 + np.size(sums)))

@@ -11,8 +11,7 @@ from histolab_sft.evaluation.answer_findings import (
 )
 from histolab_sft.evaluation.data_panel import add_data_panel
 from histolab_sft.evaluation.open_answers import FLOOR
-from histolab_sft.evaluation.report_tables import format_score
-from histolab_sft.evaluation.score_names import METRICS, is_lower_better
+from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
 
 LEVELS = ("fails", "unclear", "holds")
 SUMMARIES = {"fails": "not usable on", "unclear": "nothing shown on", "holds": "a gain on"}
@@ -77,12 +76,7 @@ def judge_dataset(entry: dict) -> dict:
     level = min((found for found, _ in places.values()), key=LEVELS.index)
     text = "; ".join(clauses)
     text = f"Not usable: {text}" if level == "fails" else text[0].upper() + text[1:]
-    return {"level": level, "text": f"{text}, in {_name(name)}, {_describe_ground(entry)}."}
-
-
-def _name(score: str) -> str:
-    name = METRICS.get(score, (score.replace("_", " "),))[0]
-    return name if name.isupper() else name[0].lower() + name[1:]
+    return {"level": level, "text": f"{text}, in {name_in_sentence(name)}, {_describe_ground(entry)}."}
 
 
 def _place(gain: dict, name: str) -> tuple[str, str]:

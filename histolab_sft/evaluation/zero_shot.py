@@ -39,12 +39,13 @@ def choose_reading(scores: dict[str, dict], log_prior: np.ndarray, classes: list
     headline = "corrected" if values["corrected"] > values["raw"] else "raw"
     favourite = classes[int(np.argmax(log_prior))]
     lean = float(np.max(log_prior) - np.min(log_prior))
+    leaning = f"towards “{favourite}” whatever it sees, by up to {lean:.1f} nats"
     reason = (
-        f"The base model leans towards “{favourite}” whatever it sees, by up to {lean:.1f} nats. Its balanced "
-        f"accuracy is {values['raw']:.1%} as it stands and {values['corrected']:.1%} with the leaning, measured on "
-        f"validation, taken away. The {headline} reading is the better one"
+        f"The base model leans {leaning if lean >= 0.05 else 'towards no class'}. Its balanced accuracy is "
+        f"{values['raw']:.1%} as it stands and {values['corrected']:.1%} with the leaning, measured on validation, "
+        f"taken away. The {headline} reading is the better one"
         + (", or as good," if values["raw"] == values["corrected"] else "")
-        + " and is the baseline here, so that no gain is one over the length of a name."
+        + " and is the baseline here: a leaning of the base model can't pass for a gain."
     )
     return {
         "headline": headline,
