@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,28 @@ class StopSignals:
             self.received, self.since = signal.Signals(number), time.monotonic()
         elif time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
             raise SystemExit(EXIT_CODE)
+
+
+@contextmanager
+def ending_within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block once it has run for so long; only in the main thread, elsewhere without a limit.
+
+    For code that comes with data or models and may loop. A single call of C code is not cut short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def ignore_stop_signals() -> None:

@@ -1,6 +1,7 @@
 """Files made to be misread: each is refused by name, soon and without the memory that it asks for."""
 
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import pytest
 
 from histolab_sft import patterns
 from histolab_sft.data.containers import read_patch
+from histolab_sft.models import turns
+from histolab_sft.models.tiny_tokenizer import build_processor
 from histolab_sft.patterns import search
 from histolab_sft.recipe_file import read_recipe
 
@@ -165,3 +168,14 @@ def test_a_pattern_finds_what_it_means():
     assert search(r"(P\d+)_", "none.png") is None
     with pytest.raises(ValueError, match="is no regular expression"):
         search("(", "a")
+
+
+def test_a_chat_template_that_loops_is_stopped_and_refused_with_its_models_name(monkeypatch):
+    monkeypatch.setattr(turns, "SECONDS", 0.3)
+    processor = build_processor(56, 4)
+    processor.tokenizer.name_or_path = "somebody/looping"
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    processor.chat_template = loops + processor.chat_template
+    with pytest.raises(ValueError, match="chat template of somebody/looping takes more than 0.3 s .* from those who"):
+        turns.complete_turns(processor)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

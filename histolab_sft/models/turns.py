@@ -7,6 +7,10 @@ Training and scoring tokenise what the chat template writes, as it stands. What 
 import transformers
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from histolab_sft.signals import ending_within
+
+SECONDS = 20.0  # for one question and answer, which take a millisecond: a template is a program, and may loop
+
 QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
 ANSWER = [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]
 # PaliGemma was never given one: a picture and a prefix go in, a suffix and an end come out.
@@ -26,7 +30,7 @@ def complete_turns(processor: ProcessorMixin) -> ProcessorMixin:
     - Where the tokenizer would put its beginning of sequence in front and the template doesn't, the template does.
 
     Raises:
-        ValueError: There is no chat template.
+        ValueError: There is no chat template, or it finds no end.
     """
     if isinstance(processor, transformers.PaliGemmaProcessor):
         processor = PaliGemmaProcessor(processor.image_processor, processor.tokenizer, PREFIX_TEMPLATE)
@@ -37,7 +41,14 @@ def complete_turns(processor: ProcessorMixin) -> ProcessorMixin:
             "instruction-tuned version, or save a chat_template.jinja beside its processor"
         )
     tokenizer = processor.tokenizer
-    conversation = processor.apply_chat_template(QUESTION + ANSWER, tokenize=False)
+    try:
+        with ending_within(SECONDS):
+            conversation = processor.apply_chat_template(QUESTION + ANSWER, tokenize=False)
+    except TimeoutError as error:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} takes more than {SECONDS:g} s for one question and "
+            "answer, expected a millisecond; take the model, or its template, from those who made it"
+        ) from error
     begin = "" if not _adds_beginning(tokenizer) or conversation.startswith(tokenizer.bos_token) else "{{ bos_token }}"
     last = tokenizer(conversation.rstrip(), add_special_tokens=False)["input_ids"][-1]
     end = "" if last in tokenizer.added_tokens_decoder else "{{ eos_token }}"
