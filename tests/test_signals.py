@@ -1,11 +1,13 @@
 """A scheduler's signal ends a command in order and with one exit code, whatever the command is doing."""
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_errors import ROOT, write_recipe
@@ -57,3 +59,37 @@ def test_training_with_workers_and_without_shared_memory_ends_well(tmp_path, unt
     ended = subprocess.run(["unshare", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "--shm-size" in ended.stderr
+
+
+def is_importing(process, output_dir):
+    return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def has_begun(process, output_dir):
+    return (output_dir / "run.json").is_file()
+
+
+@pytest.mark.thorough
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("script", "phase", "number"),
+    [
+        ("recipes/sft.py", is_importing, signal.SIGTERM),
+        ("recipes/evaluate.py", is_importing, signal.SIGUSR1),
+        ("recipes/sft.py", has_begun, signal.SIGTERM),
+    ],
+)
+def test_a_command_ends_in_seconds_with_143_before_it_trains_or_scores(tmp_path, script, phase, number):
+    recipe = write_recipe(tmp_path)
+    process = subprocess.Popen([sys.executable, script, "--config", str(recipe)], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        while not phase(process, tmp_path / "out"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(30) == EXIT_CODE
+    finally:
+        process.kill()
+    assert f"stopped by {number.name}" in process.stderr.read().decode()
+    if phase is has_begun:
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["exit_reason"] == "SystemExit: 143"
