@@ -17,6 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.gpu_recipe import free_memory, measure_peaks
@@ -138,10 +139,10 @@ def compiled_training(session: Session, batch: int) -> Iterator[None]:
 
 
 def train_deterministic(session: Session, precision: str, batch: int) -> dict:
-    """Train from the cache with PyTorch's deterministic operations, whose results repeat bit by bit."""
+    """Train from the cache as the key `full_determinism` has it, with operations whose results repeat bit by bit."""
     load_recipe(session, precision)
     read_features(session)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    enable_full_determinism(0)
     try:
         return time_training(session, batch)
     finally:

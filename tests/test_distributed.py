@@ -145,9 +145,19 @@ def test_a_launch_file_as_it_is_trains_the_demo_recipe_on_two_processors_and_goe
     assert [entry["n"] for entry in results["datasets"].values()] == [9, 9]
 
 
+@pytest.mark.parametrize("config", ["multi_gpu", "deepspeed_zero2", "deepspeed_zero3"])
+def test_the_adapter_is_saved_in_float32_where_training_computes_in_bfloat16(folder, tmp_path, config):
+    recipe = write_recipe(folder, tmp_path / "run", bf16=True, max_steps=2, save_strategy="no")
+    run_ranks(recipe, tmp_path / "run.log", config=config)
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    # As trained, and not what is left of it in bfloat16.
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
 def test_zero3_refuses_quantised_weights(folder, tmp_path):
     recipe = write_recipe(folder, tmp_path / "run", load_in_4bit=True)
-    said = run_ranks(recipe, tmp_path / "run.log", config="deepspeed_zero3", code=1)
+    said = run_ranks(recipe, tmp_path / "run.log", config="deepspeed_zero3", code=2)
     assert "4-bit or 8-bit weights with ZeRO-3" in said and "deepspeed_zero2.yaml" in said
 
 
@@ -165,14 +175,14 @@ def test_under_fsdp2_a_run_goes_on_exactly_and_its_adapter_is_scored(folder, tmp
 
 def test_fsdp_refuses_processors_on_which_it_would_not_shard(folder, tmp_path):
     recipe = write_recipe(folder, tmp_path / "run")
-    assert "FSDP with use_cpu" in run_ranks(recipe, tmp_path / "run.log", config="fsdp2", code=1)
+    assert "FSDP with use_cpu" in run_ranks(recipe, tmp_path / "run.log", config="fsdp2", code=2)
 
 
 def test_two_processes_that_would_be_one_each_stop(folder, tmp_path):
     recipe = write_recipe(folder, tmp_path / "run", use_cpu=False)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU for them here")
-    said = run_ranks(recipe, tmp_path / "run.log", code=1)
+    said = run_ranks(recipe, tmp_path / "run.log", code=2)
     assert said.count("ValueError: 1 process in this run, expected the 2 that were launched") == 2
 
 

@@ -209,3 +209,23 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_card(folder, tmp_path):
     names = {path.name for path in (tmp_path / "run").rglob("*")}
     assert not names & {"training_args.bin", "README.md", ".saving"}
     assert hash_adapter(tmp_path / "run") == hash_adapter(tmp_path / "run" / "checkpoint-1")
+
+
+def test_full_determinism_has_training_take_operations_that_repeat_bit_by_bit(folder, tmp_path, monkeypatch):
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+    asked = []
+
+    class Ask(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            asked.append(torch.are_deterministic_algorithms_enabled())
+
+    try:
+        for value in (True, False):
+            trainer = build_trainer(folder, tmp_path / str(value), max_steps=1, full_determinism=value)
+            trainer.add_callback(Ask())
+            trainer.train()
+            torch.use_deterministic_algorithms(False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert asked == [True, False]

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from transformers.trainer_utils import enable_full_determinism
 from trl import ModelConfig, SFTConfig
 
 from histolab_sft.arguments import HistoArguments
@@ -54,6 +55,8 @@ def evaluate(
     for change in others:
         logger.warning("changed since training: %s", change)
 
+    if training_args.full_determinism:
+        enable_full_determinism(training_args.seed)
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     model = load_base_model(model_args, *how)
     processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig
 
@@ -62,6 +63,7 @@ class SteadyTrainer(EvenTrainer):
         self._last_boundary = -1
         self._save_due = False
         self._open_checkpoint: Path | None = None
+        self._master_weights: dict[str, torch.Tensor] = {}
 
     # What a run goes on from
 
@@ -250,6 +252,29 @@ class SteadyTrainer(EvenTrainer):
         self._total_train_tokens = content["tokens"]
         self.micro_batch = content["micro_batch"]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Every process takes part in gathering them, and only one in `_save`.
+        self._master_weights = self._gather_master_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _gather_master_weights(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights in float32 as DeepSpeed's optimiser holds them; those of the model are rounded.
+
+        ZeRO-1 and 2 with `bf16: true` train on a copy in bfloat16. Without it, and under ZeRO-3, there are none.
+        """
+        if not self.is_deepspeed_enabled or is_deepspeed_zero3_enabled() or not self.args.bf16:
+            return {}
+        # An extra of the package, which no other run needs.
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model = self.accelerator.unwrap_model(self.model)
+        gathered = {
+            name: safe_get_full_fp32_param(parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        return {name: weight.cpu() for name, weight in gathered.items() if weight is not None}
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the weights, each file at once or not at all, and with the final ones the processor.
 
@@ -261,6 +286,8 @@ class SteadyTrainer(EvenTrainer):
         temporary = folder / SAVING
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        if self._master_weights:
+            state_dict = {**state_dict, **self._master_weights}
         model = self.accelerator.unwrap_model(self.model)
         # PEFT would ask the Hub whether the vocabulary of the base model was changed.
         options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
