@@ -166,8 +166,8 @@ def run(*command) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.model
-def test_preflight_ends_with_its_verdict_although_the_first_picture_is_damaged(tmp_path):
-    recipe = write_recipe(tmp_path)
+def test_preflight_ends_with_its_verdict_although_the_first_picture_is_damaged(tmp_path, untrained_model):
+    recipe = write_recipe(tmp_path, model_name_or_path=str(untrained_model))
     first = sorted((tmp_path / "data" / "A").iterdir())[0]
     first.write_bytes(first.read_bytes()[:60])
     checked = run("recipes/preflight.py", "--config", recipe)
@@ -189,8 +189,8 @@ def test_every_command_tells_a_mistake_in_one_line_and_exits_with_2(tmp_path, sc
 
 @pytest.mark.thorough
 @pytest.mark.model
-def test_the_launcher_adds_no_traceback_to_the_message(tmp_path):
-    recipe = write_recipe(tmp_path)
+def test_the_launcher_adds_no_traceback_to_the_message(tmp_path, untrained_model):
+    recipe = write_recipe(tmp_path, model_name_or_path=str(untrained_model))
     Image.new("RGB", (32, 32)).save(tmp_path / "data" / "A" / "broken.png")
     tmp_path.joinpath("data", "A", "broken.png").write_bytes(b"no picture")
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", "accelerate_configs/cpu.yaml"]
