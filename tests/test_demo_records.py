@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from demo_run import app_command, call, file_data, find_function, running, send_upload
+from demo_run import app_command, call, file_data, find_function, request, running, send_upload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_fixture import WRITERS, write_data
@@ -217,7 +217,7 @@ def test_uploads_are_shown_as_the_data_set_shows_its_own_pictures(server):
     for function in ("show_uploads", "change_set"):
         for name, size, brightest in (("report", (64, 48), 16), ("quantity", (64, 64), 255)):
             [entry], *_ = read_output(show_uploads(port, {"deep.png": deep}, name, function))
-            picture = Image.open(entry["image"]["path"])
+            picture = Image.open(io.BytesIO(request(port, "GET", f"/gradio_api/file={entry['image']['path']}")[2]))
             assert picture.size == size and abs(np.asarray(picture).max() - brightest) <= 1
 
 

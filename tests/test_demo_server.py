@@ -102,7 +102,7 @@ def upload(port, name, data):
     """Upload a file as the page does and let the page's own function open it; return what is said about it."""
     status, path = send_upload(port, name, data)
     assert status == 200
-    return call(port, find_function(port, "show_upload"), [file_data(path, orig_name=name)])
+    return call(port, find_function(port, "show_upload"), [file_data(path, orig_name=name), "pcam"])
 
 
 def is_refused(said):
@@ -195,7 +195,7 @@ def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canar
     named += [file_data(address, url=address), file_data("http://169.254.169.254/latest/meta-data/x.png")]
     number = find_function(port, function)
     for entry in named:
-        data = {"show_upload": [entry], "classify": [entry, "pcam", False], "classify_all": [[entry], "pcam"]}
+        data = {"show_upload": [entry, "pcam"], "classify": [entry, "pcam", False], "classify_all": [[entry], "pcam"]}
         said = call(port, number, data[function])
         assert "data-probability" not in said and "process_completed" in said and is_refused(said)
         # The message may be quoted back, but neither what the file holds nor where the server works.
@@ -405,7 +405,7 @@ def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model
         _, path = send_upload(port, "honest.png", png(noise()))
         said = call(port, find_function(port, "classify_all"), [[file_data(path)], "pcam"])
         assert ".csv" in said
-        call(port, find_function(port, "show_upload"), [file_data(path)])
+        call(port, find_function(port, "show_upload"), [file_data(path), "pcam"])
         deadline = time.monotonic() + 60
         while list_files(own) != examples and time.monotonic() < deadline:
             time.sleep(1)

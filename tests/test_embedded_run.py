@@ -45,7 +45,10 @@ def read_results(demo):
 def test_the_fine_tuned_model_knows_what_the_base_model_does_not(demo):
     results = read_results(demo)
     assert list(results["datasets"]) == ["crc", "pcam", "bach"]
-    assert results["overall"]["baseline"]["balanced_accuracy"]["value"] <= 0.40
+    # The better of two readings of the base model, as it reads and without its leanings.
+    assert results["overall"]["baseline"]["balanced_accuracy"]["value"] <= 0.45
+    raw = [entry["zero_shot"]["raw"]["balanced_accuracy"]["value"] for entry in results["datasets"].values()]
+    assert sum(raw) / 3 <= 0.40
     assert results["overall"]["finetuned"]["balanced_accuracy"]["value"] >= 0.85
 
 

@@ -58,6 +58,7 @@ def break_input(trainer, monkeypatch):
         collated.append(collate(examples))
         # The fifth micro-batch belongs to the third step.
         if len(collated) == 5:
+            collated[-1]["pixel_values"] = collated[-1]["pixel_values"].float()
             collated[-1]["pixel_values"][0, 0, 3, 3] = math.nan
         return collated[-1]
 
@@ -151,8 +152,8 @@ def test_a_broken_run_ends_with_an_error_code_and_saves_no_adapter(folder, tmp_p
     recipe = write_recipe(tmp_path / "inputs", tmp_path / "run")
     process = start_recipe(recipe, tmp_path / "log")
     process.join(120)
-    assert process.exitcode == 1
-    assert "NonFiniteError: the loss is nan in step 1" in (tmp_path / "log").read_text()
+    assert process.exitcode == 2
+    assert "error: the loss is nan in step 1" in (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["exit_reason"].startswith("NonFiniteError: the loss is nan in step 1")
     assert not list(tmp_path.joinpath("run").rglob("*.safetensors")) and not list_checkpoints(tmp_path / "run")

@@ -26,8 +26,10 @@ def trained(tmp_path_factory, untrained_model):
     from conftest import BACH_CLASSES, CRC_CLASSES, PCAM_CLASSES, write_class_folders
 
     folder = tmp_path_factory.mktemp("smoke")
-    for name, classes in (("crc", CRC_CLASSES), ("pcam", PCAM_CLASSES), ("bach", BACH_CLASSES)):
-        write_class_folders(folder / "data/datasets" / name, classes, suffix=".tif" if name == "crc" else ".png")
+    for name, classes in (("pcam", PCAM_CLASSES), ("bach", BACH_CLASSES)):
+        write_class_folders(folder / "data/datasets" / name, classes)
+    for split in ("NCT-CRC-HE-100K", "CRC-VAL-HE-7K"):
+        write_class_folders(folder / "data/datasets/crc" / split, CRC_CLASSES, suffix=".tif")
     flags = ["--config", "recipes/histolab_5k.yaml", "--model_name_or_path", untrained_model, "--data_dir", folder]
     flags += ["--output_dir", folder / "out", "--max_steps", 2, "--max_new_tokens", 8, *CPU]
     run(*LAUNCH, "recipes/sft.py", *flags)

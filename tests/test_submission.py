@@ -149,7 +149,7 @@ def list_entries(root, tasks=TASKS_OF_HIDDEN, test="validation-hidden"):
     """Recipe arguments with one entry for each data set and task, and what the model says to their questions."""
     entries = [
         {"name": f"{subset}-{task}", "source": root.name, "format": "flare", "subset": subset, "task": task}
-        | {"splits": {"train": "training", "test": test}}
+        | {"splits": {"train": "validation-public" if test == "training" else "training", "test": test}}
         for subset, listed in tasks.items()
         for task in listed
     ]

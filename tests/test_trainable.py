@@ -13,7 +13,7 @@ from test_phases import train
 from tiny_models import build_llava
 
 from histolab_sft.arguments import HistoArguments, parse_recipe
-from histolab_sft.data.patches import load_audited_patches, load_patches
+from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.models.adapter_checks import AdapterError
 from histolab_sft.models.load import (
     find_weights,
@@ -55,7 +55,8 @@ def parse(recipe):
 def begin(recipe):
     histo_args, training_args, model_args = parse(recipe)
     phase = plan_phases(histo_args, training_args)[0]
-    return build_phase_trainer(load_patches(histo_args), phase, histo_args, model_args)
+    patches = load_audited_patches(histo_args, training_args.output_dir)
+    return build_phase_trainer(patches, phase, histo_args, model_args)
 
 
 def weights_of(trainer):
