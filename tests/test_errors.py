@@ -173,7 +173,8 @@ def test_preflight_ends_with_its_verdict_although_the_first_picture_is_damaged(t
     checked = run("recipes/preflight.py", "--config", recipe)
     assert checked.returncode == 1, checked.stderr
     assert first.name in checked.stdout
-    assert "Training would be refused" in checked.stdout.splitlines()[-2] + checked.stdout.splitlines()[-1]
+    assert "\nTraining would be refused: 1 picture can't be used" in checked.stdout
+    assert "refused_images: quarantine" in checked.stdout.splitlines()[-1]
 
 
 @pytest.mark.thorough

@@ -49,7 +49,9 @@ def given(request, tmp_path_factory, untrained_model):
         write_data(request.param, folder, recipe["datasets"])
     else:
         for config in histo_args.datasets:
-            write_class_folders(folder / config.source, config.class_names, per_class=40, slides=20)
+            parts = config.splits.values() if isinstance(config.splits, dict) else [""]
+            for part in parts:
+                write_class_folders(folder / config.source / part, config.class_names, per_class=40, slides=20)
     train = load_patches(histo_args)["train"]
     collator = DataCollatorForVisionLanguageModeling(
         processor=load_processor(str(untrained_model)), max_length=training_args.max_length, completion_only_loss=True
