@@ -7,6 +7,7 @@ With `vision_cache: FOLDER` no step reads pixels. The model is loaded on the CPU
 encodes the pictures; it goes back; then the language model takes its place.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,7 +33,9 @@ def choose_device_map(vision_cache: str = OFF) -> dict[str, str] | None:
     DeepSpeed and FSDP put a model in its place themselves, and get None.
     """
     state = PartialState()
-    if state.distributed_type == DistributedType.DEEPSPEED or is_fsdp_enabled():
+    # Before the trainer is made, only the launcher's variable tells of DeepSpeed.
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if deepspeed or state.distributed_type == DistributedType.DEEPSPEED or is_fsdp_enabled():
         return None
     if takes_turns(vision_cache) or state.device.type != "cuda":
         return {"": "cpu"}
