@@ -12,6 +12,7 @@ from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.flow import count_found
 from histolab_sft.data.splits import cap_patches, check_given_splits, split_patches
 from histolab_sft.dataset_config import SPLITS, DatasetConfig
+from histolab_sft.errors import is_for_user
 
 
 def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
@@ -75,6 +76,9 @@ def with_data_set_named(name: str, function, *args):
     try:
         return function(*args)
     except ValueError as error:
+        # What a library says is a bug, and keeps its traceback.
+        if not is_for_user(error):
+            raise
         raise ValueError(f"data set {name!r}: {error}") from error
 
 
