@@ -43,8 +43,7 @@ def write_class_folders(folder, classes, per_class=8, suffix=".png", size=32, sl
 def histolab_folders(tmp_path):
     """`data/datasets/{crc,pcam,bach}` in HistoLab's layout under the returned folder, small noise patches."""
     root = tmp_path / "data" / "datasets"
-    for split in ("NCT-CRC-HE-100K", "CRC-VAL-HE-7K"):
-        write_class_folders(root / "crc" / split, CRC_CLASSES, suffix=".tif")
+    write_class_folders(root / "crc", CRC_CLASSES, suffix=".tif")
     write_class_folders(root / "pcam", PCAM_CLASSES)
     write_class_folders(root / "bach", BACH_CLASSES)
     return tmp_path

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 
 import pytest
 import torch
@@ -123,9 +124,16 @@ def test_a_folder_that_is_asked_for_is_used_or_refused_never_left_out(patches, t
 
 
 def block_shards(folder, pictures):
-    """Let the disk be full: `/dev/full` stands where the first shard is written."""
-    keys = list(pictures)[:64]
-    folder.joinpath(f"{hash_parts(*(key.encode() for key in keys))}.tmp").symlink_to("/dev/full")
+    """Let no file grow beyond 8 KiB: the first shard is begun and can't be finished, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def growing_files():
+    """Let files grow again after the test."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def block_locks(folder, pictures):
@@ -142,7 +150,7 @@ def block_folder(folder, pictures):
 @pytest.mark.model
 @pytest.mark.parametrize("block", [block_shards, block_locks, block_folder])
 def test_a_cache_that_cannot_be_written_costs_auto_its_speed_and_an_asked_folder_one_error(
-    patches, tiny, tmp_path, caplog, block
+    patches, tiny, tmp_path, caplog, growing_files, block
 ):
     pictures, _ = list_pictures([(patches["test"], 1)])
 
