@@ -32,10 +32,10 @@ def find_changes(output_dir: str | Path, settings: dict) -> list[str]:
     """
     path = Path(output_dir, "run.json")
     if not path.is_file():
-        return [f"{path} isn't there, so nothing tells what was trained and how."]
+        return [f"The run's folder has no {path.name}: nothing tells what was trained and how."]
     run = json.loads(path.read_text(encoding="utf-8"))
     if "settings" not in run or "weights" not in run:
-        return [f"{path} doesn't tell of finished weights and their precision: what is scored may be of another run."]
+        return [f"{path.name} doesn't tell of finished weights and their precision: it may be of another run."]
     changes = [
         f"{key} was {run['settings'].get(key)} in training and is {value} in scoring."
         for key, value in settings.items()

@@ -340,15 +340,15 @@ def test_pictures_go_when_the_demo_is_ended_and_what_a_killed_one_left_goes_at_t
             process.send_signal(number)
             assert process.wait(30) == code
         assert len(list((tmp_path / "tmp").glob("histolab-demo-*"))) == (number == signal.SIGKILL)
-        (tmp_path / "tmp").rename(tmp_path / "left")
-    [left] = (tmp_path / "left").glob("histolab-demo-*")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "left"))
+        place = (tmp_path / "tmp").rename(tmp_path / f"left by {number}")
+    [left] = place.glob("histolab-demo-*")
+    monkeypatch.setattr("tempfile.tempdir", str(place))
     with own_folder() as own:  # just made: it may be another demo's, not locked yet
         assert left.exists() and own.exists()
     os.utime(left, (0, 0))
     with own_folder() as own:
         os.utime(own, (0, 0))
-        remove_abandoned(tmp_path / "left", PREFIX)
+        remove_abandoned(place, PREFIX)
         assert own.exists() and not left.exists()
 
 

@@ -52,4 +52,4 @@ def test_a_run_that_has_no_record_is_told(tmp_path, output_dir):
     (output_dir / "run.json").write_text("{}")
     assert "may be of another run" in find_changes(output_dir, settle(output_dir))[0]
     (output_dir / "run.json").unlink()
-    assert "isn't there" in find_changes(output_dir, settle(output_dir))[0]
+    assert "has no run.json" in find_changes(output_dir, settle(output_dir))[0]

@@ -95,7 +95,7 @@ def load_scored_patches(histo_args: HistoArguments, output_dir: str | Path) -> t
     frozen = read_split(output_dir)
     if frozen is None:
         frame, _ = audit_or_stop(histo_args, output_dir)
-        note = f"{Path(output_dir, FILE)} isn't there: whether what is scored was trained on isn't known"
+        note = f"The run's folder has no {FILE}: whether what is scored was trained on isn't known."
         logger.warning("%s", note)
         return format_patches(frame, histo_args), [note]
     notes = []
