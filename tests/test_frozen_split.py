@@ -167,6 +167,24 @@ def copy_train_into_another_set(folder):
     shutil.copyfile(folder / "clinic" / "train" / name(30, 0), folder / "other" / "test" / name(56, 0))
 
 
+def save_again(folder):
+    """As JPEG, twice as large: not one pixel is as it was."""
+    for path in list(folder.glob("ward/*/*.png")):
+        image = Image.open(path)
+        image.resize((32, 32), Image.Resampling.BICUBIC).save(path.with_suffix(".jpg"), quality=95, subsampling=0)
+        path.unlink()
+
+
+def turn_train_into_test(folder, gone=False):
+    """Of patients that nobody knows, so that the picture alone can tell."""
+    for slide, number in ((30, 0), (33, 1)):
+        path = folder / "clinic" / "train" / name(slide, number)
+        image = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+        image.save(folder / "clinic" / "test" / path.parent.name / f"S{slide + 60}-0.png")
+    for path in list(folder.glob("clinic/train/*/S3[03]-*.png")) if gone else ():
+        path.unlink()
+
+
 def overwrite(folder):
     paint(folder / "clinic" / "test" / name(42, 0), 4711)
 
@@ -193,10 +211,20 @@ CHANGES = {
     "moved from train to test": (move_train_to_test, {}, r"clinic: of 28 test rows, 4 show a picture", REFUSED),
     "a new picture of a patient trained on": (
         *(move_one_of_a_patient, {}),
-        *(r"clinic: of 25 test rows, 0 show a picture that was trained on and 1 more a patient", REFUSED),
+        r"clinic: of 25 test rows, 0 show a picture .* on, 0 more a near copy of one, and 1 more a patient",
+        REFUSED,
     ),
     "moved from test to train": (
         *(move_test_to_train, {}, r"clinic, another split than in training \(test to train: 4\)", TOLD),
+    ),
+    "every picture saved again, and another seed": (
+        *(save_again, {"split_seed": 7}, r"ward: of \d+ test rows, 0 show .* on, [1-9]\d* more a near copy", REFUSED),
+    ),
+    "turned copies of pictures trained on": (
+        *(turn_train_into_test, {}, r"clinic: of 26 test rows, 0 show .* on, 2 more a near copy", REFUSED),
+    ),
+    "turned copies of pictures trained on that are gone": (
+        *(lambda f: turn_train_into_test(f, True), {}, r"clinic: of 26 test rows, 0 .* 2 more a near copy", REFUSED),
     ),
     "a test picture painted over": (overwrite, {}, "clinic, other pixels under the same name: 1 row$", TOLD),
     "another seed": (nothing, {"split_seed": 7}, "show a picture that was trained on", REFUSED),
@@ -264,7 +292,7 @@ def test_a_change_since_training_is_refused_or_told_and_nothing_trained_on_is_sc
         assert refused in (REFUSED, None)
         text = str(error)
         assert "changed_split: frozen" in text and "changed_split: new" in text
-        assert re.search(r"(show a picture that was trained on|more a patient)", text)
+        assert re.search(r"[1-9]\d* (show a picture that was trained on|more a)", text)
         if refused:
             assert re.search(said, text), text
         outcomes = []
@@ -339,6 +367,21 @@ def test_what_an_adapter_had_learnt_before_counts_when_a_run_goes_on_from_it(tra
     change_recipe(trained, changed, data_dir=str(changed), split_seed=7)
     with pytest.raises(SplitError, match="ward: of .* rows, [1-9]"):
         load_scored_patches(parse(changed)[0], changed / "next")
+
+
+def test_near_copies_of_what_was_trained_on_are_left_out_of_the_new_split_with_their_patients(changed, caplog):
+    turn_train_into_test(changed)
+    paint(changed / "clinic" / "test" / "N" / "S90-1.png", 5)  # another picture of the patient of a copy
+    histo_args = parse(changed, "--changed_split", "new")[0]
+    rows = load_scored_patches(histo_args, changed / "out")[0]["test"].with_format(None)
+    assert not {"S90", "S93"} & set(rows["group"]) and len([g for g in rows["dataset"] if g == "clinic"]) == 24
+    assert "2 more a near copy of one, and 1 more a patient or slide that was; they are left out" in caplog.text
+
+
+def test_near_copies_that_were_there_in_training_are_a_matter_of_its_audit(changed):
+    turn_train_into_test(changed)
+    load_training_patches(parse(changed)[0], changed / "next")
+    assert load_scored_patches(parse(changed)[0], changed / "next")[1] == []
 
 
 def test_blank_pictures_give_nothing_away(changed):

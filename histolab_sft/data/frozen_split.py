@@ -14,7 +14,15 @@ from datasets import DatasetDict
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import audit_or_stop, format_patches
-from histolab_sft.data.split_changes import EARLIER, TRAINED, SplitChanges, compare_splits, describe_rows, match_rows
+from histolab_sft.data.split_changes import (
+    COLUMNS,
+    EARLIER,
+    TRAINED,
+    SplitChanges,
+    compare_splits,
+    describe_rows,
+    match_rows,
+)
 from histolab_sft.errors import AuditRefusal, say_count
 from histolab_sft.provenance import fingerprint_data, sync_folder
 
@@ -57,8 +65,8 @@ def load_training_patches(histo_args: HistoArguments, output_dir: str | Path) ->
         SplitError: What is in the folder was trained on other rows, or a picture, patient or slide to be scored had
             been learnt by the adapter that the run goes on from.
     """
-    frame, blank = audit_or_stop(histo_args, output_dir)
-    rows, patches = describe_rows(frame, blank), format_patches(frame, histo_args)
+    frame, intake = audit_or_stop(histo_args, output_dir)
+    rows, patches = describe_rows(frame, intake), format_patches(frame, histo_args)
     split = FrozenSplit(rows, fingerprint_data(patches), _describe_settings(histo_args))
     found = read_split(output_dir)
     if found is not None and _holds_results(Path(output_dir)):
@@ -100,12 +108,12 @@ def load_scored_patches(histo_args: HistoArguments, output_dir: str | Path) -> t
         return format_patches(frame, histo_args), [note]
     notes = []
     if histo_args.changed_split == "frozen":
-        frame, blank = audit_or_stop(
+        frame, intake = audit_or_stop(
             _without_caps(histo_args), output_dir, lambda *found: _deal(*found, frozen, notes)
         )
     else:
-        frame, blank = audit_or_stop(histo_args, output_dir)
-    now = FrozenSplit(describe_rows(frame, blank), "", _describe_settings(histo_args))
+        frame, intake = audit_or_stop(histo_args, output_dir)
+    now = FrozenSplit(describe_rows(frame, intake), "", _describe_settings(histo_args))
     changes = _compare(frozen, now)
     sentences = list(changes.leaks)
     if histo_args.changed_split == "new":
@@ -136,7 +144,7 @@ def read_split(folder: str | Path) -> FrozenSplit | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path).select(COLUMNS)
         content = json.loads(table.schema.metadata[METADATA])
         return FrozenSplit(table.to_pandas(), content["fingerprint"], content["settings"])
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -195,10 +203,10 @@ def _list_changes(frozen: FrozenSplit, changes: SplitChanges, now: FrozenSplit) 
     return sentences
 
 
-def _deal(patches: pd.DataFrame, blank: set[str], frozen: FrozenSplit, notes: list[str]) -> pd.DataFrame:
+def _deal(patches: pd.DataFrame, intake: pd.DataFrame, frozen: FrozenSplit, notes: list[str]) -> pd.DataFrame:
     """Give each row the split that it had in training, in the order of then; leave out the others and note it."""
     known = frozen.rows[frozen.rows["split"] != EARLIER].reset_index(drop=True)
-    positions = match_rows(known, describe_rows(patches, blank))
+    positions = match_rows(known, describe_rows(patches, intake))
     positions = positions[positions >= 0].sort_values()
     if len(positions) < len(patches):
         notes.append(

@@ -56,8 +56,8 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
 
 def audit_or_stop(
     histo_args: HistoArguments, output_dir: str | Path, deal: Callable | None = None
-) -> tuple[pd.DataFrame, set[str]]:
-    """Return the patches of `audit_recipe`, and the `pixel_sha256` of pictures of one even colour.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the patches of `audit_recipe` and the intake table.
 
     Raises:
         AuditRefusal: As `load_audited_patches` does.
@@ -66,7 +66,7 @@ def audit_or_stop(
     logger.info("%s", format_audit(audit))
     if reason := explain_refusal(audit, intake, histo_args, output_dir):
         raise AuditRefusal(reason)
-    return patches, find_blank(intake)
+    return patches, intake
 
 
 def audit_recipe(
@@ -75,7 +75,7 @@ def audit_recipe(
     """Decode every picture, apply `refused_images` and `leaks`, audit what is left and write `audit.json`.
 
     Args:
-        deal: Gives the patches, with `pixel_sha256`, other splits before all of that.
+        deal: Gives the patches, with `pixel_sha256` and beside the intake table, other splits before all of that.
 
     Returns:
         The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
@@ -90,7 +90,7 @@ def audit_recipe(
     near, siblings = find_kin(pictures, intake, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
     if deal is not None:
-        patches = deal(patches, find_blank(intake))
+        patches = deal(patches, intake)
     pictures, dropped = _list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
         verdicts = join_intake(pictures, intake, ("path", "row"))["verdict"]
@@ -119,11 +119,6 @@ def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of which every picture can be used: refused pictures have no `pixel_sha256`."""
     hashes = patches["pixel_sha256"].explode()
     return patches.drop(index=hashes.index[hashes.isna()].unique())
-
-
-def find_blank(intake: pd.DataFrame) -> set[str]:
-    """Return the `pixel_sha256` of pictures of one even colour."""
-    return set(intake.loc[intake["contrast"] == 0, "pixel_sha256"])
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:

@@ -5,15 +5,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from histolab_sft.data.duplicates import THUMBNAIL_SIDE, find_near_duplicates
 from histolab_sft.dataset_config import SPLITS
 from histolab_sft.errors import say_count
 
 # Rows that an adapter had learnt before the run that went on from it.
 EARLIER = "earlier"
 TRAINED = ("train", EARLIER)
-COLUMNS = ("dataset", "cohort", "split", "id", "group", "answer", "pixels", "pictures")
+COLUMNS = ["dataset", "cohort", "split", "id", "group", "answer", "pixels", "pictures", "thumbnails"]
 
 
 @dataclass
@@ -21,8 +23,8 @@ class SplitChanges:
     """What `compare_splits` found.
 
     Attributes:
-        trained_on: For each row whether it is scored (validation or test) and shows a picture, a patient or a slide
-            that was trained on.
+        trained_on: For each row whether it is scored (validation or test) and shows a picture that was trained on, a
+            near copy of one, or a patient or slide that was.
         leaks: A sentence with the counts for each data set and split that has such rows.
         sentences: A sentence for each other change.
     """
@@ -32,19 +34,22 @@ class SplitChanges:
     sentences: list[str]
 
 
-def describe_rows(patches: pd.DataFrame, blank: set[str]) -> pd.DataFrame:
+def describe_rows(patches: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
     """Return what must be known of each row to find it again, in the order of `patches` and with its index.
 
     Names, patients and answers are told apart by a hash, so that the table can be kept beside the weights.
 
     Args:
         patches: From `audit_recipe`.
-        blank: `pixel_sha256` of pictures of one even colour, which show no tissue and so give nothing away.
+        intake: From `audit_recipe`.
 
     Returns:
         `dataset`, `cohort`, `split`; `id`, `group` (None if unknown) and `answer` as hashes; `pixels`, one hash of all
-        pictures of the row; `pictures`, the list of the `pixel_sha256` that aren't blank.
+        pictures of the row; `pictures`, the list of their `pixel_sha256` without those of one even colour, which show
+        no tissue and so give nothing away; `thumbnails` of these, as in `intake`.
     """
+    shown = intake[intake["contrast"] > 0].drop_duplicates("pixel_sha256")
+    thumbnails = dict(zip(shown["pixel_sha256"], shown["thumbnail"], strict=True))
     hashes = patches["pixel_sha256"].map(lambda found: list(found) if isinstance(found, list) else [found])
     answers = patches["answer"] if "answer" in patches else patches["label"]
     return pd.DataFrame(
@@ -56,9 +61,8 @@ def describe_rows(patches: pd.DataFrame, blank: set[str]) -> pd.DataFrame:
             "group": [None if pd.isna(group) else _hash(group) for group in patches["group"]],
             "answer": answers.map(_hash),
             "pixels": hashes.map(_hash),
-            "pictures": hashes.map(
-                lambda found: [name for name in found if isinstance(name, str) and name not in blank]
-            ),
+            "pictures": hashes.map(lambda found: [name for name in found if name in thumbnails]),
+            "thumbnails": hashes.map(lambda found: [thumbnails[name] for name in found if name in thumbnails]),
         },
         index=patches.index,
         columns=COLUMNS,
@@ -70,23 +74,25 @@ def compare_splits(frozen: pd.DataFrame, rows: pd.DataFrame, sources: Mapping[st
 
     A patient or slide is the same where its name and its cohort are. Cohorts are the same that have one name, a
     source or a picture in common, so that another recipe of the same folder doesn't hide it; and whatever a patient is
-    called now, one of whose pictures was trained on is one that was trained on.
+    called now, one of whose pictures was trained on is one that was trained on. Near copies count among the pictures
+    that weren't there in training; of the others, training's audit has told.
 
     Args:
         sources: Cohort -> where its data sets lie, of training and of now.
     """
     by_picture = _mark_pictures(frozen, rows)
-    by_patient = _mark_patients(frozen, rows, by_picture, sources) & ~by_picture
+    by_copy = _mark_near_copies(frozen, rows) & ~by_picture
+    by_patient = _mark_patients(frozen, rows, by_picture | by_copy, sources) & ~by_picture & ~by_copy
     scored = ~rows["split"].isin(TRAINED)
     leaks = []
     for (dataset, split), part in rows[scored].groupby(["dataset", "split"], sort=False):
-        pictures, patients = by_picture[part.index].sum(), by_patient[part.index].sum()
-        if pictures or patients:
+        pictures, copies, patients = (marks[part.index].sum() for marks in (by_picture, by_copy, by_patient))
+        if pictures or copies or patients:
             leaks.append(
-                f"{dataset}: of {len(part)} {split} rows, {pictures} show a picture that was trained on and "
-                f"{patients} more a patient or slide that was"
+                f"{dataset}: of {len(part)} {split} rows, {pictures} show a picture that was trained on, {copies} "
+                f"more a near copy of one, and {patients} more a patient or slide that was"
             )
-    return SplitChanges(scored & (by_picture | by_patient), leaks, _describe_changes(frozen, rows))
+    return SplitChanges(scored & (by_picture | by_copy | by_patient), leaks, _describe_changes(frozen, rows))
 
 
 def match_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
@@ -108,6 +114,26 @@ def match_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
 def _mark_pictures(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     trained = set(frozen.loc[frozen["split"].isin(TRAINED), "pictures"].explode().dropna())
     return rows["pictures"].map(lambda pictures: not trained.isdisjoint(pictures)).astype(bool)
+
+
+def _mark_near_copies(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """Return whether each row is scored and shows a near copy of a picture trained on, which training didn't know."""
+    known, trained = _list_thumbnails(frozen), _list_thumbnails(frozen[frozen["split"].isin(TRAINED)])
+    scored = _list_thumbnails(rows[~rows["split"].isin(TRAINED)])
+    new = {picture: thumbnail for picture, thumbnail in scored.items() if picture not in known}
+    copies = set()
+    if new:
+        pixels = np.frombuffer(b"".join([*trained.values(), *new.values()]), np.uint8)
+        pairs, _ = find_near_duplicates(pixels.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        across = (pairs[:, 0] < len(trained)) & (pairs[:, 1] >= len(trained))
+        names = list(new)
+        copies = {names[position - len(trained)] for position in pairs[across, 1]}
+    return rows["pictures"].map(lambda pictures: not copies.isdisjoint(pictures)).astype(bool)
+
+
+def _list_thumbnails(table: pd.DataFrame) -> dict[str, bytes]:
+    pairs = zip(table["pictures"], table["thumbnails"], strict=True)
+    return {name: thumbnail for names, thumbnails in pairs for name, thumbnail in zip(names, thumbnails, strict=True)}
 
 
 def _mark_patients(
