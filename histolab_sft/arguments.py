@@ -184,8 +184,8 @@ class HistoArguments(TrainingParts):
     changed_split: str = field(
         default="stop",
         metadata={
-            "help": "What to score where validation or test hold pictures, near copies, patients or slides of what was "
-            "trained on, because data or splits have changed since: `stop` with the counts, the `frozen` split of "
+            "help": "What to score where validation or test hold pictures, near copies, patients or slides of what "
+            "was trained on, because data or splits have changed since: `stop` with the counts, the `frozen` split of "
             "training as far as its pictures are still there, or the `new` one without those rows.",
             "choices": ["stop", "frozen", "new"],
         },
