@@ -23,6 +23,7 @@ from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.biomarkers import check_fields
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
+from histolab_sft.tasks.final_text import check_target
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def format_questions(questions: pd.DataFrame, histo_args: HistoArguments) -> Dat
         try:
             prompts.append([{"role": "user", "content": task.format_question(row.ask, config)}])
             hidden = row.answer is None
-            target = None if hidden else task.format_answer(row.ask, row.answer, config)
+            target = None if hidden else check_target(task.format_answer(row.ask, row.answer, config))
         except ValueError as error:
             raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
         completions.append(None if hidden else [{"role": "assistant", "content": target}])

@@ -1,5 +1,7 @@
 """The turns that a model reads and writes, and greedy answers to a batch of patches."""
 
+import itertools
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
@@ -7,9 +9,18 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
-from transformers import BatchFeature, GenerationConfig, LogitsProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
-END_OF_TURN = "<end_of_turn>"
+from histolab_sft.tasks.final_text import CLOSING, END_OF_TURN, OPENING, strip_thinking
+
+logger = logging.getLogger(__name__)
 
 
 def render_prompt(processor: ProcessorMixin, question: str, n_images: int = 1) -> str:
@@ -77,8 +88,8 @@ def generate_answers(
         limits (*optional*): Called once a batch, from `compile_grammar`: what bars tokens.
 
     Returns:
-        `list` of N `(text, truncated)`: what the model wrote, without special tokens, and whether `max_new_tokens`
-        cut it off before its end of turn.
+        `list` of N `(text, truncated)`: what the model wrote, without special tokens and without what it thought
+        aloud before, and whether `max_new_tokens` cut it off before its end of turn.
     """
     model = unwrap_adapter(model)
     check_lengths(images, questions)
@@ -93,7 +104,8 @@ def generate_answers(
         top_p=1.0,
     )
     stop = torch.tensor(stop)
-    answers = []
+    markers = find_thinking_markers(processor.tokenizer)
+    answers, lost = [], 0
     with evaluating(model):
         # A bar on a terminal only, and not for a caller that gives one batch at a time.
         hidden = len(questions) <= batch_size or None
@@ -105,10 +117,22 @@ def generate_answers(
             barring = [limits()] if limits else []
             written = model.generate(**inputs, generation_config=config, logits_processor=barring)
             written = written[:, inputs["input_ids"].shape[1] :].cpu()
-            texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+            texts = [_decode(processor.tokenizer, tokens, markers) for tokens in written.tolist()]
             stopped = torch.isin(written, stop).any(dim=1).tolist()
             answers += [(text, not ended) for text, ended in zip(texts, stopped, strict=True)]
+            lost += sum(_ends_thinking(tokens, markers) for tokens in written.tolist())
+    if lost:
+        logger.warning(
+            "%d of %d answers ended while the model still thought aloud, and are empty; raise max_new_tokens (%d)",
+            *(lost, len(questions), max_new_tokens),
+        )
     return answers
+
+
+def find_thinking_markers(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return `{id: word}` of the tokens between which a model thinks aloud; none where its vocabulary lacks them."""
+    vocabulary = tokenizer.get_vocab()
+    return {vocabulary[word]: word for word in (OPENING, CLOSING) if word in vocabulary}
 
 
 def find_stop_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
@@ -120,6 +144,21 @@ def find_stop_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[
     stop = {processor.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     vocabulary = processor.tokenizer.get_vocab()
     return sorted(stop | {vocabulary[END_OF_TURN]} if END_OF_TURN in vocabulary else stop)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], markers: dict[int, str]) -> str:
+    """Return an answer in words. The markers count, also for a tokenizer that leaves them out as special tokens."""
+    if not markers.keys() & set(tokens):
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+    parts = itertools.groupby(tokens, key=markers.get)
+    return strip_thinking(
+        "".join(marker or tokenizer.decode(list(part), skip_special_tokens=True) for marker, part in parts)
+    )
+
+
+def _ends_thinking(tokens: list[int], markers: dict[int, str]) -> bool:
+    met = [markers[token] for token in tokens if token in markers]
+    return met[-1:] == [OPENING]
 
 
 def unwrap_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -2,6 +2,9 @@
 
 The log-likelihood of an answer is the sum over its tokens, end of turn included, of log p(token | picture, question,
 tokens before). `models.shared_prefix` reads picture, question and common words once a patch.
+
+A model that would rather think aloud first takes the same share from the first token of every answer, so that class
+probabilities are those of a model that doesn't.
 """
 
 from collections.abc import Sequence
