@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -330,3 +331,17 @@ def test_half_known_patients_stay_whole_alike_in_every_format(tmp_path, monkeypa
 def test_a_name_typed_in_another_unicode_form_is_the_same():
     names = {"Gef\N{LATIN SMALL LETTER A WITH DIAERESIS}ß": "Gefäß", "Nerv": "Nerv"}
     assert len(load_source(config(SHARED / "13_nfd_names", class_names=names))) == 12
+
+
+@pytest.mark.parametrize(("typed", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_source_and_pictures_named_in_another_unicode_form_are_found(tmp_path, typed, written):
+    folder = tmp_path / normalize(written, "Gefäße")
+    (folder / normalize(written, "ä")).mkdir(parents=True)
+    places = [f"ä/é{number}.png" for number in range(4)]
+    for place in places:
+        (folder / normalize(written, place)).write_bytes(encode(0))
+    table = pd.DataFrame({"path": [normalize(typed, place) for place in places], "label": ["a", "b"] * 2})
+    table.to_csv(folder / "metadata.csv", index=False)
+    for source in (normalize(typed, "Gefäße"), normalize(typed, "Gefäße") + "/metadata.csv"):
+        found = load_source(config(tmp_path / source, class_names={"a": "A", "b": "B"}))
+        assert [Path(path).is_file() for path in found["path"]] == [True] * 4

@@ -5,7 +5,9 @@ import mimetypes
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 from histolab_sft.data.containers import IMAGE_SUFFIXES
 
@@ -43,6 +45,23 @@ def list_files(source: Path) -> list[str]:
 def list_visible(source: Path) -> list[str]:
     """Return what `list_files` does, but for hidden files and those of the operating system."""
     return [place for place in list_files(source) if not is_side_file(place)]
+
+
+def find_as_spelled(path: str) -> str:
+    """Return the path on disk that is `path` but for its Unicode form (é is one character or two), else `path`."""
+    if path.isascii() or os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    folder = find_as_spelled(folder) if name else ""
+    if not os.path.isdir(folder):
+        return path
+    names = _list_by_form(folder, os.stat(folder).st_mtime_ns)
+    return os.path.join(folder, names.get(normalize("NFC", name), name))
+
+
+@lru_cache(maxsize=16)
+def _list_by_form(folder: str, _changed: int) -> dict[str, str]:
+    return {normalize("NFC", name): name for name in os.listdir(folder)}
 
 
 def get_suffix(place: str) -> str:

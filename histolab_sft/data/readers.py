@@ -15,7 +15,7 @@ import pandas as pd
 from histolab_sft.data.containers import index_tar, unpack_shard
 from histolab_sft.data.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.hub_files import is_remote, reading
-from histolab_sft.data.listing import is_side_file, list_visible
+from histolab_sft.data.listing import find_as_spelled, is_side_file, list_visible
 from histolab_sft.data.tables import (
     COLUMN_TABLES,
     TEXT_TABLES,
@@ -147,7 +147,7 @@ def _find_pictures(manifest: Path, places: pd.Series, config: DatasetConfig) -> 
             f"data set {config.name!r}: {manifest} has {say_count(empty.sum(), 'row')} without a picture, expected "
             "one each; take them out"
         )
-    paths = [str(manifest.parent / str(place)) for place in places]
+    paths = [find_as_spelled(str(manifest.parent / str(place))) for place in places]
     gone = [path for path in paths if not Path(path).is_file()]
     if gone:
         raise FileNotFoundError(

@@ -18,6 +18,7 @@ from histolab_sft.data.hub_files import list_parquet
 from histolab_sft.data.listing import (
     count_unread,
     describe_files,
+    find_as_spelled,
     is_side_file,
     list_some,
     list_visible,
@@ -179,7 +180,7 @@ def _read_streamed(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, 
 
 def _find_source(config: DatasetConfig, data_dir: str) -> Path:
     """Return the source on disk; one that isn't there and reads as a Hub id has its parquet files downloaded."""
-    source = Path(data_dir, config.source)
+    source = Path(find_as_spelled(str(Path(data_dir, config.source))))
     if source.exists():
         return source
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from histolab_sft.data.listing import find_as_spelled
 from histolab_sft.dataset_config import DatasetConfig
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def build_table(rows: list[dict], left_out: dict[str, list[str]], config: Datase
             f"data set {config.name!r}: no row to learn from in {config.source} ({reasons or 'it is empty'}), "
             "expected at least one; correct the files or `source`"
         )
+    rows = [row | {"images": [find_as_spelled(path) for path in row["images"]]} for row in rows]
     check_pictures((path for row in rows for path in row["images"]), config)
     # As objects: a column of texts or numbers alone would make NaN of None.
     rows = [{"inverted": False} | row for row in rows]
