@@ -1,6 +1,9 @@
 """What the headers of the recipes on records say about their data is so."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from test_images import make_dicom
 
 from histolab_sft.arguments import parse_recipe, read_recipe
 from histolab_sft.data.patches import audit_recipe, format_patches, list_patches, load_patches
+from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED
 
 
 def parse(recipe, home, *flags):
@@ -133,3 +137,67 @@ def test_own_fields_of_biomarkers_need_no_code(write):
     [row, *_] = load_patches(parse("immunopath", home, "--datasets", json.dumps([own])))["train"].with_format(None)
     assert "immune_score" in row["prompt"][0]["content"] and "cd274" not in row["prompt"][0]["content"].lower()
     assert json.loads(row["completion"][0]["content"].strip("`json\n")) == {"immune_score": 0.63}
+
+
+# What the published run that a recipe follows says of itself, and what its header must tell of the one beside it.
+FOLLOWED = {
+    "histolab_5k": (
+        {"model_name_or_path": "google/medgemma-4b-it", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+        | {"learning_rate": 2e-5, "num_train_epochs": 1, "step": 4, "warmup_steps": 0.03, "weight_decay": 0.01}
+        | {"early_stopping": "threshold", "early_stopping_patience": 50, "early_stopping_threshold": 0.001},
+        ["early_stopping: plateau", "15,000", "7,272"],
+    ),
+    "immunopath": (
+        {"model_name_or_path": "google/medgemma-1.5-4b-it", "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05}
+        | {"learning_rate": 1e-4, "num_train_epochs": 3, "step": 16, "warmup_steps": 0.03, "weight_decay": 0.01}
+        | {"lr_scheduler_type": "cosine", "eval_steps": 23, "early_stopping_patience": 2 * 23},
+        ["2e-4", "10 %", "8 patients a step", "1536", "2048", "all-linear"],
+    ),
+    "captioning": (
+        {"model_name_or_path": "google/medgemma-1.5-4b-it", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+        | {"lora_target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16", "learning_rate": 2e-4}
+        | {"num_train_epochs": 3, "step": 4, "max_new_tokens": 256},
+        ["float16", "512", "128"],
+    ),
+    "explainmyxray": (
+        {"model_name_or_path": "google/medgemma-4b-it", "lora_r": 32, "lora_alpha": 64, "lora_dropout": 0.05}
+        | {"lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 5e-5, "step": 16, "warmup_steps": 0.15},
+        ["rank 64, alpha 128", "dropout 0.1", "8 and 30 epochs"],
+    ),
+    "flare": (
+        {"model_name_or_path": "google/medgemma-4b-it", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
+        | {"learning_rate": 2e-5, "num_train_epochs": 3, "step": 32, "warmup_steps": 0.1, "weight_decay": 0.01}
+        | {"lr_scheduler_type": "cosine", "max_grad_norm": 0.3},
+        ["rank 64, alpha 16", "2048", "the first"],
+    ),
+}
+
+
+def read_header(recipe):
+    text = Path(f"recipes/{recipe}.yaml").read_text(encoding="utf-8")
+    return " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+
+
+def read_values(recipe, *flags):
+    """Every key that a recipe runs with, and `step`, its rows a step."""
+    parsed = parse_recipe(["--config", f"recipes/{recipe}.yaml", "--use_cpu", "true", "--bf16", "false", *flags])
+    values = {name: value for part in reversed(parsed) for name, value in vars(part).items()}
+    return values | {"step": values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]}
+
+
+@pytest.mark.parametrize("recipe", FOLLOWED)
+def test_a_recipe_has_the_published_hyper_parameters_that_its_header_says_it_follows(recipe):
+    expected, beside = FOLLOWED[recipe]
+    values = read_values(recipe)
+    assert {key: values[key] for key in expected} == expected
+    assert values["model_name_or_path"] in MEDGEMMA_4B_SIZED
+    header = read_header(recipe)
+    assert "Hyper-parameters" in header and all(words in header for words in beside)
+
+
+def test_the_second_flare_baseline_is_the_command_line_that_the_header_gives():
+    flags = shlex.split(re.search(r'ARGS="(.*?)"', read_header("flare"))[1])
+    values = read_values("flare", *flags)
+    expected = {"model_name_or_path": "google/medgemma-1.5-4b-it", "lora_alpha": 16, "lora_dropout": 0.05, "step": 16}
+    expected |= {"lora_r": 16, "learning_rate": 2e-4, "lr_scheduler_type": "linear", "warmup_steps": 0.03}
+    assert {key: values[key] for key in expected} == expected
