@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import dataclass, field, fields
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import SFTConfig, TrlParser
 
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.hardware import (
@@ -17,6 +17,7 @@ from histolab_sft.hardware import (
     detect_profile,
 )
 from histolab_sft.loading import count_loader_workers
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.phase_config import TrainingParts, check_parts, read_phases
 from histolab_sft.recipe_checks import check_consistency, check_keys, check_values
 from histolab_sft.recipe_file import read_recipe, read_yaml

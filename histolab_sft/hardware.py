@@ -262,7 +262,7 @@ def main(args: list[str]) -> None:
     from histolab_sft.data.patches import load_patches
     from histolab_sft.hub_access import HubAccessError
     from histolab_sft.models.fit import measure_lengths
-    from histolab_sft.models.load import load_processor, locate_base_model
+    from histolab_sft.models.load import load_base_processor
     from histolab_sft.models.plan import plan_for_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -270,7 +270,7 @@ def main(args: list[str]) -> None:
     histo_args, _, model_args = parsed
     lengths = None
     try:
-        processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+        processor = load_base_processor(model_args)
         lengths = measure_lengths(load_patches(histo_args)["train"], processor)
     except (OSError, ValueError, HubAccessError) as error:
         # Data and gated tokenizer may be on the machine that will train.

@@ -8,7 +8,9 @@ from datetime import timedelta
 from accelerate import PartialState
 from torch.distributed import DistError, distributed_c10d
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
+
+from histolab_sft.model_config import ModelConfig
 
 # What gloo says, in a RuntimeError, when another process is gone or silent; NCCL has an error class of its own.
 GLOO_MARKS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
@@ -65,6 +67,11 @@ def check_processes(
         raise ValueError(
             "4-bit or 8-bit weights with ZeRO-3, expected weights that it can shard: every process would load the "
             "whole model first; launch with accelerate_configs/deepspeed_zero2.yaml, or remove load_in_4bit"
+        )
+    if is_deepspeed_zero3_enabled() and (model_args.image_side, model_args.image_tokens) != (None, None):
+        raise ValueError(
+            "image_side or image_tokens with ZeRO-3, expected a whole vision tower in each process: its position "
+            "embeddings are interpolated when it is loaded; launch with accelerate_configs/deepspeed_zero2.yaml"
         )
     uint8 = model_args.load_in_8bit or model_args.bnb_4bit_quant_storage in (None, "uint8")
     if fsdp and quantised and uint8:

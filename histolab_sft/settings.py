@@ -9,7 +9,7 @@ from histolab_sft.provenance import compute_sha256
 KEYS = (
     *("model_name_or_path", "model_revision", "use_peft", "dtype", "bf16", "fp16", "attn_implementation"),
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_compute_dtype"),
-    *("vision_tower_dtype", "prompt_style"),
+    *("vision_tower_dtype", "prompt_style", "image_side", "image_tokens"),
 )
 
 

@@ -19,18 +19,19 @@ def main(histo_args, training_args, model_args, on_gpu):
     from histolab_sft.data.masks import audit_masks, describe_row
     from histolab_sft.data.patches import audit_recipe, format_patches, leave_out_refused
     from histolab_sft.models.fit import measure_lengths
-    from histolab_sft.models.load import load_config, load_processor, locate_base_model
+    from histolab_sft.models.load import check_resolution, load_base_processor, load_config
     from histolab_sft.models.plan import plan_for_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = resolve_recipe(sys.argv[1:])
     print(f"# The recipe, with what the command line says\n{yaml.safe_dump(recipe, sort_keys=False)}")
 
+    check_resolution(model_args)
     patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
     print(f"# The data\n{format_audit(audit)}")
 
     rows = format_patches(leave_out_refused(patches), histo_args)["train"]
-    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    processor = load_base_processor(model_args)
     print("\n# One row of each data set; [brackets] mark the tokens with a loss")
     for name in dict.fromkeys(rows.with_format(None)["dataset"]):
         print(describe_row(rows, name, processor, training_args.max_length))

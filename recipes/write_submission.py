@@ -23,9 +23,8 @@ def main(histo_args, training_args, model_args):
     from histolab_sft.models.load import (
         find_weights,
         load_base_model,
+        load_base_processor,
         load_finetuned,
-        load_processor,
-        locate_base_model,
     )
     from histolab_sft.models.placement import encoded_in_turns
     from histolab_sft.models.precision import read_precision
@@ -46,7 +45,7 @@ def main(histo_args, training_args, model_args):
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     trained = training_args.output_dir, list_trained_parts(histo_args)
     model = load_finetuned(load_base_model(model_args, *how), model_args, *trained, *how)
-    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    processor = load_base_processor(model_args)
     weights, answers = hash_weights(model), {}
     looks = [(rows, 1) for rows in questions.values()]
     with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:

@@ -15,10 +15,11 @@ import torch
 import yaml
 from conftest import PCAM_CLASSES, write_class_folders
 from transformers import TrainerCallback
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import build_lora_config, build_model_init_kwargs, load_processor
 from histolab_sft.models.tiny import build_untrained_tiny_model
 from histolab_sft.provenance import compute_sha256

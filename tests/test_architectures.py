@@ -17,10 +17,11 @@ from tiny_models import (
     paint_patches,
 )
 from transformers import AutoConfig, AutoModelForImageTextToText
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from histolab_sft.data.masks import audit_masks, count_filled_tokens
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.generate import render_completion, render_prompt
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (

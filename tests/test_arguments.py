@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments, parse_recipe, read_recipe
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.model_config import ModelConfig
 
 PCAM = {"name": "pcam", "source": "data/pcam", "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
 BASE = {"output_dir": "outputs/x", "use_cpu": True, "bf16": False, "datasets": [PCAM]}

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import PCAM_CLASSES, write_class_folders
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
 from histolab_sft.hardware import apply_profile
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import (
     build_lora_config,
     build_model_init_kwargs,

@@ -214,17 +214,18 @@ def test_a_whole_record_of_the_run_is_no_leak(tmp_path):
 
 
 @pytest.mark.model
-def test_the_loading_code_of_the_card_runs_as_it_stands(tmp_path, untrained_model):
+@pytest.mark.parametrize("keys", [{}, pytest.param({"image_side": 32, "image_tokens": 4}, marks=pytest.mark.thorough)])
+def test_the_loading_code_of_the_card_runs_as_it_stands(tmp_path, untrained_model, keys):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
-    arguments, recipe = write_run(tmp_path)
+    arguments, recipe = write_run(tmp_path, **keys)
     model = AutoModelForImageTextToText.from_pretrained(untrained_model, dtype=torch.float32)
     lora = LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=4, init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "google/medgemma-4b-it"
+    config |= {"base_model_name_or_path": "google/medgemma-4b-it"} | keys
     (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "out" / "README.md").unlink(missing_ok=True)
     write_evaluation(tmp_path / "out")

@@ -7,10 +7,11 @@ import torch
 from conftest import CRC_CLASSES, PCAM_CLASSES, write_class_folders
 from tiny_models import QUESTIONS, load_tiny, paint_patches
 from torch._dynamo.utils import counters
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models import compiled_layers
 from histolab_sft.models.compiled_layers import LayerSwitch, compiled_scoring, decide, find_layers
 from histolab_sft.models.likelihood import label_log_likelihoods

@@ -51,3 +51,11 @@ def test_imports_point_down():
             if target in floors and target != room and floors[target] >= floors[room]:
                 wrong.append(f"{path} imports {target}")
     assert wrong == []
+
+
+def test_the_keys_of_the_base_model_come_from_one_place():
+    # TRL's own class lacks the resolution of pictures.
+    folders = ("histolab_sft", "recipes", "benchmarks", "tests")
+    sources = [path for folder in folders for path in Path(folder).rglob("*.py")]
+    own = re.compile(r"^\s*from trl import .*\bModelConfig\b", re.MULTILINE)
+    assert [path for path in sources if own.search(path.read_text(encoding="utf-8"))] == []

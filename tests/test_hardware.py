@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from test_arguments import PCAM
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import SFTConfig, TrlParser
 
 from histolab_sft.arguments import HistoArguments, parse_recipe, parse_recipe_elsewhere
 from histolab_sft.hardware import (
@@ -19,6 +19,7 @@ from histolab_sft.hardware import (
     choose_profile,
     detect_profile,
 )
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.recipe_checks import check_consistency
 
 

@@ -19,13 +19,14 @@ from tiny_models import build_idefics3, build_llava
 from torch.profiler import ProfilerActivity, profile
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from histolab_sft.arguments import HistoArguments, parse_recipe_elsewhere
 from histolab_sft.hardware import BATCH as BATCH_KEYS
 from histolab_sft.hardware import GIB, PROFILES, USABLE_GIB
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models import activations
 from histolab_sft.models.activations import Precision, trace_language
 from histolab_sft.models.fit import fit_to_memory, measure_lengths

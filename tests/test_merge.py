@@ -22,10 +22,10 @@ from peft.tuners.lora import LoraLayer
 from published_run import DATASETS, REPO, write_evaluation, write_run
 from safetensors import safe_open
 from tiny_models import load_tiny, paint_patches
-from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import load_base_model
 from histolab_sft.publishing import engines, merge, merged
 from histolab_sft.publishing.checks import PublishError

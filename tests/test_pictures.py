@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import PCAM_CLASSES, write_class_folders
 from transformers import TrainerCallback
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_audited_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import build_lora_config, build_model_init_kwargs, load_processor
 from histolab_sft.models.vision_tower import find_vision_tower
 from histolab_sft.training.pictures import prepare_pictures

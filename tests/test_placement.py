@@ -7,8 +7,9 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models import placement
 from histolab_sft.models.load import load_base_model, load_processor
 from histolab_sft.models.placement import choose_device_map, encoded_in_turns, list_devices, move_tower

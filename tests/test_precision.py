@@ -7,11 +7,11 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from steady_runs import write_inputs, write_recipe
 from tiny_models import build_llava
-from trl import ModelConfig
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.demo.loading import load_demo
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.generate import unwrap_adapter
 from histolab_sft.models.load import build_quantization_config, load_base_model, load_finetuned
 from histolab_sft.models.precision import Precision, cast_vision_tower, read_precision

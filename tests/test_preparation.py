@@ -10,12 +10,13 @@ import pytest
 import yaml
 from conftest import PCAM_CLASSES, write_class_folders
 from PIL import Image
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments, read_recipe
 from histolab_sft.data.audit import format_audit
 from histolab_sft.data.patches import load_audited_patches, select_dataset
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.model_config import ModelConfig
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch.distributed import DistBackendError
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft import processes
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.processes import LostProcessError, check_processes, explain_lost_process
 
 

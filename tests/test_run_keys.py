@@ -3,9 +3,10 @@
 from dataclasses import fields
 
 import pytest
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.training.checkpoints import CheckpointError
 from histolab_sft.training.run_keys import CHANGEABLE, NO_EFFECT, WITH_BEST_MODEL, compare_keys, describe_keys
 
@@ -38,7 +39,7 @@ COMPUTES = set(
     eval_packing completion_only_loss assistant_only_loss loss_type activation_offloading pad_token
     model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout
     lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora load_in_8bit
-    load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage
+    load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage image_side image_tokens
     """.split()
 )
 

@@ -111,6 +111,19 @@ def test_the_space_answers_as_the_app_does(space, arguments):
 
 
 @pytest.mark.model
+def test_a_space_reads_pictures_at_the_resolution_of_the_adapter(tmp_path, embedded):
+    arguments = write_embedded_run(tmp_path, embedded, image_side=32, image_tokens=4)
+    path = tmp_path / "out" / "adapter_config.json"
+    with pytest.raises(PublishError, match="image_side None and image_tokens None, and the recipe 32 and 4"):
+        build_space(*arguments)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_side": 32, "image_tokens": 4}))
+    here, there = load_demo(*arguments).systems, load_space(build_space(*arguments)).systems
+    for systems in (here, there):
+        assert systems.processor.image_seq_length == systems.model.config.mm_tokens_per_image == 4
+        assert systems.processor.image_processor.size["height"] == systems.model.config.vision_config.image_size == 32
+
+
+@pytest.mark.model
 def test_the_readme_configures_the_space(space, arguments, tmp_path):
     _, front, text = (space / "README.md").read_text().split("---\n", 2)
     keys = yaml.safe_load(front)

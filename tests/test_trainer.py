@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import PCAM_CLASSES, write_class_folders
 from transformers import TrainerCallback
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import load_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (
     build_lora_config,

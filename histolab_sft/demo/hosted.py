@@ -14,6 +14,7 @@ from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.precision import Precision, set_precision
+from histolab_sft.models.resolution import resize_processor, resize_tower
 from histolab_sft.models.weights import check_loaded
 
 
@@ -41,8 +42,12 @@ def load_space(folder: Path) -> Demo:
         output_loading_info=True,
     )
     check_loaded(name, found["missing_keys"], found["unexpected_keys"])
+    resolution = settings["image_side"], settings["image_tokens"]
+    resize_tower(model, *resolution)
     set_precision(model, Precision(**settings["precision"]))
     processor = AutoProcessor.from_pretrained(name, revision=revision)
+    if resolution != (None, None):
+        processor = resize_processor(processor, model.config)
     processor.chat_template = settings["chat_template"]
     data_sets = [build_data_set(entry) for entry in settings["data_sets"]]
     examples = folder / "examples"

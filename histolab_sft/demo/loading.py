@@ -4,14 +4,15 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.page import Demo
 from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.systems import Systems
-from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.load import load_adapter, load_base_model, load_base_processor
 from histolab_sft.models.precision import read_precision
 from histolab_sft.picture_config import choose_rendering
 from histolab_sft.publishing.space import describe_base_model, describe_data_sets, paint_examples
@@ -28,9 +29,8 @@ def load_demo(
     # Read before the weights, so that a wrong folder costs no time.
     pictures, painted = _load_examples(histo_args, examples)
     entries, remarks = describe_data_sets(histo_args, Path(training_args.output_dir))
-    base_model = locate_base_model(model_args.model_name_or_path)
     model = load_base_model(model_args, read_precision(histo_args, training_args))
-    processor = load_processor(base_model, model_args.model_revision)
+    processor = load_base_processor(model_args)
     try:
         model = load_adapter(model, training_args.output_dir, model_args.model_revision)
     except FileNotFoundError as error:

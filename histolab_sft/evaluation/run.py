@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from transformers.trainer_utils import enable_full_determinism
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.frozen_split import load_scored_patches
@@ -19,7 +19,14 @@ from histolab_sft.evaluation.report import write_report
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
-from histolab_sft.models.load import find_weights, load_base_model, load_finetuned, load_processor, locate_base_model
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.load import (
+    check_resolution,
+    find_weights,
+    load_base_model,
+    load_base_processor,
+    load_finetuned,
+)
 from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.models.precision import read_precision
 from histolab_sft.phase_config import list_trained_parts
@@ -46,6 +53,7 @@ def evaluate(
         FileNotFoundError, ValueError: Weights or data aren't there, or are not what the recipe says.
     """
     check_processes(training_args, model_args, scoring=True)
+    check_resolution(model_args)
     folder = Path(training_args.output_dir, "evaluation")
 
     find_weights(training_args.output_dir, model_args.use_peft)
@@ -59,7 +67,7 @@ def evaluate(
         enable_full_determinism(training_args.seed)
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     model = load_base_model(model_args, *how)
-    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    processor = load_base_processor(model_args)
     batch_size = training_args.per_device_eval_batch_size
     records = histo_args.datasets[0].format is not None
     test, validation, variants, probes, estimates = {}, {}, {}, {}, {}

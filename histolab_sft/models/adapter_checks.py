@@ -2,14 +2,17 @@
 
 import json
 import logging
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.hub import resolve_revision
+
+from histolab_sft.models.resolution import Resolution, check_same_resolution, read_resolution
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +23,20 @@ PREFIX = "base_model.model."
 # What is read from the configuration. The target modules are read from the tensors' names: in the configuration they
 # are a regular expression, which can be made to run for years.
 READ_KEYS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "task_type")
+RESOLUTION_KEYS = ("image_side", "image_tokens")
 # What may stand there and isn't read.
 IGNORED_KEYS = (
     *("target_modules", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "peft_type"),
     "auto_mapping",
 )
+
+
+@dataclass
+class ResolutionLoraConfig(LoraConfig):
+    """Configuration of an adapter that was trained at a resolution which its recipe names."""
+
+    image_side: int | None = None  # pixels
+    image_tokens: int | None = None
 
 
 class AdapterError(ValueError):
@@ -50,7 +62,7 @@ def read_adapter_config(folder: str | Path) -> dict:
     odd = [
         key
         for key, value in config.items()
-        if value and key not in READ_KEYS + IGNORED_KEYS and value != defaults.get(key)
+        if value and key not in READ_KEYS + RESOLUTION_KEYS + IGNORED_KEYS and value != defaults.get(key)
     ]
     if odd:
         raise AdapterError(f"{path} sets {', '.join(sorted(odd))}, expected defaults; use an adapter without them")
@@ -58,9 +70,32 @@ def read_adapter_config(folder: str | Path) -> dict:
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise AdapterError(f"{path} has rank {rank!r}, expected a whole number from 1 to {MAX_RANK}")
     _check_scale(path, config)
+    read_trained_resolution(path, config)
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise AdapterError(f"{path} names no base model, expected base_model_name_or_path; use a complete adapter")
     return config
+
+
+def read_trained_resolution(place: Path, config: dict) -> Resolution | None:
+    """Return the resolution that an adapter's configuration names, None if it is the base model's own.
+
+    Raises:
+        AdapterError: It is something else than two whole numbers.
+    """
+    values = [config.get(key) for key in RESOLUTION_KEYS]
+    if values == [None, None]:
+        return None
+    if not all(type(value) is int and value > 0 for value in values):
+        raise AdapterError(
+            f"{place} has image_side {values[0]!r} and image_tokens {values[1]!r}, expected whole numbers above 0"
+        )
+    return Resolution(*values)
+
+
+def keep_resolution(config: LoraConfig, resolution: Resolution) -> LoraConfig:
+    """Return the configuration with the resolution of pictures, which is written beside the adapter with it."""
+    values = {entry.name: getattr(config, entry.name) for entry in fields(LoraConfig) if entry.init}
+    return ResolutionLoraConfig(**values, image_side=resolution.side, image_tokens=resolution.tokens)
 
 
 def _check_scale(path: Path, config: dict) -> None:
@@ -97,8 +132,8 @@ def check_adapter(
         revision (`str`): Of the base model, as it was loaded.
 
     Raises:
-        AdapterError: Another base model or revision; tensors that aren't LoRA's, of modules that the model hasn't, of
-            another shape, or not finite.
+        AdapterError: Another base model, revision or resolution of pictures; tensors that aren't LoRA's, of modules
+            that the model hasn't, of another shape, or not finite.
     """
     path = Path(path)
     if base_model != model.name_or_path:
@@ -107,6 +142,7 @@ def check_adapter(
             f"{model.name_or_path}; correct model_name_or_path or output_dir"
         )
     _check_revision(path.parent, config.get("revision"), base_model, revision)
+    _check_resolution(path.parent, config, model, base_model, revision)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -124,13 +160,26 @@ def check_adapter(
             raise AdapterError(f"{name} in {path} is of {found}, expected float32, bfloat16 or float16; train again")
         if not tensor.isfinite().all():
             raise AdapterError(f"{name} in {path} isn't finite numbers throughout; train again")
-    return LoraConfig(
+    checked = LoraConfig(
         target_modules=sorted({name.removeprefix(PREFIX).split(".lora_")[0] for name in tensors if ".lora_" in name}),
         base_model_name_or_path=config["base_model_name_or_path"],
         revision=config.get("revision"),
         inference_mode=True,
         **{key: config[key] for key in READ_KEYS if key in config},
     )
+    trained = read_trained_resolution(path.parent, config)
+    return checked if trained is None else keep_resolution(checked, trained)
+
+
+def _check_resolution(folder: Path, config: dict, model: PreTrainedModel, base_model: str, revision: str) -> None:
+    trained = read_trained_resolution(folder, config)
+    if trained is None:
+        # An adapter that names none was trained at the base model's own.
+        trained = read_resolution(AutoConfig.from_pretrained(base_model, revision=revision, trust_remote_code=False))
+    try:
+        check_same_resolution(folder, trained, read_resolution(model.config))
+    except ValueError as error:
+        raise AdapterError(str(error)) from None
 
 
 def _check_revision(folder: Path, found: str | None, base_model: str, revision: str) -> None:

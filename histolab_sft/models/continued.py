@@ -7,11 +7,12 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
-from trl import ModelConfig
 
 from histolab_sft.hub_access import explain_hub_errors
-from histolab_sft.models.adapter_checks import AdapterError, check_adapter, read_adapter_config
-from histolab_sft.models.load import build_lora_config, build_meta_model, find_adapter, locate_base_model
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.adapter_checks import AdapterError, check_adapter, keep_resolution, read_adapter_config
+from histolab_sft.models.load import build_lora_config, build_meta_model, find_adapter, load_config, locate_base_model
+from histolab_sft.models.resolution import read_resolution
 from histolab_sft.models.trainable import list_saved_modules
 from histolab_sft.phase_config import LANGUAGE
 
@@ -45,7 +46,10 @@ def build_starting_point(
     if not model_args.use_peft:
         return None, None
     if start is None:
-        return build_lora_config(model_args, scope, parts), None
+        config = build_lora_config(model_args, scope, parts)
+        if (model_args.image_side, model_args.image_tokens) != (None, None):
+            config = keep_resolution(config, read_resolution(load_config(model_args)))
+        return config, None
     folder = fetch_adapter(start)
     return build_continued_config(model_args, scope, folder, parts), folder
 

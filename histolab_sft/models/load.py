@@ -18,14 +18,23 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models import tiny
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
 from histolab_sft.models.cache_choice import OFF
+from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, build_medgemma_4b_config
 from histolab_sft.models.placement import choose_device_map
 from histolab_sft.models.precision import DTYPES, Precision, set_precision
+from histolab_sft.models.resolution import (
+    check_same_resolution,
+    read_resolution,
+    resize_processor,
+    resize_tower,
+    set_resolution,
+)
 from histolab_sft.models.trainable import (
     find_parts,
     freeze_dtypes,
@@ -50,7 +59,7 @@ def locate_base_model(name: str) -> str:
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
-    """Load the processor, with turns that are whole (see `turns`).
+    """Load the processor of a folder or an id on the Hub, with turns that are whole (see `turns`).
 
     Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
     and demo see the same ones on every machine.
@@ -63,11 +72,44 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     return complete_turns(processor)
 
 
+def load_base_processor(model_args: ModelConfig) -> ProcessorMixin:
+    """Load the processor of a recipe's base model, for pictures of the recipe's resolution; errors as above."""
+    name = locate_base_model(model_args.model_name_or_path)
+    return adapt_processor(load_processor(name, model_args.model_revision), model_args)
+
+
+def adapt_processor(processor: ProcessorMixin, model_args: ModelConfig) -> ProcessorMixin:
+    """Return the base model's processor for pictures of the recipe's resolution."""
+    if (model_args.image_side, model_args.image_tokens) == (None, None):
+        return processor
+    return resize_processor(processor, load_config(model_args))
+
+
 def load_config(model_args: ModelConfig) -> PretrainedConfig:
-    """Load the base model's configuration."""
-    return AutoConfig.from_pretrained(
-        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
-    )
+    """Load the base model's configuration, with the recipe's resolution of pictures.
+
+    Raises:
+        ValueError: The model can't have this resolution (see `set_resolution`).
+    """
+    name = locate_base_model(model_args.model_name_or_path)
+    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, trust_remote_code=False)
+    set_resolution(config, model_args.image_side, model_args.image_tokens)
+    return config
+
+
+def check_resolution(model_args: ModelConfig) -> None:
+    """Refuse a resolution that the base model can't have, before data are looked at and weights are loaded.
+
+    Raises:
+        ValueError: From `set_resolution`.
+    """
+    if (model_args.image_side, model_args.image_tokens) == (None, None):
+        return
+    if model_args.model_name_or_path in MEDGEMMA_4B_SIZED:
+        # Known without the gated download.
+        set_resolution(build_medgemma_4b_config(), model_args.image_side, model_args.image_tokens)
+    else:
+        load_config(model_args)
 
 
 def load_weights(
@@ -80,7 +122,7 @@ def load_weights(
     """Load a model as training begins with it, on this process's own device (see `placement`).
 
     Args:
-        name: Folder, or id on the Hub.
+        name: Folder, or id on the Hub. Its pictures get the recipe's resolution.
         precision: In which its 4-bit layers are to multiply; the rest of it is `set_precision`'s.
         vision_cache (`str`): The recipe's key, which may keep the model on the CPU until its pictures are encoded.
         dtype (`str`, *optional*): Of the weights, in place of the recipe's.
@@ -99,6 +141,7 @@ def load_weights(
         **build_model_init_kwargs(model_args) | ({"dtype": dtype} if dtype else {}),
     )
     check_loaded(name, found["missing_keys"], found["unexpected_keys"])
+    resize_tower(model, model_args.image_side, model_args.image_tokens)
     return model
 
 
@@ -165,10 +208,13 @@ def load_finetuned(
 def load_whole(
     folder: str | Path, model_args: ModelConfig, parts: Sequence[str], vision_cache: str = OFF
 ) -> PreTrainedModel:
-    """Load a whole model that training has left, each weight in the dtype that it had there."""
-    config = AutoConfig.from_pretrained(
-        locate_base_model(model_args.model_name_or_path), revision=model_args.model_revision, trust_remote_code=False
-    )
+    """Load a whole model that training has left, each weight in the dtype that it had there.
+
+    Raises:
+        ValueError: It was trained on pictures of another resolution than the recipe's.
+    """
+    config = load_config(model_args)
+    check_same_resolution(folder, read_resolution(AutoConfig.from_pretrained(folder)), read_resolution(config))
     frozen = config.dtype if model_args.dtype == "auto" else DTYPES[model_args.dtype]
     model = load_weights(
         folder, replace(model_args, model_revision="main"), vision_cache=vision_cache, dtype="float32"

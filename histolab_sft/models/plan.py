@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from peft import get_peft_model
 from transformers.training_args import OptimizerNames
-from trl import ModelConfig
 
 from histolab_sft.hardware import (
     BFLOAT16_CAPABILITY,
@@ -22,6 +21,7 @@ from histolab_sft.hardware import (
     detect_capability,
     detect_profile,
 )
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.activations import Precision
 from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, write_medgemma_4b_config
 from histolab_sft.models.load import build_lora_config, build_meta_model

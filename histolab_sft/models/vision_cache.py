@@ -32,6 +32,7 @@ from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.feature_store import FeatureStore, hash_parts, view_bytes, writing_to
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
+from histolab_sft.models.resolution import read_resolution
 
 TOWER = "vision_tower."
 
@@ -179,6 +180,8 @@ def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder:
     settings = {
         "weights": [_hash_weights(part) for part in parts],
         "pooled": pooled,
+        # The pooling has no weights.
+        "resolution": str(read_resolution(gemma.config)),
         "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
         "image_processor": processor.image_processor.to_dict() | processor.images_kwargs,
         "transformers": transformers.__version__.split(".")[0],

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data import synthetic
 from histolab_sft.data.audit import describe_dropped
 from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.publishing.carbon import estimate_carbon
 from histolab_sft.publishing.checks import walk
@@ -85,6 +86,7 @@ def format_card(
     datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
     records = any(config.format is not None for config in histo_args.datasets)
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
+    resolution = [model_args.image_side, model_args.image_tokens]
     quantised = {
         "type": repr(model_args.bnb_4bit_quant_type),
         "nested": model_args.use_bnb_nested_quant,
@@ -96,6 +98,7 @@ def format_card(
         title=repo_id.split("/")[-1],
         repo_id=repr(repo_id),
         base=_describe_base(model_args),
+        resolution=None if resolution == [None, None] else resolution,
         quantised=quantised if model_args.load_in_4bit else None,
         dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
         question=repr(datasets[0]["prompt"]),
@@ -229,8 +232,17 @@ def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig, merged
 def _list_settings(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> list[list]:
     bits = "4-bit " + model_args.bnb_4bit_quant_type if model_args.load_in_4bit else ""
     bits = bits or ("8-bit" if model_args.load_in_8bit else model_args.dtype)
+    asked = [
+        [name, value]
+        for name, value in (
+            ("side of a picture, pixels", model_args.image_side),
+            ("image tokens a picture", model_args.image_tokens),
+        )
+        if value is not None
+    ]
     return [
         ["weights of the base model", bits],
+        *asked,
         ["LoRA rank, alpha, dropout", f"{model_args.lora_r}, {model_args.lora_alpha}, {model_args.lora_dropout}"],
         ["LoRA layers", f"{model_args.lora_target_modules} in {histo_args.lora_scope.replace('_', ' ')}"],
         ["learning rate", training_args.learning_rate],

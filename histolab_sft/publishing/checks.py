@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from histolab_sft import secrets
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.adapter_checks import RESOLUTION_KEYS
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.provenance import compute_sha256
 
@@ -151,14 +153,26 @@ def check_adapter(path: Path) -> None:
         )
 
 
-def check_base_model(path: Path, name: str) -> None:
+def check_base_model(path: Path, model_args: ModelConfig) -> None:
     """Raise `PublishError` unless the adapter's configuration names the recipe's base model, one that others can load.
+
+    The resolution of pictures must be the recipe's too.
 
     Args:
         path: `adapter_config.json`.
-        name: The recipe's `model_name_or_path`: `embedded`, or a name on the Hub.
+        model_args (`ModelConfig`): Its `model_name_or_path` is `embedded`, or a name on the Hub.
     """
-    found = read_json(path).get("base_model_name_or_path")
+    config, name = read_json(path), model_args.model_name_or_path
+    found, asked = ([source.get(key) for key in RESOLUTION_KEYS] for source in (config, vars(model_args)))
+    # The key that a recipe leaves out is the base model's own.
+    if any(wish is not None and wish != own for wish, own in zip(asked, found, strict=True)) or (
+        asked == [None, None] != found
+    ):
+        raise PublishError(
+            f"{path} has image_side {found[0]} and image_tokens {found[1]}, and the recipe {asked[0]} and {asked[1]}, "
+            "expected the same resolution of pictures; correct the recipe"
+        )
+    found = config.get("base_model_name_or_path")
     if found != name:
         raise PublishError(
             f"{path} names the base model {found}, expected {name} as in the recipe; correct the recipe"

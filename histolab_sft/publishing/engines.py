@@ -21,10 +21,11 @@ import httpx2
 from datasets import Dataset
 from PIL import Image
 from transformers import HfArgumentParser
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.patches import load_patches
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.load import load_processor
 from histolab_sft.provenance import write_json

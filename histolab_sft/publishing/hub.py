@@ -10,10 +10,11 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image, UnidentifiedImageError
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.folders import unfinished_folder
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.card import format_card
 from histolab_sft.publishing.checks import (
@@ -79,7 +80,7 @@ def build_publish_folder(histo_args: HistoArguments, training_args: SFTConfig, m
             shutil.copyfile(output_dir / name, folder / name)
         check_unchanged(folder / ADAPTER, evidence)
         check_adapter(folder / ADAPTER)
-        check_base_model(folder / ADAPTER_CONFIG, model_args.model_name_or_path)
+        check_base_model(folder / ADAPTER_CONFIG, model_args)
         repo_id = training_args.hub_model_id or output_dir.resolve().name
         write_evidence(folder, evidence, repo_id, histo_args, training_args, model_args)
         check_leaks(folder, list_files(folder), repo_id)

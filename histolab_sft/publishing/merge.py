@@ -17,11 +17,17 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoProcessor, PreTrainedModel
-from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.models.load import load_adapter, load_base_model, load_processor, locate_base_model
+from histolab_sft.models.load import (
+    adapt_processor,
+    load_adapter,
+    load_base_model,
+    load_base_processor,
+    locate_base_model,
+)
 from histolab_sft.models.precision import Precision
 from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.checks import ADAPTER, PublishError
@@ -50,7 +56,8 @@ def merge_adapter(model_args: ModelConfig, output_dir: str | Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)  # shards of an earlier merge
     load_trained(in_bfloat16(model_args), output_dir).merge_and_unload(safe_merge=True).save_pretrained(target)
     base_model = locate_base_model(model_args.model_name_or_path)
-    AutoProcessor.from_pretrained(base_model, revision=model_args.model_revision).save_pretrained(target)
+    processor = AutoProcessor.from_pretrained(base_model, revision=model_args.model_revision)
+    adapt_processor(processor, model_args).save_pretrained(target)
     logger.info("merged model written to %s", target)
     return target
 
@@ -82,7 +89,7 @@ def check_merge_parity(
         "bfloat16": lambda: load_trained(in_bfloat16(model_args), output_dir, precision),
         "merged": lambda: load_merged(merged_dir, precision),
     }
-    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    processor = load_base_processor(model_args)
     indices = np.unique(np.linspace(0, len(patches) - 1, PARITY_PATCHES).astype(int))
     rows = patches.select(indices)
     scores = {name: _score(load, processor, rows, histo_args) for name, load in systems.items()}

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 from datasets import Dataset
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.precision import read_precision
 from histolab_sft.publishing.checks import (
     ADAPTER,
@@ -43,7 +44,7 @@ def build_merged_folder(
     # All that can be refused at once is, before minutes of merging.
     evidence = collect_evidence(histo_args, training_args, model_args)
     check_adapter(output_dir / ADAPTER)
-    check_base_model(output_dir / ADAPTER_CONFIG, model_args.model_name_or_path)
+    check_base_model(output_dir / ADAPTER_CONFIG, model_args)
 
     folder = merge_adapter(model_args, output_dir)
     precision = read_precision(histo_args, training_args)

@@ -12,18 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.errors import plain_errors
 from histolab_sft.folders import unfinished_folder
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import (
     EMBEDDED,
     build_model_init_kwargs,
     build_quantization_config,
     find_adapter,
-    load_processor,
+    load_base_processor,
     locate_base_model,
 )
 from histolab_sft.models.precision import Precision, read_precision
@@ -78,13 +79,13 @@ def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args
     from the Hub by the Space itself.
 
     Raises:
-        PublishError: The adapter is broken or of another base model, the base model is a folder of this machine, or a
-            text holds a secret, a path or an identifier.
+        PublishError: The adapter is broken or of another base model or resolution, the base model is a folder of this
+            machine, or a text holds a secret, a path or an identifier.
     """
     output_dir, name = Path(training_args.output_dir), model_args.model_name_or_path
     adapter = find_adapter(output_dir)
     check_adapter(adapter)
-    check_base_model(output_dir / ADAPTER_CONFIG, name)
+    check_base_model(output_dir / ADAPTER_CONFIG, model_args)
     target = output_dir / "space"
     if target.is_symlink():
         raise PublishError(f"{target} is a link, expected a folder to write to; remove it")
@@ -119,7 +120,7 @@ def describe_demo(
 ) -> dict:
     """Return the settings from which a Space loads what was scored."""
     quantization = build_quantization_config(model_args, precision.compute)
-    processor = load_processor(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
+    processor = load_base_processor(model_args)
     data_sets, notes = describe_data_sets(histo_args, output_dir)
     return {
         "title": describe_base_model(model_args.model_name_or_path),
@@ -127,6 +128,8 @@ def describe_demo(
         "quantization": quantization and quantization.to_dict(),
         "precision": asdict(precision),
         **build_model_init_kwargs(model_args),
+        "image_side": model_args.image_side,
+        "image_tokens": model_args.image_tokens,
         "chat_template": processor.chat_template,
         "max_new_tokens": histo_args.max_new_tokens,
         "data_sets": data_sets,

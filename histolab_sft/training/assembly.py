@@ -2,13 +2,13 @@
 
 from datasets import DatasetDict
 from transformers.utils.hub import resolve_revision
-from trl import ModelConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.hub_access import fetch_base_model
+from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.continued import build_starting_point
 from histolab_sft.models.fit import settle_hardware
-from histolab_sft.models.load import load_processor, load_weights, load_whole, locate_base_model
+from histolab_sft.models.load import load_base_processor, load_weights, load_whole, locate_base_model
 from histolab_sft.models.precision import read_precision
 from histolab_sft.training.callbacks import build_early_stopping
 from histolab_sft.training.canary import run_canary
@@ -35,7 +35,7 @@ def build_trainer(
     keys = describe_keys(histo_args, training_args, model_args)
     base_model = locate_base_model(model_args.model_name_or_path)
     fetch_base_model(base_model, model_args.model_revision)
-    processor = load_processor(base_model, model_args.model_revision)
+    processor = load_base_processor(model_args)
     settle_hardware(patches["train"], processor, histo_args, training_args, model_args)
     lora, adapter_folder = build_starting_point(model_args, histo_args.lora_scope, phase.start, phase.all_parts)
     cache = histo_args.vision_cache
