@@ -47,6 +47,13 @@ class DatasetConfig:
         subset (`str`, *optional*): With `format: flare`: the one data set of the source to read.
         style (`str`, *optional*): With `format: biomarkers`: the question, a key of `tasks.biomarkers.QUESTIONS`.
         image_folder (`str`, *optional*): With `format: llava`: where the pictures lie, seen from the source.
+        uncertain (`str`, *optional*): With the labels of `chexpert` and `mimic_cxr`, which need it: what becomes of a
+            label that the report is uncertain of: `ignore` (it isn't asked for in that row), `zeros` (it counts as
+            absent) or `ones` (as present). U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019.
+        sections (`list[str]`, *optional*): With the reports of `mimic_cxr`, which need it: the sections that make the
+            answer, of `findings` and `impression`. Studies without one of them are left out and counted.
+        views (`str`, *optional*, defaults to `"all"`): With `chexpert` and `mimic_cxr`: `all` pictures of a study in
+            one row, the frontal ones first, or the `frontal` ones alone.
         intensity_window (`str` or `list`, *optional*): Grey values of 16-bit pictures that become black and white:
             `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such as `1%`. By default
             the format's own (`picture_config.WINDOWS`), else `full`.
@@ -76,16 +83,19 @@ class DatasetConfig:
     subset: str | None = None
     style: str | None = None
     image_folder: str | None = None
+    uncertain: str | None = None
+    sections: list[str] | None = None
+    views: str | None = None
     intensity_window: str | list | None = None
     image_steps: list | None = None
     streaming: bool = False
     max_new_tokens: int | None = None
 
     @property
-    def reader_keys(self) -> dict[str, str]:
+    def reader_keys(self) -> dict[str, str | list[str]]:
         """The keys of the recipe that only the reader of one format knows."""
-        keys = {"subset": self.subset, "style": self.style, "image_folder": self.image_folder}
-        return {key: value for key, value in keys.items() if value is not None}
+        keys = ("subset", "style", "image_folder", "uncertain", "sections", "views")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def __post_init__(self):
         if not isinstance(self.streaming, bool) or (self.streaming and self.format is not None):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from chest_fixture import PADCHEST_COLUMNS, PADCHEST_NAME, write_16_bit
 from flare_fixture import record
+from labelled_chest_fixture import write_chestxray14, write_chexpert, write_mimic_cxr
 from PIL import Image
 
 SIZE = (40, 30)
@@ -95,6 +96,13 @@ def write_chest(folder, datasets):
     pd.DataFrame(views).to_csv(sources["indiana"] / "indiana_projections.csv", index=False)
 
 
+def write_labelled_chest(folder, datasets):
+    """MIMIC-CXR-JPG with reports, CheXpert and ChestX-ray14, in their published layouts."""
+    writers = {"mimic_cxr": write_mimic_cxr, "chexpert": write_chexpert, "chestxray14": write_chestxray14}
+    for entry in datasets:
+        writers[entry["format"]](folder / entry["source"])
+
+
 def write_biomarkers(folder, datasets):
     """The manifest of the preparation: a patient a line, two pictures each, one patient with an unknown subtype."""
     home, lines = folder / datasets[0]["source"], []
@@ -115,5 +123,6 @@ WRITERS = {
     "captioning": write_captions,
     "flare": write_flare,
     "explainmyxray": write_chest,
+    "chest_xrays": write_labelled_chest,
     "immunopath": write_biomarkers,
 }

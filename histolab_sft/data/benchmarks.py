@@ -71,7 +71,7 @@ class Benchmark:
     source: str
     licence: str
     protocol: str
-    class_names: Mapping[str, str]  # label in the data -> words
+    class_names: Mapping[str, str] = field(default_factory=dict)  # label in the data -> words; none: rows have several
     files: tuple[RemoteFile, ...] = ()  # none: placed by hand, as `manual` says
     manual: str = ""
     splits: Mapping[str, str | tuple[str, str]] = field(default_factory=dict)  # folder, or (images, labels) pair
@@ -247,4 +247,47 @@ BREAKHIS = Benchmark(
     counts={"BreaKHis_v1/histology_slides/breast": {"benign": 2_480, "malignant": 5_429}},
 )
 
-BENCHMARKS = {b.name: b for b in (CRC, CRC_NONORM, PCAM, BACH, PATHMNIST, KATHER2016, MHIST, BREAKHIS)}
+MIMIC_CXR = Benchmark(
+    name="mimic_cxr",
+    title="MIMIC-CXR-JPG with the reports of MIMIC-CXR",
+    source="https://physionet.org/content/mimic-cxr-jpg and https://physionet.org/content/mimic-cxr",
+    licence="PhysioNet Credentialed Health Data License 1.5.0: for credentialed users who have signed the agreement, "
+    "each for themselves; never share or redistribute, and send nothing to services of others",
+    protocol="mimic-cxr-2.0.0-split.csv.gz: 368,960 pictures train, 2,991 validate, 5,159 test, by patient",
+    manual="become a credentialed user (training in research with human data included), sign the agreement of both "
+    "pages, and place the three .csv.gz tables (split, metadata, chexpert), files/ with the pictures, and "
+    "mimic-cxr-reports/ unpacked from mimic-cxr-reports.zip",
+    counts={"": {"files": 377_110}},
+)
+
+CHEXPERT = Benchmark(
+    name="chexpert",
+    title="CheXpert, the small version",
+    source="https://stanfordmlgroup.github.io/competitions/chexpert (Irvin et al. 2019)",
+    licence="Stanford University Dataset Research Use Agreement: non-commercial research only; no redistribution",
+    protocol="train.csv (labels by a labeller of reports, some uncertain) and valid.csv (200 studies labelled by "
+    "three radiologists), often taken as the test split",
+    manual="register there, accept the agreement, and place the unpacked folder CheXpert-v1.0-small/",
+    counts={"CheXpert-v1.0-small": {"train": 223_414, "valid": 234}},
+)
+
+CHESTXRAY14 = Benchmark(
+    name="chestxray14",
+    title="NIH ChestX-ray14",
+    source="https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al. 2017)",
+    licence="no restriction on use; the NIH asks for a link to its page, a citation of the paper, and an "
+    "acknowledgement of the NIH Clinical Center as the provider",
+    protocol="train_val_list.txt (86,524 pictures) and test_list.txt (25,596), by patient; labels by a "
+    "labeller of reports",
+    manual="download from that page and place Data_Entry_2017.csv (or its version of 2020), train_val_list.txt, "
+    "test_list.txt and the twelve unpacked archives of pictures",
+    counts={"": {"": 112_120}},
+)
+
+BENCHMARKS = {
+    b.name: b
+    for b in (
+        *(CRC, CRC_NONORM, PCAM, BACH, PATHMNIST, KATHER2016, MHIST, BREAKHIS),
+        *(MIMIC_CXR, CHEXPERT, CHESTXRAY14),
+    )
+}

@@ -1,14 +1,16 @@
 """Read tables as others write them: `.csv` and `.tsv` with any separator, `.json`, `.jsonl`, `.parquet`, `.arrow`.
 
 Text may be in any encoding that can be told. What can't be read is an error with file, line and, where it is known,
-column.
+column. Text tables may be compressed (`.csv.gz`), as large data sets publish them.
 """
 
 import codecs
 import csv
+import gzip
 import io
 import json
 import logging
+import zlib
 from pathlib import Path, PurePath
 
 import pandas as pd
@@ -27,6 +29,8 @@ TEXT_TABLES = (".csv", ".tsv", ".json", ".jsonl")
 COLUMN_TABLES = (".parquet", ".arrow")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SEPARATORS = ",;\t|"
+PACKED = ".gz"
+MAX_UNPACKED = 2**30  # bytes; ten times what the largest published table of a data set takes
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -37,7 +41,7 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: It can't be read; the message names the file and the line.
     """
-    suffix = path.suffix.lower()
+    suffix = Path(path.name.lower().removesuffix(PACKED)).suffix
     if suffix in (".csv", ".tsv"):
         return _read_csv(path, "\t" if suffix == ".tsv" else None)
     content = _read_lines(path, read_text(path)) if suffix == ".jsonl" else read_json(path)
@@ -110,9 +114,10 @@ def read_text(path: Path, fallback: str | None = None) -> str:
     """Return a text file in UTF-8, in UTF-16 with its mark, or else in the encoding `fallback`, which a warning tells.
 
     Raises:
-        ValueError: Its bytes are none of them; the message names file, line and column.
+        ValueError: Its bytes are none of them; the message names file, line and column. Or what is compressed can't
+            be unpacked, or is too large.
     """
-    data = path.read_bytes()
+    data = _unpack(path) if path.suffix.lower() == PACKED else path.read_bytes()
     encoding = next((encoding for mark, encoding in MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\0" in data:
         raise ValueError(f"{path} holds zero bytes, expected text; save it as UTF-8")
@@ -131,6 +136,19 @@ def read_text(path: Path, fallback: str | None = None) -> str:
     before = data[: failure.start].decode(failure.encoding, errors="replace").removeprefix("\ufeff").split("\n")
     found = f"byte 0x{data[failure.start]:02x} isn't {failure.encoding.upper()}"
     raise _name_place(path, len(before), len(before[-1]) + 1, f"{found}, expected text in UTF-8")
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            data = file.read(MAX_UNPACKED + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: {error}; expected a whole {PACKED} file; download it again") from error
+    if len(data) > MAX_UNPACKED:
+        raise ValueError(
+            f"{path}: more than {MAX_UNPACKED:,} bytes unpacked, expected a table; check where it is from"
+        )
+    return data
 
 
 def _read_csv(path: Path, separator: str | None) -> pd.DataFrame:

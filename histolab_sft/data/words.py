@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 GROUP_COLUMNS = ("group", "patient_id", "slide_id", "wsi")
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
+    "validation": ("validation", "valid", "val", "validate", "dev"),
     "test": ("test", "testing"),
 }
 # Columns that are likely to hold a split where none is named `split_column`.

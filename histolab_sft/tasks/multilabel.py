@@ -17,6 +17,8 @@ INSTRUCTION = (
     "You are given a medical image. Identify all applicable findings or labels. "
     'Return labels separated by semicolons. Return "None" if none apply.'
 )
+# For data sets of X-rays that bring labels and no question; the labels follow as options.
+CHEST_QUESTION = "Which of these findings does this chest X-ray study show?"
 HEADLINE = "example_f1"
 MAX_NEW_TOKENS = 128
 ANSWER_IS = "every label that applies"

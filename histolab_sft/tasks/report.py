@@ -36,6 +36,13 @@ IMPRESSION:
 Be systematic: check lung fields, mediastinum, cardiac silhouette, diaphragm, pleural spaces, and bony thorax.
 
 Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS, and IMPRESSION.""",
+    # One section of a report alone.
+    "findings": (
+        "You are given the images of one chest X-ray study. Write the FINDINGS section of the radiology report."
+    ),
+    "impression": (
+        "You are given the images of one chest X-ray study. Write the IMPRESSION section of the radiology report."
+    ),
     # The data set's own words, for rows that each bring theirs.
     "question": "{question}",
 }

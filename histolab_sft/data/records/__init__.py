@@ -7,10 +7,13 @@ A reader takes `source` and the data set's `config` and gives one row a question
 
 from histolab_sft.data.records.biomarkers import read_biomarkers
 from histolab_sft.data.records.captions import read_captions
+from histolab_sft.data.records.chestxray14 import read_chestxray14
+from histolab_sft.data.records.chexpert import read_chexpert
 from histolab_sft.data.records.coco import read_coco
 from histolab_sft.data.records.flare import read_flare
 from histolab_sft.data.records.indiana import read_indiana
 from histolab_sft.data.records.llava import read_llava
+from histolab_sft.data.records.mimic_cxr import read_mimic_cxr
 from histolab_sft.data.records.padchest import read_padchest
 from histolab_sft.data.records.padchest_gr import read_padchest_gr
 from histolab_sft.data.records.questions import read_questions
@@ -19,14 +22,23 @@ from histolab_sft.data.records.yolo_seg import read_yolo_seg
 RECORDS = {
     "biomarkers": read_biomarkers,
     "captions": read_captions,
+    "chestxray14": read_chestxray14,
+    "chexpert": read_chexpert,
     "coco": read_coco,
     "flare": read_flare,
     "indiana": read_indiana,
     "llava": read_llava,
+    "mimic_cxr": read_mimic_cxr,
     "padchest": read_padchest,
     "padchest_gr": read_padchest_gr,
     "questions": read_questions,
     "yolo_seg": read_yolo_seg,
 }
 # Keys of a data set that one reader alone takes, as keywords.
-READER_KEYS = {"biomarkers": {"style"}, "flare": {"subset"}, "llava": {"image_folder"}}
+READER_KEYS = {
+    "biomarkers": {"style"},
+    "chexpert": {"uncertain", "views"},
+    "flare": {"subset"},
+    "llava": {"image_folder"},
+    "mimic_cxr": {"sections", "uncertain", "views"},
+}
