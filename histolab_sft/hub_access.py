@@ -1,11 +1,12 @@
 """What stands between a run and a model or data set on the Hub, in one sentence."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import ResolvedRevision, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,12 +15,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils.hub import resolve_revision
 
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
 # What is asked for: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
 KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "source", " --repo-type dataset")}
 # Of a base model: weights and processor, and no code.
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubAccessError(RuntimeError):
@@ -45,6 +48,22 @@ def fetch_base_model(name: str, revision: str = "main") -> None:
         # One small file first: who may not read the model, or finds the Hub busy, is told at once.
         hf_hub_download(name, "config.json", revision=revision)
         snapshot_download(name, revision=revision, allow_patterns=FILES)
+
+
+def resolve_commit(name: str, revision: str = "main") -> str:
+    """Return the commit that a branch or tag of a model is at, by the cache of this machine, which may not know it.
+
+    Of a folder, and of a model that isn't in the cache, it is `revision` itself.
+    """
+    found = resolve_revision(name, revision, local_files_only=True)
+    # As text it still is the name of the branch.
+    return found.resolved if isinstance(found, ResolvedRevision) else revision
+
+
+def name_different_commits(name: str, one: str, other: str) -> tuple[str, str] | None:
+    """Return the two commits that two revisions of a model stand for, None if they are one or aren't both known."""
+    commits = resolve_commit(name, one), resolve_commit(name, other)
+    return commits if commits[0] != commits[1] and all(map(_COMMIT.fullmatch, commits)) else None
 
 
 @contextmanager

@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from steady_runs import SendSignals, build_trainer, compare, hash_adapter, hash_trained, logged, write_inputs
+from steady_runs import (
+    SendSignals,
+    build_trainer,
+    compare,
+    hash_adapter,
+    hash_trained,
+    logged,
+    write_inputs,
+    write_recipe,
+)
 from transformers import TrainerCallback
 
+from histolab_sft.arguments import parse_recipe
+from histolab_sft.evaluation import run
 from histolab_sft.signals import SIGNALS
 from histolab_sft.training.checkpoints import CheckpointError, find_whole_checkpoint, verify_checkpoint
 
@@ -211,21 +222,45 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_card(folder, tmp_path):
     assert hash_adapter(tmp_path / "run") == hash_adapter(tmp_path / "run" / "checkpoint-1")
 
 
-def test_full_determinism_has_training_take_operations_that_repeat_bit_by_bit(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def undecided(monkeypatch):
+    """Whatever full determinism sets is as it was afterwards."""
     for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
         monkeypatch.setenv(name, "")
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_full_determinism_has_training_take_operations_that_repeat_bit_by_bit(folder, tmp_path, undecided):
     asked = []
 
     class Ask(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             asked.append(torch.are_deterministic_algorithms_enabled())
 
-    try:
-        for value in (True, False):
-            trainer = build_trainer(folder, tmp_path / str(value), max_steps=1, full_determinism=value)
-            trainer.add_callback(Ask())
-            trainer.train()
-            torch.use_deterministic_algorithms(False)
-    finally:
+    for value in (True, False):
+        trainer = build_trainer(folder, tmp_path / str(value), max_steps=1, full_determinism=value)
+        trainer.add_callback(Ask())
+        trainer.train()
+        torch.use_deterministic_algorithms(False)
+    assert asked == [True, False]
+
+
+def test_full_determinism_has_scoring_take_them_too(folder, tmp_path, monkeypatch, undecided):
+    build_trainer(folder, tmp_path / "run").save_model()
+    asked = []
+
+    class Asked(Exception):
+        """What scoring would go on with takes seconds and tells nothing more."""
+
+    def ask(*args, **kwargs):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        raise Asked
+
+    monkeypatch.setattr(run, "predict", ask)
+    for value in (True, False):
+        recipe = write_recipe(folder, tmp_path / "run", full_determinism=value, leaks="allow")
+        with pytest.raises(Asked):
+            run.evaluate(*parse_recipe(["--config", str(recipe)]), {})
         torch.use_deterministic_algorithms(False)
     assert asked == [True, False]

@@ -10,8 +10,8 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.hub import resolve_revision
 
+from histolab_sft.hub_access import resolve_commit
 from histolab_sft.models.resolution import Resolution, check_same_resolution, read_resolution
 
 logger = logging.getLogger(__name__)
@@ -186,8 +186,7 @@ def _check_revision(folder: Path, found: str | None, base_model: str, revision: 
     if found is None:
         logger.warning("%s doesn't tell the revision of its base model: it may be of another one", folder)
         return
-    # Both as commits, as far as the cache of the Hub knows them.
-    found, loaded = (resolve_revision(base_model, name, local_files_only=True) for name in (found, revision))
+    found, loaded = (resolve_commit(base_model, name) for name in (found, revision))
     if found != loaded:
         raise AdapterError(
             f"{folder} is an adapter of {base_model} at {found}, and {loaded} is loaded; set model_revision: {found}"

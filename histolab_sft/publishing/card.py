@@ -97,7 +97,7 @@ def format_card(
     text = environment.from_string(template).render(
         title=repo_id.split("/")[-1],
         repo_id=repr(repo_id),
-        base=_describe_base(model_args),
+        base=_describe_base(model_args, results["provenance"].get("revision")),
         resolution=None if resolution == [None, None] else resolution,
         quantised=quantised if model_args.load_in_4bit else None,
         dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
@@ -177,8 +177,9 @@ def _describe_data(config: DatasetConfig, benchmark: Benchmark | None, data_dir:
     return f"{benchmark.title}, {benchmark.source}. Licence: {benchmark.licence}. Its protocol: {benchmark.protocol}."
 
 
-def _describe_base(model_args: ModelConfig) -> dict:
-    name, revision = model_args.model_name_or_path, model_args.model_revision
+def _describe_base(model_args: ModelConfig, commit: str | None) -> dict:
+    # The commit that the adapter was trained on, since a branch moves on.
+    name, revision = model_args.model_name_or_path, commit or model_args.model_revision
     terms = find_terms(name)
     if name == EMBEDDED:
         description = "The base model is the tiny one built into histolab_sft. It has seen no tissue."

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from histolab_sft import secrets
 from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.hub_access import name_different_commits
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.adapter_checks import RESOLUTION_KEYS
 from histolab_sft.models.load import EMBEDDED
@@ -22,7 +23,10 @@ TEXT_SUFFIXES = {".json", ".md"}
 SYSTEMS = ("baseline", "finetuned")
 
 # Keys that the card describes and that read the same in a YAML file and after parsing.
-DESCRIBED = ("model_name_or_path", "model_revision", "load_in_4bit", "lora_r", "lora_alpha", "prompt_style", "seed")
+DESCRIBED = (
+    *("model_name_or_path", "model_revision", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha"),
+    *("prompt_style", "seed"),
+)
 
 # Names of accounts that say nothing about a person, and that would be found in any text.
 SHARED_ACCOUNTS = {"root", "user", "admin", "ubuntu", "debian", "guest", "test", "runner", "jovyan", "docker", "app"}
@@ -156,13 +160,13 @@ def check_adapter(path: Path) -> None:
 def check_base_model(path: Path, model_args: ModelConfig) -> None:
     """Raise `PublishError` unless the adapter's configuration names the recipe's base model, one that others can load.
 
-    The resolution of pictures must be the recipe's too.
+    The resolution of pictures must be the recipe's too, and so must the commit, as far as this machine knows both.
 
     Args:
         path: `adapter_config.json`.
         model_args (`ModelConfig`): Its `model_name_or_path` is `embedded`, or a name on the Hub.
     """
-    config, name = read_json(path), model_args.model_name_or_path
+    config, name, revision = read_json(path), model_args.model_name_or_path, model_args.model_revision
     found, asked = ([source.get(key) for key in RESOLUTION_KEYS] for source in (config, vars(model_args)))
     # The key that a recipe leaves out is the base model's own.
     if any(wish is not None and wish != own for wish, own in zip(asked, found, strict=True)) or (
@@ -176,6 +180,11 @@ def check_base_model(path: Path, model_args: ModelConfig) -> None:
     if found != name:
         raise PublishError(
             f"{path} names the base model {found}, expected {name} as in the recipe; correct the recipe"
+        )
+    if commits := name_different_commits(name, config.get("revision") or revision, revision):
+        raise PublishError(
+            f"{path} names the base model {name} at {commits[0]}, expected {commits[1]} as in the recipe; set "
+            f"model_revision: {commits[0]}"
         )
     if name != EMBEDDED and (not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists()):
         raise PublishError(

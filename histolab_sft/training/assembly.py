@@ -1,10 +1,9 @@
 """From a recipe's keys to a trainer: the model with what is trained of it, the pictures, the rules that end a run."""
 
 from datasets import DatasetDict
-from transformers.utils.hub import resolve_revision
 
 from histolab_sft.arguments import HistoArguments
-from histolab_sft.hub_access import fetch_base_model
+from histolab_sft.hub_access import fetch_base_model, resolve_commit
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.continued import build_starting_point
 from histolab_sft.models.fit import settle_hardware
@@ -63,7 +62,7 @@ def build_trainer(
         # commit of the weights that were loaded.
         adapter = trainer.model.peft_config["default"]
         adapter.base_model_name_or_path = model_args.model_name_or_path
-        adapter.revision = resolve_revision(base_model, model_args.model_revision, local_files_only=True)
+        adapter.revision = resolve_commit(base_model, model_args.model_revision)
     if histo_args.early_stopping != "none":
         trainer.add_callback(build_early_stopping(histo_args, trainer.guessing_level))
     prepare_pictures(trainer, patches, histo_args)
