@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from histolab_sft.metrics.boxes import Box, compute_boxes, compute_iou, count_matches, f1_from_counts, match_boxes
+from histolab_sft.metrics.boxes import (
+    Box,
+    compute_boxes,
+    compute_iou,
+    count_matches,
+    f1_from_counts,
+    match_boxes,
+    score_areas,
+)
 
 UNIT = Box(0, 0, 10, 10)
 
@@ -98,3 +106,53 @@ def test_counts_of_any_choice_of_patches_give_its_f1():
 def test_different_numbers_of_patches_are_refused():
     with pytest.raises(ValueError, match="1 patches with true boxes and 0 answers"):
         compute_boxes([[UNIT]], [])
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "dice", "iou"),
+    [
+        ([UNIT], [UNIT], 1, 1),
+        ([UNIT], [shifted(5)], 0.5, 1 / 3),
+        ([UNIT], [shifted(10)], 0, 0),
+        ([UNIT], [], 0, 0),
+        ([UNIT], None, 0, 0),
+        # One box in two halves, or twice the same: the area is what it is.
+        ([UNIT], [Box(0, 0, 5, 10), Box(5, 0, 10, 10)], 1, 1),
+        ([UNIT, UNIT], [UNIT], 1, 1),
+        ([UNIT, shifted(5)], [Box(0, 0, 15, 10)], 1, 1),
+        ([UNIT, Box(20, 0, 30, 10)], [UNIT], 2 / 3, 1 / 2),
+        ([Box(0.5, 0, 1.5, 1)], [Box(1, 0, 2, 1)], 0.5, 1 / 3),
+        ([Box(3, 3, 3, 9)], [UNIT], 0, 0),
+    ],
+)
+def test_dice_and_iou_compare_what_boxes_cover(truth, answer, dice, iou):
+    results = compute_boxes([truth], [answer], label_aware=False)
+    assert (results["box_area_dice"], results["box_area_iou"]) == (pytest.approx(dice), pytest.approx(iou))
+
+
+def test_areas_are_those_of_a_raster():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        sides = []
+        for _ in range(2):
+            corners = generator.integers(0, 20, (4, 2))
+            sides.append([Box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, corners[::-1] + 1, strict=True)])
+        rasters = np.zeros((2, 50, 50), dtype=bool)
+        for raster, boxes in zip(rasters, sides, strict=True):
+            for box in boxes:
+                raster[box.y1 : box.y2, box.x1 : box.x2] = True
+        scores = score_areas([sides[0]], [sides[1]])
+        assert scores["box_area_iou"][0] == pytest.approx(rasters.all(axis=0).sum() / rasters.any(axis=0).sum())
+        assert scores["box_area_dice"][0] == pytest.approx(2 * rasters.all(axis=0).sum() / rasters.sum())
+
+
+def test_areas_of_other_labels_are_not_shared():
+    truth, answer = [shifted(0, "mass"), shifted(20, "nodule")], [shifted(0, "Mass"), shifted(20, "effusion")]
+    assert compute_boxes([truth], [answer])["box_area_iou"] == pytest.approx(1 / 3)
+    assert compute_boxes([truth], [answer], label_aware=False)["box_area_iou"] == 1
+
+
+def test_dice_and_iou_are_means_over_the_patches_with_a_true_box():
+    results = compute_boxes([[UNIT], [], [UNIT]], [[UNIT], [UNIT], None])
+    assert results["box_area_dice"] == results["box_area_iou"] == 0.5
+    assert compute_boxes([[]], [[UNIT]])["box_area_dice"] is None

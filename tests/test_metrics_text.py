@@ -52,7 +52,9 @@ def test_an_empty_or_unparsed_answer_scores_zero(nothing):
     results = compute_text(REFERENCES, [nothing, nothing])
     assert results["unparsed_rate"] == (nothing is None)
     assert results["bleu4"] < 1e-9
-    assert all(results[name] == 0 for name in ("rouge_l", "meteor_without_synonyms", "token_f1", "exact_match"))
+    assert all(
+        results[name] == 0 for name in ("rouge_l", "meteor_without_synonyms", "token_f1", "exact_match", "cider_d")
+    )
 
 
 def test_bug_15_an_unparsed_text_stays_in_the_mean():
@@ -72,6 +74,14 @@ def test_scores_stand_by_patch():
 
 def test_bug_19_no_score_is_called_green():
     assert not [name for name in compute_text(REFERENCES, PREDICTIONS) if "green" in name.lower()]
+
+
+def test_cider_weighs_words_by_all_references():
+    results = compute_text(REFERENCES, PREDICTIONS)
+    assert 0 < results["cider_d"] < 10 and "cider_d_reason" not in results
+    assert compute_text(REFERENCES, REFERENCES)["cider_d"] == pytest.approx(10)
+    alone = compute_text(REFERENCES[:1], REFERENCES[:1])
+    assert alone["cider_d"] is None and "references that differ" in alone["cider_d_reason"]
 
 
 def test_an_empty_reference_is_refused_by_row():

@@ -239,3 +239,17 @@ def test_a_thousand_draws_of_a_large_test_split_keep_their_memory_bounded():
     estimates = bootstrap({"finetuned": watched}, n, draws=1000)
     assert estimates["finetuned"]["accuracy"].draws.shape == (1000,)
     assert max(rows * draws for rows, draws in shapes) <= 4_000_000
+
+
+def test_a_score_that_goes_to_ten_has_an_interval_above_zero():
+    values = np.random.default_rng(0).uniform(0, 3, 40)
+
+    def measure(weights):
+        return {"cider_d": values @ weights / weights.sum(axis=0)}
+
+    for factor in (1, 0.1):
+        values = values * factor
+        low, high = interval(bootstrap({"a": measure}, 40)["a"]["cider_d"])["ci95"]
+        assert 0 < low < values.mean() < high
+        # On the logarithm, whatever the size of the score
+        assert np.log(high / values.mean()) == pytest.approx(np.log(values.mean() / low))

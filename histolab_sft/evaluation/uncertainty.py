@@ -130,7 +130,7 @@ def interval(estimate: "Estimate") -> dict:
     100 studies. Draws without a value are left out and counted.
     """
     if np.isnan(estimate.value):
-        return {"value": None, "ci95": None, "warning": "no value: a class that the score needs is absent"}
+        return {"value": None, "ci95": None, "warning": "no value: what the score needs is absent"}
     if estimate.scale == "none":
         return {"value": estimate.value, "ci95": None}
     if estimate.scale == "ranked" and estimate.degrees + 1 < FEW_UNITS:
@@ -235,7 +235,7 @@ def _find_scale(score: str | int, value: float) -> str:
         return "none"
     if score == "average_precision":
         return "ranked"
-    if last in POSITIVE:
+    if last in POSITIVE or score == "cider_d":
         return "positive"
     if last in SIGNED or isinstance(score, int):
         return "signed"

@@ -1,4 +1,4 @@
-"""Scores of boxes: greedy one-to-one matching by overlap, counted over all patches of a data set (micro)."""
+"""Scores of boxes: greedy one-to-one matching by overlap, counted over all patches of a data set (micro); areas."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +34,8 @@ def compute_boxes(
 
     Returns:
         `dict`: `box_f1`, `box_precision`, `box_recall` at an overlap of at least 0.5; `box_f1_by_threshold` and their
-        mean `mean_box_f1`, 0.3 to 0.7; `empty_accuracy`, the share of patches without a true box whose answer is an
+        mean `mean_box_f1`, 0.3 to 0.7; `box_area_dice` and `box_area_iou`, the means of `score_areas` over the patches
+        with a true box; `empty_accuracy`, the share of patches without a true box whose answer is an
         empty list; `per_label` with `f1` at 0.5, `n_gold`, `n_predicted` (label-aware only); `unparsed_rate`,
         `n_gold`, `n_predicted`. What can't be divided is None, with `box_f1_reason` or `empty_accuracy_reason`.
 
@@ -55,6 +56,10 @@ def compute_boxes(
         "box_f1": by_threshold[str(MAIN_THRESHOLD)],
         "box_precision": matched / (matched + wrong) if matched + wrong else None,
         "box_recall": matched / (matched + missed) if matched + missed else None,
+        **{
+            name: float(values.mean()) if len(values) else None
+            for name, values in score_areas(gold, predicted, label_aware).items()
+        },
         "mean_box_f1": None if no_boxes else float(np.mean(list(by_threshold.values()))),
         "box_f1_by_threshold": by_threshold,
         "empty_accuracy": float(np.mean([answer is not None and not answer for answer in negatives]))
@@ -141,6 +146,49 @@ def compute_iou(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
     shared = np.clip(sides, 0, None).prod(axis=-1)
     total = (a[..., 2:] - a[..., :2]).prod(axis=-1) + (b[..., 2:] - b[..., :2]).prod(axis=-1) - shared
     return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+
+
+def score_areas(
+    gold: Sequence[Sequence[Box]], predicted: Sequence[Sequence[Box] | None], label_aware: bool = True
+) -> dict[str, np.ndarray]:
+    """Return Dice and IoU of the areas that boxes cover, of the patches with a true box, float64, shape (those,).
+
+    What several boxes cover counts once, whatever their number, so neither says that things are told apart. With
+    labels, the areas of each label are compared apart and added up. An answer that can't be read covers nothing.
+
+    Returns:
+        `box_area_dice` (2 |both| / (|true| + |answered|)) and `box_area_iou` (|both| / |either|).
+    """
+    rows = []
+    for truth, answer in zip(gold, predicted, strict=True):
+        if truth:
+            labels = {_key(box) for box in (*truth, *(answer or []))} if label_aware else {None}
+            parts = [
+                _cover(
+                    *([box for box in side if not label_aware or _key(box) == label] for side in (truth, answer or []))
+                )
+                for label in labels
+            ]
+            rows.append(np.sum(parts, axis=0))
+    shared, true, answered = np.array(rows, dtype=float).reshape(-1, 3).T
+    total = true + answered
+    return {
+        "box_area_dice": np.divide(2 * shared, total, out=np.zeros_like(total), where=total > 0),
+        "box_area_iou": np.divide(shared, total - shared, out=np.zeros_like(total), where=total > 0),
+    }
+
+
+def _cover(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
+    """Return the areas that both cover, the first covers and the second covers, in square pixels."""
+    corners = np.array([box[:4] for box in (*first, *second)], dtype=float).reshape(-1, 4)
+    # Between two neighbouring sides of boxes an area is covered whole or not at all.
+    xs, ys = np.unique(corners[:, ::2]), np.unique(corners[:, 1::2])
+    covered = np.zeros((2, max(len(ys) - 1, 0), max(len(xs) - 1, 0)), dtype=bool)
+    for number, (x1, y1, x2, y2) in enumerate(corners):
+        rows, columns = (slice(*np.searchsorted(side, ends)) for side, ends in ((ys, (y1, y2)), (xs, (x1, x2))))
+        covered[int(number >= len(first)), rows, columns] = True
+    cells = np.outer(np.diff(ys), np.diff(xs))
+    return np.array([(cells * part).sum() for part in (covered.all(axis=0), *covered)])
 
 
 def _key(box: Box) -> str | None:

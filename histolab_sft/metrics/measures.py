@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from histolab_sft.metrics.biomarkers import find_known
-from histolab_sft.metrics.boxes import MAIN_THRESHOLD, THRESHOLDS, Box, count_matches
+from histolab_sft.metrics.boxes import MAIN_THRESHOLD, THRESHOLDS, Box, count_matches, score_areas
 from histolab_sft.metrics.classification import UNPARSED
 from histolab_sft.metrics.multilabel import count_labels, example_f1
 from histolab_sft.metrics.text import bleu_from_counts, count_ngrams, score_texts
@@ -69,6 +69,8 @@ def boxes_measure(
 ) -> Measure:
     """Measure the scores of `compute_boxes`."""
     counts = {threshold: count_matches(gold, predicted, threshold, label_aware) for threshold in THRESHOLDS}
+    areas = score_areas(gold, predicted, label_aware)
+    positive = [row for row, truth in enumerate(gold) if truth]
     negative = np.array([not truth for truth in gold], dtype=float)
     empty = np.array([answer is not None and not answer for answer in predicted], dtype=float)
 
@@ -76,11 +78,13 @@ def boxes_measure(
         sums = {threshold: count.T @ weights for threshold, count in counts.items()}
         f1 = {t: _divide(2 * n[0], 2 * n[0] + n[1] + n[2]) for t, n in sums.items()}
         matched, missed, wrong = sums[MAIN_THRESHOLD]
+        total = weights[positive].sum(axis=0)
         return {
             "box_f1": f1[MAIN_THRESHOLD],
             "mean_box_f1": np.mean(list(f1.values()), axis=0),
             "box_precision": _divide(matched, matched + wrong),
             "box_recall": _divide(matched, matched + missed),
+            **{name: _divide(values @ weights[positive], total) for name, values in areas.items()},
             "empty_accuracy": _divide((negative * empty) @ weights, negative @ weights),
             "unparsed_rate": _unparsed(predicted) @ weights / weights.sum(axis=0),
         }
@@ -89,7 +93,7 @@ def boxes_measure(
 
 
 def text_measure(references: Sequence[str], predictions: Sequence[str | None]) -> Measure:
-    """Measure the scores of `compute_text`."""
+    """Measure the scores of `compute_text`; words weigh in `cider_d` by all references, not by those drawn."""
     counts = count_ngrams(references, predictions)
     rows = score_texts(references, predictions) | {"unparsed_rate": _unparsed(predictions)}
 

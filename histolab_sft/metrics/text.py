@@ -12,6 +12,8 @@ from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
+from histolab_sft.metrics.cider import compute_cider_d
+
 ORDER = 4
 
 
@@ -34,7 +36,7 @@ ROUGE = RougeScorer(["rougeL"], tokenizer=WORDS)
 
 
 def compute_text(references: Sequence[str], predictions: Sequence[str | None]) -> dict:
-    """Return the scores of one system on one data set, ready for JSON, each from 0 to 1.
+    """Return the scores of one system on one data set, ready for JSON, each from 0 to 1 but for `cider_d`, 0 to 10.
 
     Args:
         references: True texts, shape (patches,), not empty.
@@ -42,7 +44,7 @@ def compute_text(references: Sequence[str], predictions: Sequence[str | None]) -
 
     Returns:
         `dict`: `bleu4` (over the corpus, sacrebleu, `13a` tokens, no smoothing), the means of `score_texts`, and
-        `unparsed_rate`.
+        `unparsed_rate`. `cider_d` is None, with `cider_d_reason`, where the references are all alike.
 
     Raises:
         ValueError: Different numbers of texts, none, or an empty reference.
@@ -55,11 +57,14 @@ def compute_text(references: Sequence[str], predictions: Sequence[str | None]) -
     empty = [row for row, reference in enumerate(references) if not WORDS.tokenize(reference)]
     if empty:
         raise ValueError(f"row {empty[0]}: reference {references[empty[0]]!r} has no word; leave the row out")
-    return {
+    results = {
         "bleu4": bleu_from_counts(count_ngrams(references, predictions).sum(axis=0)),
         **{name: float(values.mean()) for name, values in score_texts(references, predictions).items()},
         "unparsed_rate": float(np.mean([text is None for text in predictions])),
     }
+    if np.isnan(results["cider_d"]):
+        results |= {"cider_d": None, "cider_d_reason": "CIDEr-D needs references that differ in their words"}
+    return results
 
 
 def score_texts(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, np.ndarray]:
@@ -67,11 +72,13 @@ def score_texts(references: Sequence[str], predictions: Sequence[str | None]) ->
 
     `rouge_l` (F1 of the longest common subsequence), `meteor_without_synonyms` (Lavie and Agarwal 2007 with the exact
     and the English stem matcher, not WordNet's, so below a METEOR that has it), `token_f1` (F1 of the words as a bag),
-    `exact_match` (the same words in the same order).
+    `exact_match` (the same words in the same order), `cider_d` (`metrics.cider`, which weighs words by all references
+    given; NaN where they are all alike).
     """
+    truths, answers = ([WORDS.tokenize(text or "") for text in side] for side in (references, predictions))
+    cider = compute_cider_d(truths, answers)
     rows = []
-    for reference, prediction in zip(references, predictions, strict=True):
-        truth, answer = WORDS.tokenize(reference), WORDS.tokenize(prediction or "")
+    for reference, prediction, truth, answer in zip(references, predictions, truths, answers, strict=True):
         shared = (Counter(truth) & Counter(answer)).total()
         rows.append(
             {
@@ -81,7 +88,8 @@ def score_texts(references: Sequence[str], predictions: Sequence[str | None]) ->
                 "exact_match": float(prediction is not None and truth == answer),
             }
         )
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    scores = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return scores | {"cider_d": np.full(len(rows), np.nan) if cider is None else cider}
 
 
 def count_ngrams(references: Sequence[str], predictions: Sequence[str | None]) -> np.ndarray:

@@ -25,7 +25,10 @@ CODECS = {
 HEADLINE = "box_f1"
 MAX_NEW_TOKENS = 512
 ANSWER_IS = "boxes"
-SCORED_AS = "A box is found where it overlaps a true one of its label by half or more, each in one pair at most."
+SCORED_AS = (
+    "A box is found where it overlaps a true one of its label by half or more, each in one pair at most. Dice and IoU "
+    "compare the areas that all boxes of a picture cover, where it has a true one."
+)
 DEFAULT_CODEC = "box_2d"
 # A data set's own question may name another convention (FLARE's ask for pixels), hence the last word on it here.
 INSTRUCTIONS = {

@@ -49,7 +49,10 @@ Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS
 HEADLINE = "rouge_l"
 MAX_NEW_TOKENS = 512
 ANSWER_IS = "a text"
-SCORED_AS = "ROUGE-L is the longest common run of words; like all scores of words it knows nothing of medicine."
+SCORED_AS = (
+    "ROUGE-L is the longest common run of words; CIDEr-D, from 0 to 10, counts what few other texts say. Like all "
+    "scores of words they know nothing of medicine."
+)
 NORMAL = "normal"
 NORMAL_LINE = "No significant abnormalities detected"
 # A change against an earlier picture says nothing about this one; `exclude` marks a report that can't be used.
