@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def count_loader_workers() -> int:
 
 def count_preparing_workers(pictures: int) -> int:
     """Return how many processes prepare so many pictures for encoding or scoring."""
-    if pictures < FEW:
+    if pictures < FEW or sys.platform != "linux":  # elsewhere processes are started, not forked
         return 0
     if torch.cuda.is_available():
         return count_loader_workers()

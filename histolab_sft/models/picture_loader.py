@@ -45,6 +45,8 @@ def prepare_ahead(prepare: Callable, items: Iterable, pictures: int) -> Iterator
         sampler=_InOrder(items),
         num_workers=workers,
         timeout=WORKER_TIMEOUT if workers else 0,
+        # `prepare` holds models and open files, which a forked process inherits and no other could be sent.
+        multiprocessing_context="fork" if workers else None,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         # Of its own: training's random numbers must not hang on what is prepared in between.

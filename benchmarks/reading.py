@@ -1,0 +1,116 @@
+"""How fast pictures are read and prepared, and whether the cores are busy while they are encoded."""
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText
+
+from histolab_sft.models.byte_pictures import BytePictures
+from histolab_sft.models.feature_store import FeatureStore
+from histolab_sft.models.geometry import IMAGE_TOKENS, TEXT_SIZES, VISION_SIZES
+from histolab_sft.models.load import load_processor
+from histolab_sft.models.tiny_tokenizer import build_processor
+from histolab_sft.models.vision_cache import build_vision_cache
+
+
+def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[str, float]:
+    """Return pictures a second at MedGemma-4B's sizes: `decoded`, `scaled` to 896 pixels, and as `features` read."""
+    pictures = _build_image_processors()["as bytes"]
+    keys = rows.with_format(None)["pixel_sha256"]
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(Path(folder, "features"))
+        shape = IMAGE_TOKENS, TEXT_SIZES["hidden_size"]
+        store.write({key: torch.randn(shape).bfloat16() for key in keys}, "bench")
+        readers = {
+            "decoded": lambda examples: [np.asarray(example["image"]) for example in examples],
+            "scaled": lambda examples: pictures([example["image"] for example in examples], return_tensors="pt")[
+                "pixel_values"
+            ],
+            "features": store.features,
+        }
+        # Drawn from without end, as an epoch is: workers that start again and again would be measured instead.
+        return {
+            name: _measure_rate(
+                DataLoader(
+                    list(keys) * 64 if name == "features" else rows,
+                    8,
+                    sampler=_Endless(len(rows)),
+                    num_workers=workers,
+                    collate_fn=collate,
+                ),
+                seconds,
+            )
+            for name, collate in readers.items()
+        }
+
+
+class _Endless:
+    def __init__(self, length: int):
+        self.length = length
+
+    def __iter__(self):
+        while True:
+            yield from range(self.length)
+
+
+def _measure_rate(loader: DataLoader, seconds: float) -> float:
+    batches, count = iter(loader), 0
+    next(batches)
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        count += len(next(batches))
+    return count / (time.perf_counter() - start)
+
+
+def measure_preparing(rows: Dataset, rounds: int) -> dict[str, float]:
+    """Return pictures a second that one core prepares for MedGemma-4B, `as floats` and `as bytes`, in turn.
+
+    As floats is what `transformers` does on the processor: scaled, rescaled and normalised. Bytes are only scaled;
+    the rest is looked up where the tower is.
+    """
+    images = [row["image"] for row in rows]
+    seconds = {name: [] for name in _build_image_processors()}
+    for _ in range(rounds):
+        for name, image_processor in _build_image_processors().items():
+            start = time.perf_counter()
+            for image in images:
+                image_processor([image], return_tensors="pt")
+            seconds[name].append(time.perf_counter() - start)
+    return {name: len(images) / median(times) for name, times in seconds.items()}
+
+
+def _build_image_processors() -> dict:
+    plain = build_processor(VISION_SIZES["image_size"], IMAGE_TOKENS).image_processor
+    return {"as floats": plain, "as bytes": BytePictures(plain)}
+
+
+def measure_encoding(model: Path, rows: Dataset, threads: int) -> dict[str, float]:
+    """Encode all pictures into an empty cache and return `patches_per_s` and `busy`, the share of `threads` cores.
+
+    Busy is the time on a processor of this process and of those that read for it, by the time that passed.
+    """
+    torch.set_num_threads(threads)
+    loaded, processor = (
+        AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32),
+        load_processor(str(model)),
+    )
+    pictures = [
+        (key, lambda row=row: rows[row]["image"]) for row, key in enumerate(rows.with_format(None)["pixel_sha256"])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        before, start = _count_cpu_seconds(), time.perf_counter()
+        build_vision_cache(loaded, processor, pictures, folder, 8)
+        passed = time.perf_counter() - start
+        return {"patches_per_s": len(rows) / passed, "busy": (_count_cpu_seconds() - before) / passed / threads}
+
+
+def _count_cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
