@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 
 from histolab_sft.secrets import mask_secrets
+from histolab_sft.signals import StoppedBySignal
 
 RUNNING = "running"
 ATTEMPT = ("start", "end", "exit_reason", "git_commit")
@@ -59,7 +60,7 @@ def record_run(
 
     The record holds `recipe`, `seed`, `versions`, `git_commit`, `hardware`, `start`, `end` (ISO 8601, UTC) and
     `exit_reason`, and whatever the block puts into it (`data_fingerprint`, `steps`, `changes`). `exit_reason` is what
-    the block says, else `finished`, or the exception that ended it. After a `kill -9` it is still `running`.
+    the block says, else `finished`, or what ended it. After a `kill -9` it is still `running`.
 
     A record that is already there is of the run that made what lies beside it. It stays until the block says by
     `begin` that this run trains; the end of one that never did is added to its list `idle`.
@@ -93,7 +94,7 @@ def record_run(
     finally:
         error = sys.exception()
         if error is not None:
-            record["exit_reason"] = mask_secrets(f"{type(error).__name__}: {error}")
+            record["exit_reason"] = mask_secrets(_describe_end(error))
         elif record["exit_reason"] == RUNNING:
             record["exit_reason"] = "finished"
         record["end"] = _now()
@@ -225,6 +226,12 @@ def describe_hardware() -> dict:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
     }
+
+
+def _describe_end(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT"
+    return str(error) if isinstance(error, StoppedBySignal) else f"{type(error).__name__}: {error}"
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: in training they are obeyed at the end of the optimiser step, elsewhere at once."""
 
+import multiprocessing
 import signal
 import sys
 import threading
@@ -13,6 +14,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
 # A launcher and a scheduler may both pass on one and the same signal.
 SAME_SIGNAL_SECONDS = 2.0
+# A signal that comes while Python forks is lost: what its handler raises there is ignored. So it is raised again.
+AGAIN_SECONDS = 3.0
+# How long a run that is told to stop waits for data loader workers, which may hang.
+WORKER_SECONDS = 5.0
+
+
+class StoppedBySignal(SystemExit):
+    """The command ends with exit code 143; the message says which signal ended it, for `run.json` too."""
+
+    def __init__(self, message: str):
+        super().__init__(EXIT_CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @contextmanager
@@ -20,20 +36,29 @@ def ending_on_signals() -> Iterator[None]:
     """End the command in order with exit code 143 when a scheduler asks for it, whatever the block is doing.
 
     SIGINT is Python's own KeyboardInterrupt. Once one signal has come, the next one ends the process as the operating
-    system does it, for the case that something on the way out hangs.
+    system does it, for the case that something on the way out hangs; what takes longer than `AGAIN_SECONDS` there is
+    broken off.
     """
     numbers = (signal.SIGTERM, signal.SIGUSR1)
 
     def end(number, frame):
         for other in numbers:
             signal.signal(other, signal.SIG_DFL)
-        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(EXIT_CODE)
+        stop = StoppedBySignal(f"stopped by {signal.Signals(number).name}")
+        print(stop, file=sys.stderr)  # noqa: T201
+
+        def end_again(number, frame):
+            raise stop
+
+        signal.signal(signal.SIGALRM, end_again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+        raise stop
 
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -47,6 +72,7 @@ class StopSignals:
 
     def __enter__(self):
         self.received: signal.Signals | None = None
+        self.waiting = False
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -57,8 +83,30 @@ class StopSignals:
     def _note(self, number, frame):
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
+            if self.waiting:
+                self._wait_no_longer()
         elif time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
-            raise SystemExit(EXIT_CODE)
+            raise StoppedBySignal(f"stopped by {signal.Signals(number).name}, which followed {self.received.name}")
+
+    @contextmanager
+    def waiting_for_workers(self) -> Iterator[None]:
+        """End the process in order where the block takes longer than `WORKER_SECONDS` after a stop signal."""
+        before = signal.signal(signal.SIGALRM, self._end_waiting)
+        self.waiting = True
+        if self.received is not None:
+            self._wait_no_longer()
+        try:
+            yield
+        finally:
+            self.waiting = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _wait_no_longer(self):
+        signal.setitimer(signal.ITIMER_REAL, WORKER_SECONDS)
+
+    def _end_waiting(self, number, frame):
+        raise StoppedBySignal(f"stopped by {self.received.name} while it waited for pictures from its workers")
 
 
 @contextmanager
@@ -90,3 +138,21 @@ def ignore_stop_signals() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """Kill this process's workers where the block ends with an error.
+
+    They ignore the signal by which Python ends them, and it would wait for one that hangs.
+    """
+    try:
+        yield
+    except BaseException:
+        # PyTorch would raise in here that its workers died.
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join(1)
+        signal.signal(signal.SIGCHLD, before)
+        raise

@@ -117,3 +117,13 @@ def test_a_refused_resume_leaves_run_json_as_it_was_and_a_taken_one_notes_the_ch
     taken = run(0, max_steps=4, resume_changes=["max_steps"])
     assert taken["changes"] == [{"step": 2, "key": "max_steps", "from": 2, "to": 4}]
     assert taken["recipe"]["max_steps"] == 4 and taken["steps"] == 4
+
+
+def test_a_signal_before_the_first_step_ends_a_run_with_143_and_is_named_in_its_record(folder, tmp_path):
+    process = start_recipe(write_recipe(folder, tmp_path / "run"), tmp_path / "log")
+    wait_for((tmp_path / "run" / "run.json").is_file)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(PATIENCE)
+    assert process.exitcode == 143, (tmp_path / "log").read_text()[-3000:]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["exit_reason"] == "stopped by SIGTERM" and record["end"]

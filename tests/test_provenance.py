@@ -55,7 +55,7 @@ def test_the_reason_of_an_end_is_the_error_without_its_secrets(tmp_path):
     assert read(tmp_path / "run.json")["exit_reason"] == "OSError: https://<secret>@hub refused <secret>"
     with pytest.raises(KeyboardInterrupt), record_run(tmp_path / "other.json", RECIPE, seed=7):
         raise KeyboardInterrupt
-    assert read(tmp_path / "other.json")["exit_reason"] == "KeyboardInterrupt: "
+    assert read(tmp_path / "other.json")["exit_reason"] == "stopped by SIGINT"
 
 
 def test_a_run_that_says_why_it_ends_is_believed(tmp_path):

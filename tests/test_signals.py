@@ -1,13 +1,12 @@
 """A scheduler's signal ends a command in order and with one exit code, whatever the command is doing."""
 
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from test_errors import ROOT, write_recipe
@@ -32,6 +31,16 @@ def test_a_signal_outside_of_training_ends_the_command_with_143(capsys, number):
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_that_was_lost_in_a_fork_is_raised_again(monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN_SECONDS", 0.1)
+    with pytest.raises(SystemExit) as end, ending_on_signals():
+        with suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert end.value.code == EXIT_CODE
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_a_signal_in_training_is_noted_and_a_later_one_ends_the_process(monkeypatch):
     with pytest.raises(SystemExit) as end, StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -43,6 +52,18 @@ def test_a_signal_in_training_is_noted_and_a_later_one_ends_the_process(monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert end.value.code == EXIT_CODE
+
+
+def test_a_run_that_is_told_to_stop_waits_for_its_workers_for_seconds_alone(monkeypatch):
+    monkeypatch.setattr(signals, "WORKER_SECONDS", 0.1)
+    with StopSignals() as stop:
+        with stop.waiting_for_workers():
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # they came in time
+        with pytest.raises(SystemExit) as end, stop.waiting_for_workers():
+            time.sleep(5)
+    assert end.value.code == EXIT_CODE and "SIGTERM while it waited for pictures" in str(end.value)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 SMALL = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec timeout 300 "
@@ -59,37 +80,3 @@ def test_training_with_workers_and_without_shared_memory_ends_well(tmp_path, unt
     ended = subprocess.run(["unshare", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "--shm-size" in ended.stderr
-
-
-def is_importing(process, output_dir):
-    return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
-
-
-def has_begun(process, output_dir):
-    return (output_dir / "run.json").is_file()
-
-
-@pytest.mark.thorough
-@pytest.mark.model
-@pytest.mark.parametrize(
-    ("script", "phase", "number"),
-    [
-        ("recipes/sft.py", is_importing, signal.SIGTERM),
-        ("recipes/evaluate.py", is_importing, signal.SIGUSR1),
-        ("recipes/sft.py", has_begun, signal.SIGTERM),
-    ],
-)
-def test_a_command_ends_in_seconds_with_143_before_it_trains_or_scores(tmp_path, script, phase, number):
-    recipe = write_recipe(tmp_path)
-    process = subprocess.Popen([sys.executable, script, "--config", str(recipe)], cwd=ROOT, stderr=subprocess.PIPE)
-    try:
-        while not phase(process, tmp_path / "out"):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait(30) == EXIT_CODE
-    finally:
-        process.kill()
-    assert f"stopped by {number.name}" in process.stderr.read().decode()
-    if phase is has_begun:
-        assert json.loads((tmp_path / "out" / "run.json").read_text())["exit_reason"] == "SystemExit: 143"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from trl import SFTConfig
 from histolab_sft.models.load import restore_weights
 from histolab_sft.provenance import fingerprint_data
 from histolab_sft.run_lock import SAVING
-from histolab_sft.signals import StopSignals
+from histolab_sft.signals import StopSignals, ending_workers
 from histolab_sft.training.checkpoints import (
     MANIFEST,
     CheckpointError,
@@ -85,7 +86,7 @@ class SteadyTrainer(EvenTrainer):
         # Trainer would remove what isn't this run's.
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.on_begin()
-        with StopSignals() as self.signals:
+        with StopSignals() as self.signals, ending_workers():
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -167,6 +168,12 @@ class SteadyTrainer(EvenTrainer):
                     "lr": rate * schedule(self.lr_scheduler.last_epoch),
                 }
             self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_batch_samples(self, *args, **kwargs):
+        # What this process prepares itself ends by itself.
+        waits = self.args.dataloader_num_workers > 0
+        with self.signals.waiting_for_workers() if waits else nullcontext():
+            return super().get_batch_samples(*args, **kwargs)
 
     # The end of an optimiser step and of an epoch
 
