@@ -25,11 +25,18 @@ from benchmarks.reading import measure_encoding, measure_loader, measure_prepari
 from benchmarks.scoring_arms import count_answer_tokens, load_systems, score_systems
 from benchmarks.tables import describe_machine, format_results
 from benchmarks.training_arms import ARMS, WITH_CHECKPOINTING, build_trainer, run_arm, train_apart
+from histolab_sft.models.resolution import Resolution
 
 RESULTS = Path(__file__).parent / "results"
 SCORING = ("generation", "generation one at a time", "likelihood", "likelihood, cold cache", "likelihood, warm cache")
 WRITING_LIMIT = 64  # tokens, the recipes' default: a base model often reaches it
 CORES = 2
+# The own resolution of the first model, and others, at full and at toy size. To 448 pixels and 64 tokens, 224 and
+# 64 are what 448 and 256 are to MedGemma's 896 and 256, and 224 and 16 what 448 and 64 are.
+RESOLUTIONS = {
+    False: (Resolution(448, 64), [Resolution(224, 64), Resolution(224, 16)]),
+    True: (Resolution(56, 4), [Resolution(28, 4), Resolution(28, 1)]),
+}
 # What is claimed: a name of `results["ratios"]` and the least that it may be.
 BARS = {
     "a step, uncached": 2.0,
@@ -77,6 +84,9 @@ def run_all(folder: Path, tiny: bool) -> dict:
         "training at another size": train_in_turn(
             second, models["second"], rows.select(range(2 * large_batch)), rounds, 1, large_batch
         ),
+        "resolution": train_at_resolutions(
+            *RESOLUTIONS[tiny], models["first"], rows.select(range(4 * batch)), rounds, batch
+        ),
         # Of arms that are nearly as fast as one another; three rounds would leave 4 % to chance.
         "scoring": score_in_turn(models["first"], rows.select(range(4 * batch)), 2 * rounds),
         "batch": {
@@ -120,6 +130,28 @@ def train_in_turn(miniature: Miniature, model: Path, rows, rounds: int, epochs: 
             }
             for name, part in runs.items()
         },
+    }
+
+
+def train_at_resolutions(
+    own: Resolution, others: list[Resolution], model: Path, rows, rounds: int, batch_size: int
+) -> dict:
+    """Train with pictures of each resolution, in turn, and return seconds a step and, with encoding, an epoch."""
+    arms = {name: ARMS[name] for name in ("uncached", "cached")}
+    runs = {(resolution, name): [] for resolution in (own, *others) for name in arms}
+    for _ in range(rounds):
+        for resolution, name in runs:
+            asked = None if resolution == own else resolution
+            runs[resolution, name].append(run_arm(arms[name], model, rows, 1, batch_size, asked))
+    return {
+        str(resolution): {
+            name: {
+                "step_s": median(step for run in runs[resolution, name] for step in run["steps"]),
+                "encoding_s": median(run["encoding"] for run in runs[resolution, name]),
+            }
+            for name in arms
+        }
+        for resolution in (own, *others)
     }
 
 

@@ -137,6 +137,17 @@ def list_arms(session: Session, tiny: bool) -> dict[str, tuple[float, Callable]]
         f"cached, {whole}, eager, batch {small}": (10, train, whole, small, True, False),
         f"one step, {whole}, eager, batch {small}": (12, profile_step, whole, small, False),
         f"cached, {whole}, deterministic, batch {large}": (12, train_deterministic, whole, large),
+        f"encoding, {whole} at 448 and 64": (40, measure_encoding, f"{whole} at 448 and 64"),
+        f"cached, {whole} at 448 and 64, compiled, batch {large}": (35, train, f"{whole} at 448 and 64", large),
+        f"from pixels, {whole} at 448 and 64, compiled, batch {large}": (
+            *(20, train, f"{whole} at 448 and 64", large),
+            False,
+        ),
+        f"likelihood of nine classes, {whole} at 448 and 64": (40, score, f"{whole} at 448 and 64"),
+        f"from pixels, {whole} at 448 and 256, compiled, batch {large}": (
+            *(40, train, f"{whole} at 448 and 256", large),
+            False,
+        ),
         f"cached, NF4, compiled, batch {large}": (60, train, "NF4", large),
         f"cached, NF4, compiled, batch {small}": (30, train, "NF4", small),
         f"cached, NF4, eager, batch {small}": (15, train, "NF4", small, True, False),

@@ -31,7 +31,7 @@ from histolab_sft.models.load import (
     build_model_init_kwargs,
     build_quantization_config,
     load_base_model,
-    load_processor,
+    load_base_processor,
 )
 from histolab_sft.models.precision import read_precision
 from histolab_sft.training.assembly import build_trainer
@@ -43,6 +43,8 @@ PRECISIONS = {
     "bfloat16": ["--load_in_4bit", "false", "--use_bnb_nested_quant", "false"],
     "NF4": ["--load_in_4bit", "true", "--use_bnb_nested_quant", "true"],
 }
+# Of pictures -> side and tokens, at MedGemma's sizes and at toy size, whose own are 896 and 256, and 56 and 4.
+RESOLUTIONS = {"448 and 256": ((448, 256), (28, 4)), "448 and 64": ((448, 64), (28, 1))}
 MEASURED_STEPS = 8
 FEW_STEPS = 4  # where nothing is prefetched and a step takes seconds
 WARM_UP = 2
@@ -59,9 +61,17 @@ class Session:
         self.patches = load_audited_patches(self.parse("NF4")[0], str(recipe.parent / "audit"))
 
     def parse(self, precision: str, *flags: str) -> tuple:
-        """Return the recipe's arguments as the largest profile has them, in this precision."""
+        """Return the recipe's arguments as the largest profile has them, in this precision.
+
+        Args:
+            precision: Of `PRECISIONS`; behind `at `, one of `RESOLUTIONS` as well.
+        """
+        precision, _, resolution = precision.partition(" at ")
         own = ["--hardware", "cpu" if self.tiny else "gpu_80gb", "--vision_cache", "off", "--compiled_layers", "off"]
         own += [] if self.tiny else PRECISIONS[precision]
+        if resolution:
+            side, tokens = RESOLUTIONS[resolution][self.tiny]
+            own += ["--image_side", str(side), "--image_tokens", str(tokens)]
         return parse_recipe(["--config", str(self.recipe), *own, *flags])
 
     def load(self, road: str, precision: str, build: Callable[[str], object]) -> None:
@@ -104,7 +114,7 @@ def train_as_trl(session: Session, precision: str, batch: int) -> dict:
             model=model_args.model_name_or_path,
             args=args,
             train_dataset=session.patches["train"],
-            processing_class=load_processor(model_args.model_name_or_path),
+            processing_class=load_base_processor(model_args),
             quantization_config=build_quantization_config(model_args),
             peft_config=build_lora_config(model_args, "language"),
         )
@@ -280,7 +290,7 @@ def score(session: Session, precision: str, generate: bool = False) -> dict:
     histo_args, training_args, model_args = session.parse(
         precision, "--compiled_layers", "off" if session.tiny else "on"
     )
-    processor, batch = load_processor(model_args.model_name_or_path), training_args.per_device_eval_batch_size
+    processor, batch = load_base_processor(model_args), training_args.per_device_eval_batch_size
     rows = session.patches["train"]
     pictures, _ = list_pictures([(rows, 2)])
     cache = prepare_vision_cache(

@@ -28,7 +28,7 @@ from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.hardware import CPU, CUDA_CONTEXT, GIB, USABLE_GIB
 from histolab_sft.models.fit import plan_settled, settle_hardware
-from histolab_sft.models.load import load_processor
+from histolab_sft.models.load import load_base_processor
 from histolab_sft.models.memory import SCORING, TRAINING, compute_peak
 
 PROFILES = tuple(USABLE_GIB)
@@ -88,7 +88,7 @@ def plan_peaks(flags: list[str], on_gpu: bool) -> dict:
     """Return the plan's peaks in GiB for what will run, less the CUDA context, which no allocator counts."""
     histo_args, training_args, model_args = parse_recipe(flags)
     rows = load_audited_patches(histo_args, training_args.output_dir)["train"]
-    processor = load_processor(model_args.model_name_or_path)
+    processor = load_base_processor(model_args)
     settle_hardware(rows, processor, histo_args, training_args, model_args)
     setup, planned = plan_settled(rows, processor, histo_args, training_args, model_args)
     context = CUDA_CONTEXT if on_gpu else 0

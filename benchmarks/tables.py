@@ -63,6 +63,18 @@ def format_results(results: dict, bars: dict[str, float]) -> str:
         ]
     scoring = results["scoring"]
     parts += [
+        "Pictures of another resolution, the first model and its own resolution first, s:",
+        format_table(
+            ("resolution", "a step from pixels", "a step with cached features", "encoding"),
+            [
+                (
+                    name,
+                    *(f"{arms[arm]['step_s']:.3f}" for arm in ("uncached", "cached")),
+                    f"{arms['cached']['encoding_s']:.2f}",
+                )
+                for name, arms in results["resolution"].items()
+            ],
+        ),
         f"Scoring both systems on {scoring['patches']} patches of 9 classes, patches a second and system:",
         format_table(
             ("arm", *(f"{limit} tokens an answer" for limit in (scoring["answer_tokens"], scoring["limit_tokens"]))),

@@ -10,7 +10,9 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.miniature import build_lora
-from histolab_sft.models.load import load_processor
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.load import load_base_processor, load_weights
+from histolab_sft.models.resolution import Resolution
 from histolab_sft.models.vision_cache import build_vision_cache
 from histolab_sft.training.trainer import PatchTrainer
 
@@ -26,15 +28,17 @@ WITH_CHECKPOINTING = {
 }
 
 
-def run_arm(arm: tuple, model: Path, rows: Dataset, epochs: int, batch_size: int) -> dict:
+def run_arm(
+    arm: tuple, model: Path, rows: Dataset, epochs: int, batch_size: int, resolution: Resolution | None = None
+) -> dict:
     """Train once, from a cold cache, and return seconds: `steps`, and from the start to the end of each epoch.
 
     The clock starts when the trainer is built, so that imports and the loading of weights don't count, and encoding
-    does.
+    does. `resolution` is that of the pictures, if not the model's own.
     """
     trainer_class, checkpointing, cached = arm
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(trainer_class, model, rows, folder, checkpointing, epochs, batch_size)
+        trainer = build_trainer(trainer_class, model, rows, folder, checkpointing, epochs, batch_size, resolution)
         trainer.add_callback(clock := Clock())
         clock.start = time.perf_counter()
         if cached:
@@ -50,7 +54,14 @@ def train_apart(name: str, model: Path, rows, batch_size: int) -> dict:
 
 
 def build_trainer(
-    trainer_class, model: Path, rows: Dataset, folder: str, checkpointing: bool, epochs: int, batch: int
+    trainer_class,
+    model: Path,
+    rows: Dataset,
+    folder: str,
+    checkpointing: bool,
+    epochs: int,
+    batch: int,
+    resolution: Resolution | None = None,
 ):
     """Return a trainer in float32 on the processor; what isn't named here is TRL's default in every arm."""
     args = SFTConfig(
@@ -64,11 +75,14 @@ def build_trainer(
         report_to="none",
         disable_tqdm=True,
     )
+    asked = {} if resolution is None else {"image_side": resolution.side, "image_tokens": resolution.tokens}
+    model_args = ModelConfig(str(model), **asked)
     trainer = trainer_class(
-        model=str(model),
+        # TRL is given a name, as in its own scripts.
+        model=str(model) if resolution is None else load_weights(model, model_args),
         args=args,
         train_dataset=rows,
-        processing_class=load_processor(str(model)),
+        processing_class=load_base_processor(model_args),
         peft_config=build_lora(),
     )
     trainer.remove_callback(PrinterCallback)

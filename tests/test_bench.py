@@ -33,6 +33,7 @@ def test_the_benchmark_compares_every_arm_side_by_side(tmp_path):
     results = json.loads((tmp_path / "cpu.json").read_text())
     assert set(results["training"]["arms"]) >= {"TRL", "uncached", "cached"}
     assert min(results["ratios"].values()) > 0
+    assert len(results["resolution"]) == 3 and "28 pixels and 1 image token a picture" in said
     assert results["rows"]["folders"]["200"]["bytes_written"] == results["rows"]["hdf5"]["200"]["bytes_written"] == 0
     assert (tmp_path / "cpu.md").read_text() in said
 
@@ -51,7 +52,7 @@ def test_the_benchmark_for_gpus_trains_encodes_scores_and_plans(tmp_path):
     arms = json.loads((tmp_path / "gpu-no-gpu.json").read_text())["arms"]
     assert not any({"error", "skipped"} & set(arm) for arm in arms.values())
     rates = [arm[rate] for arm in arms.values() for rate in ("samples_per_s", "patches_per_s") if rate in arm]
-    assert len(arms) == 6 and len(rates) == 4 and min(rates) > 0
+    assert len(arms) == 8 and len(rates) == 6 and min(rates) > 0
     assert min(arms["profile cpu"][moment]["planned_gib"] for moment in ("training", "scoring")) > 0
     assert (tmp_path / "gpu-no-gpu.md").read_text() in said
 

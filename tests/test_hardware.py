@@ -96,9 +96,12 @@ def test_what_the_recipe_writes_wins_and_is_named():
     values, notes = apply_profile("gpu_16gb_turing", {"bf16", "max_length"})
     assert "bf16" not in values and "max_length" not in values
     assert values["activation_checkpointing"] is False
-    assert len(notes) == 1 and notes[0].startswith(
+    assert len(notes) == 2 and notes[0].startswith(
         "bf16: the recipe's own value stands; gpu_16gb_turing would take False"
     )
+    assert notes[1].startswith("image_side: 448 comes from gpu_16gb_turing")
+    values, notes = apply_profile("gpu_16gb_turing", {"image_side"})
+    assert "image_side" not in values and notes[0].startswith("image_side: the recipe's own value stands")
 
 
 @pytest.mark.parametrize("key", BATCH)
@@ -170,7 +173,11 @@ def test_the_values_of_a_profile_stand_for_keys_that_the_recipe_leaves_out(tmp_p
     (histo_args, training_args, model_args), on_gpu = parse(tmp_path, hardware="gpu_4gb", **lora)
     parsed = vars(histo_args) | vars(training_args) | vars(model_args)
     assert {key: parsed[key] for key in PROFILES["gpu_4gb"]} == apply_profile("gpu_4gb", set())[0]
-    assert on_gpu and histo_args.profile_notes == []
+    # Only what changes what the model sees is told.
+    assert on_gpu and [note.split(" (")[0] for note in histo_args.profile_notes] == [
+        "image_side: 448 comes from gpu_4gb",
+        "image_tokens: 64 comes from gpu_4gb",
+    ]
 
 
 def test_recipe_and_command_line_win_over_the_profile_and_each_is_named(tmp_path):

@@ -5,7 +5,7 @@ import itertools
 import re
 import tempfile
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ from histolab_sft.models.memory import (
 from histolab_sft.models.plan import (
     CAPABILITIES,
     build_planned_model,
+    build_resized,
     build_setup,
     format_profiles,
     plan_for_recipe,
@@ -303,7 +304,11 @@ def test_the_4_gb_recipe_stays_below_4_gb_with_its_cuda_context(medgemma):
 
 @pytest.mark.model
 def test_the_table_in_the_readme_is_the_plans_own(medgemma):
-    assert format_profiles(medgemma, list_keys(*read_histolab())) in Path("README.md").read_text(encoding="utf-8")
+    histo_args, training_args, model_args = read_histolab()
+    table = format_profiles(
+        medgemma, list_keys(histo_args, training_args, model_args), partial(build_resized, histo_args, model_args)
+    )
+    assert table in Path("README.md").read_text(encoding="utf-8")
 
 
 def fit(model, free, *flags, **recipe):
@@ -380,10 +385,10 @@ def test_the_batch_of_a_profile_is_cut_before_activations_are_checkpointed(tmp_p
 
 @pytest.mark.model
 def test_the_reasons_in_the_profiles_give_the_plans_own_numbers(medgemma):
-    """2.2 GiB a patch without checkpointing, 2 GiB for attention without a fused kernel, 0.14 GiB of scales."""
+    """0.8 GiB a patch without checkpointing, 2 GiB for attention without a fused kernel, 0.14 GiB of scales."""
     setup = build_profile_setup(medgemma, "gpu_4gb")
-    trace = trace_language(medgemma, setup.precision, TOKENS, False)
-    assert trace.kept / GIB == pytest.approx(2.2, abs=0.05)
+    trace = trace_language(medgemma, setup.precision, TOKENS - 256 + PROFILES["gpu_4gb"]["image_tokens"][0], False)
+    assert trace.kept / GIB == pytest.approx(0.8, abs=0.05)
     slow = Precision(torch.bfloat16, torch.bfloat16, fused_bfloat16=False)
     tower = activations.trace_tower(medgemma, slow, 896, False, False)
     assert tower.above / GIB == pytest.approx(2.1, abs=0.1)

@@ -2,8 +2,9 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from peft import get_peft_model
@@ -36,6 +37,7 @@ from histolab_sft.models.memory import (
     plan_memory,
 )
 from histolab_sft.models.precision import DTYPES
+from histolab_sft.models.resolution import read_resolution
 from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import find_vision_tower
 from histolab_sft.phase_config import LANGUAGE, list_trained_parts
@@ -94,7 +96,8 @@ def plan_for_recipe(
             f"This machine ({machine}, {available / GIB:.1f} GiB free): {verdict}; "
             f"largest batch {find_largest_batches(model, setup, available)}"
         )
-    return "\n".join([*lines, "", format_profiles(model, recipe), "", NOT_COUNTED])
+    build = partial(build_resized, histo_args, model_args)
+    return "\n".join([*lines, "", format_profiles(model, recipe, build), "", NOT_COUNTED])
 
 
 def build_planned_model(
@@ -124,6 +127,12 @@ def build_planned_model(
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     train_parts(model, parts)
     return model, note
+
+
+def build_resized(histo_args, model_args, side: int | None, tokens: int | None) -> torch.nn.Module:
+    """Return the planned model of a recipe for pictures of another resolution."""
+    model_args = replace(model_args, image_side=side, image_tokens=tokens)
+    return build_planned_model(model_args, histo_args.lora_scope, list_trained_parts(histo_args))[0]
 
 
 def build_setup(model, keys: dict, on_gpu: bool, capability: tuple[int, int] | None) -> Setup:
@@ -176,11 +185,22 @@ def format_plan(rows: list[MemoryRow]) -> str:
     return "\n".join(lines)
 
 
-def format_profiles(model, recipe: dict) -> str:
-    """Return one line a profile: what its values and the recipe's adapter take, and how far the batch can grow."""
+def format_profiles(model, recipe: dict, build: Callable[[int | None, int | None], torch.nn.Module]) -> str:
+    """Return one line a profile: what its values and the recipe's adapter take, and how far the batch can grow.
+
+    Args:
+        recipe (`dict`): As in `build_setup`.
+        build: Gives the model for a profile's `image_side` and `image_tokens`.
+    """
+    own = read_resolution(model.config)
+    models = {(recipe["image_side"], recipe["image_tokens"]): model}
     lines = [f"{'profile':<17}{'GiB':>6}{'batch':>7}{'training':>10}{'scoring':>9}{'largest batch':>15}  verdict"]
     for name, table in PROFILES.items():
         keys = recipe | {key: value for key, (value, _) in table.items()}
+        if own is not None:
+            asked = keys["image_side"], keys["image_tokens"]
+            model = models[asked] = models.get(asked) or build(*asked)
+            keys["tokens"] += keys["pictures"] * (read_resolution(model.config).tokens - own.tokens)
         setup = build_setup(model, keys, name != CPU, CAPABILITIES.get(name))
         rows = plan_memory(model, setup)
         training, scoring = (compute_peak(rows, moments) / GIB for moments in (TRAINING, SCORING))

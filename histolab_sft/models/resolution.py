@@ -26,7 +26,7 @@ class Resolution:
     tokens: int
 
     def __str__(self) -> str:
-        return f"{self.side} pixels and {self.tokens} image tokens a picture"
+        return f"{self.side} pixels and {self.tokens} image token{'s' if self.tokens > 1 else ''} a picture"
 
 
 def read_resolution(config: PretrainedConfig) -> Resolution | None:
