@@ -168,6 +168,11 @@ class DatasetConfig:
                 f"data set {self.name!r} has format: {self.format} and label_by, expected answers of the format's "
                 "own; remove label_by"
             )
+        if self.task == "masks" and self.image_steps:
+            raise ValueError(
+                f"data set {self.name!r} has task: masks and image_steps, expected pictures as they are stored, since "
+                "outlines aren't moved along; remove image_steps"
+            )
         if self.class_names is not None and not isinstance(self.class_names, dict):
             raise ValueError(
                 f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "

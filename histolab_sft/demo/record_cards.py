@@ -5,7 +5,7 @@ from PIL import Image
 from histolab_sft.demo.cards import WAITING, escape_text, format_words
 from histolab_sft.demo.records import RecordAnswer, RecordSet
 from histolab_sft.demo.systems import TITLES
-from histolab_sft.tasks.answer_forms import describe_answer, draw_boxes, encode_picture
+from histolab_sft.tasks.answer_forms import describe_answer, draw_boxes, draw_outlines, encode_picture
 from histolab_sft.tasks.biomarkers import FIELDS
 
 SIDE = 640  # pixels of a picture with boxes
@@ -58,6 +58,11 @@ def _format_value(record_set: RecordSet, system: str, value: object, image: Imag
         picture = f'<img class="hs-boxes" src="{drawn}" alt="The picture with {count} on it">'
         table = _format_rows(form["rows"], "Left, top, right, bottom in pixels of the picture") if value else ""
         return f'<p class="hs-decision">{count if value else "No box"}</p>{picture}{table}'
+    if record_set.task == "masks" and value:
+        drawn = encode_picture(draw_outlines(image, image.size, {system: value}), SIDE)
+        count = f"{len(value)} outline{'s' * (len(value) != 1)}"
+        picture = f'<img class="hs-boxes" src="{drawn}" alt="The picture with {count} on it">'
+        return f'<p class="hs-decision">{count}</p>{picture}{_format_rows(form["rows"], "Outline by outline")}'
     if form["kind"] == "rows":
         absent = [field["name"] for field in record_set.config.fields or FIELDS if field["name"] not in value]
         return _format_rows([*form["rows"], *((name, ABSENT) for name in absent)], "Field by field")

@@ -18,6 +18,7 @@ from histolab_sft.tasks import TASKS
 MAX_PICTURES = 16
 MAX_LETTERS = 4000  # of a question, and of its possible answers
 # Where a question lists what may be answered.
+PLACED = ("boxes", "masks")  # tasks whose answers are places in one picture
 CHOICES = ("options", "vocabulary")
 
 
@@ -78,12 +79,12 @@ def fill_ask(record_set: RecordSet, ask: dict, question: str, options: str, imag
     """
     if not images:
         raise QuestionRefused("No picture yet: upload one, or several of one case.")
-    most = 1 if record_set.task == "boxes" else MAX_PICTURES
+    most = 1 if record_set.task in PLACED else MAX_PICTURES
     if len(images) > most:
         raise QuestionRefused(f"{len(images)} pictures, expected at most {most} for {record_set.task}; take some out.")
     if max(len(question), len(options)) > MAX_LETTERS:
         raise QuestionRefused(f"The text is longer than {MAX_LETTERS} letters; shorten it.")
-    filled = ask | ({"size": list(images[0].size)} if record_set.task == "boxes" else {})
+    filled = ask | ({"size": list(images[0].size)} if record_set.task in PLACED else {})
     if "question" in ask:
         if not question.strip():
             raise QuestionRefused("No question yet: write one.")

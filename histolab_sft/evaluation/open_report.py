@@ -16,7 +16,7 @@ from histolab_sft.evaluation.report_tables import describe_front, flatten, list_
 from histolab_sft.evaluation.score_names import format_score, name_score
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import TASKS
-from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, encode_picture
+from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, draw_outlines, encode_picture
 from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
 
@@ -96,12 +96,15 @@ def list_examples(tables: dict[str, pd.DataFrame], questions: Dataset) -> list[d
             placement = place(json.loads(tables["baseline"]["ask"].iloc[row]))
             moved = {name: move_boxes([Box(*box) for box in drawn or []], placement) for name, drawn in boxes.items()}
             pictures = [draw_boxes(pictures[0], placement.size, moved)]
+        if task == "masks":
+            drawn = {name: outlines or [] for name, outlines in ({"truth": truth} | answers).items()}
+            pictures = [draw_outlines(pictures[0], json.loads(tables["baseline"]["ask"].iloc[row])["size"], drawn)]
         examples.append(
             {
                 "id": hash_id(question["id"]),
                 "question": question["prompt"][0]["content"],
                 "pictures": [encode_picture(picture) for picture in pictures],
-                "boxes": task == "boxes",
+                "boxes": task in ("boxes", "masks"),
                 "truth": None if truth is None else describe_answer(task, truth),
                 "answers": [
                     {

@@ -11,6 +11,7 @@ import numpy as np
 from histolab_sft.metrics.biomarkers import find_known
 from histolab_sft.metrics.boxes import MAIN_THRESHOLD, THRESHOLDS, Box, count_matches, score_areas
 from histolab_sft.metrics.classification import UNPARSED
+from histolab_sft.metrics.masks import Outline, score_masks
 from histolab_sft.metrics.multilabel import count_labels, example_f1
 from histolab_sft.metrics.text import bleu_from_counts, count_ngrams, score_texts
 from histolab_sft.metrics.weighted import Measure, classification_measure
@@ -85,6 +86,29 @@ def boxes_measure(
             "box_precision": _divide(matched, matched + wrong),
             "box_recall": _divide(matched, matched + missed),
             **{name: _divide(values @ weights[positive], total) for name, values in areas.items()},
+            "empty_accuracy": _divide((negative * empty) @ weights, negative @ weights),
+            "unparsed_rate": _unparsed(predicted) @ weights / weights.sum(axis=0),
+        }
+
+    return measure
+
+
+def masks_measure(
+    gold: Sequence[Sequence[Outline]],
+    predicted: Sequence[Sequence[Outline] | None],
+    sizes: Sequence[tuple[int, int]],
+    label_aware: bool,
+) -> Measure:
+    """Measure the scores of `compute_masks`."""
+    scores = score_masks(gold, predicted, sizes, label_aware)
+    positive = [row for row, truth in enumerate(gold) if truth]
+    negative = np.array([not truth for truth in gold], dtype=float)
+    empty = np.array([answer is not None and not answer for answer in predicted], dtype=float)
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        total = weights[positive].sum(axis=0)
+        return {
+            **{name: _divide(values @ weights[positive], total) for name, values in scores.items()},
             "empty_accuracy": _divide((negative * empty) @ weights, negative @ weights),
             "unparsed_rate": _unparsed(predicted) @ weights / weights.sum(axis=0),
         }

@@ -6,13 +6,14 @@ For records (a data set with a `format`), every module has `HEADLINE`, the score
 `guess_answers(train, asks, config)` and `measure_answers(gold, predicted, asks, guesses, config)`.
 """
 
-from histolab_sft.tasks import biomarkers, boxes, classification, multilabel, quantity, report
+from histolab_sft.tasks import biomarkers, boxes, classification, masks, multilabel, quantity, report
 
 TASKS = {
     "classification": classification,
     "multilabel": multilabel,
     "quantity": quantity,
     "boxes": boxes,
+    "masks": masks,
     "report": report,
     "biomarkers": biomarkers,
 }

@@ -26,6 +26,9 @@ def describe_answer(task: str, answer: object) -> dict:
     if task == "boxes":
         rows = [(label or "box", ", ".join(f"{n:.0f}" for n in numbers)) for *numbers, label in answer]
         return {"kind": "rows", "rows": rows} if rows else {"kind": "text", "text": "no box"}
+    if task == "masks":
+        rows = [(label or "outline", f"{len(points) // 2} points") for points, label in answer]
+        return {"kind": "rows", "rows": rows} if rows else {"kind": "text", "text": "no outline"}
     if task == "multilabel":
         return {"kind": "text", "text": "; ".join(answer) or "none"}
     if task == "report" and (sections := read_sections(answer)):
@@ -54,6 +57,22 @@ def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, li
                 # On a ground of its own: tissue and bone leave no letter legible.
                 canvas.rectangle(canvas.textbbox(place, box.label, font), fill=BOX_COLOURS[name])
                 canvas.text(place, box.label, "white", font)
+    return shown
+
+
+def draw_outlines(image: Image.Image, size: tuple[int, int], outlines: Mapping[str, list]) -> Image.Image:
+    """Return a copy of at most `SIDE` pixels a side with outlines `[[x1, y1, x2, y2, ...], label]` on it.
+
+    Args:
+        size, outlines: As in `draw_boxes`.
+    """
+    shown = Image.fromarray(np.asarray(image.convert("RGB")))
+    shown.thumbnail((SIDE, SIDE))
+    canvas = ImageDraw.Draw(shown)
+    for name, drawn in outlines.items():
+        for points, _ in drawn:
+            corners = [n * shown.size[i % 2] / size[i % 2] for i, n in enumerate(points)]
+            canvas.line([*corners, *corners[:2]], width=2, fill=BOX_COLOURS[name])
     return shown
 
 

@@ -120,15 +120,15 @@ def decode_loc(text: str, size: Size) -> DecodedBoxes | None:
     return _collect(entries, size, truncated, truncated) if entries or truncated else None
 
 
-def read_polygons(text: str, size: Size) -> list[Box]:
-    """Return the boxes of a YOLO segmentation file: each line `class x1 y1 ... xn yn`, sides of 1, the class as label.
+def read_outlines(text: str, size: Size) -> list[tuple[list[float], str]]:
+    """Return the polygons of a YOLO segmentation file in pixels, `[x1, y1, x2, y2, ...]`, each with its class.
 
-    A box spans all points of its polygon, not the first two. An empty file is a picture without any.
+    Each line is `class x1 y1 ... xn yn`, on sides of 1. An empty file is a picture without any.
 
     Raises:
         ValueError: A line isn't a class and three or more points.
     """
-    boxes = []
+    polygons = []
     for number, line in enumerate(text.splitlines(), start=1):
         label, *words = line.split() or [""]
         if not line.strip():
@@ -138,9 +138,18 @@ def read_polygons(text: str, size: Size) -> list[Box]:
                 f"line {number}: {line[:60]!r}, expected a class and at least three points x y in 0 to 1; "
                 "check that it is a segmentation file, not one of YOLO boxes"
             )
-        x = [float(word) * size[0] for word in words[::2]]
-        y = [float(word) * size[1] for word in words[1::2]]
-        boxes.append(Box(min(x), min(y), max(x), max(y), label))
+        polygons.append(([float(word) * size[i % 2] for i, word in enumerate(words)], label))
+    return polygons
+
+
+def read_polygons(text: str, size: Size) -> list[Box]:
+    """Return the box around all points of each polygon of `read_outlines`, the class as label.
+
+    Raises:
+        ValueError: As `read_outlines`.
+    """
+    outlines = read_outlines(text, size)
+    boxes = [Box(min(p[::2]), min(p[1::2]), max(p[::2]), max(p[1::2]), label) for p, label in outlines]
     return clip_boxes(boxes, size)
 
 

@@ -17,6 +17,7 @@ from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.box_geometry import clip_boxes
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.masks import OUTLINE_QUESTION
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,11 @@ logger = logging.getLogger(__name__)
 def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
     """Return one `boxes` row a picture, with every box as `[x1, y1, x2, y2, name of its category]`.
 
-    A picture without boxes has an empty list; a file without `annotations` hides them, and its answers are None.
-    Boxes around a crowd (`iscrowd`) are left out and counted. The split is a word of the path (`instances_val.json`,
-    `valid/_annotations.coco.json`). Pictures lie beside the file, in `images` there, in the folder above or its
-    `images`, or in folders of these named after the split.
+    With `task: masks` the answers are the polygons of `segmentation`, `[[x1, y1, x2, y2, ...], name]`, one each where
+    a thing is in several parts. A picture without boxes has an empty list; a file without `annotations` hides them,
+    and its answers are None. Boxes around a crowd (`iscrowd`) are left out and counted. The split is a word of the
+    path (`instances_val.json`, `valid/_annotations.coco.json`). Pictures lie beside the file, in `images` there, in
+    the folder above or its `images`, or in folders of these named after the split.
 
     Args:
         source (`Path`): One file, or a folder below which every `.json` is one.
@@ -39,6 +41,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     rows, problems, crowds = [], [], 0
+    task, question = ("masks", OUTLINE_QUESTION) if config.task == "masks" else ("boxes", LOCATE_QUESTION)
     for file in files:
         data = read_json(file)
         if not isinstance(data, dict) or not isinstance(data.get("images"), list):
@@ -46,7 +49,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
         split = _find_split(file.relative_to(root), config)
         pictures = _find_pictures(data["images"], file, split, problems)
         check_pictures((path for path, _ in pictures.values()), config)
-        boxes, skipped = _read_annotations(data, pictures, file, problems)
+        boxes, outlines, skipped = _read_annotations(data, pictures, file, problems, task)
         crowds += skipped
         for number, (path, entry) in pictures.items():
             try:
@@ -55,16 +58,17 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
             except ValueError as error:
                 problems.append(f"{file}, image {number}: {error}")
                 continue
-            row = {"images": [path], "split": split, "group": group, "task": "boxes"}
+            row = {"images": [path], "split": split, "group": group, "task": task}
             row["id"] = f"{config.name}/{file.relative_to(root).as_posix()}/{entry['file_name']}"
-            row["ask"] = {"question": LOCATE_QUESTION, "size": list(size), "label_aware": True}
+            row["ask"] = {"question": question, "size": list(size), "label_aware": True}
             inside = [clip_boxes([box], size) for box in boxes[number]]
             if not all(inside):
                 outside = boxes[number][inside.index([])]
                 problems.append(
                     f"{file}, image {number}: {outside}, expected a box inside {size[0]} x {size[1]} pixels"
                 )
-            row["answer"] = [list(box) for part in inside for box in part] if "annotations" in data else None
+            things = outlines[number] if task == "masks" else [list(box) for part in inside for box in part]
+            row["answer"] = things if "annotations" in data else None
             rows.append(row)
     refuse_records(problems, source, config)
     if crowds:
@@ -107,11 +111,11 @@ def _check_size(entry: dict, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _read_annotations(
-    data: dict, pictures: dict[object, tuple[str, dict]], file: Path, problems: list[str]
-) -> tuple[dict[object, list[Box]], int]:
-    """Return image id -> boxes in pixels, and how many boxes around crowds were left out."""
+    data: dict, pictures: dict[object, tuple[str, dict]], file: Path, problems: list[str], task: str
+) -> tuple[dict[object, list[Box]], dict[object, list[list]], int]:
+    """Return image id -> boxes, and -> outlines, both in pixels, and how many boxes around crowds were left out."""
     names = {entry.get("id"): entry.get("name") for entry in _list_dicts(data, "categories", file)}
-    boxes, crowds = defaultdict(list), 0
+    boxes, outlines, crowds = defaultdict(list), defaultdict(list), 0
     for index, entry in enumerate(_list_dicts(data, "annotations", file)):
         if entry.get("iscrowd"):
             crowds += 1
@@ -125,7 +129,15 @@ def _read_annotations(
             continue
         x, y, width, height = bbox
         boxes[number].append(Box(x, y, x + width, y + height, names[category]))
-    return boxes, crowds
+        parts = entry.get("segmentation")
+        if task == "masks" and not (isinstance(parts, list) and parts and all(map(_is_polygon, parts))):
+            problems.append(
+                f"{file}, annotations[{index}]: segmentation {parts!r:.60}, expected a list of polygons [x1, y1, x2, "
+                "y2, ...] of three points or more; export masks as polygons, not run-length encoded"
+            )
+            continue
+        outlines[number] += [[points, names[category]] for points in parts] if task == "masks" else []
+    return boxes, outlines, crowds
 
 
 def _list_dicts(data: dict, key: str, file: Path) -> list[dict]:
@@ -136,6 +148,14 @@ def _list_dicts(data: dict, key: str, file: Path) -> list[dict]:
 
 
 def _is_box(value: object) -> bool:
-    numbers = value if isinstance(value, list) else []
-    finite = [isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers]
-    return len(numbers) == 4 and all(finite) and min(numbers[2:]) > 0
+    return _are_numbers(value) and len(value) == 4 and min(value[2:]) > 0
+
+
+def _is_polygon(value: object) -> bool:
+    return _are_numbers(value) and len(value) >= 6 and len(value) % 2 == 0
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
+    )

@@ -10,8 +10,9 @@ from histolab_sft.data.containers import IMAGE_SUFFIXES
 from histolab_sft.data.records.table import build_exact_table, find_group, read_size, refuse_records
 from histolab_sft.data.words import split_of
 from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.tasks.box_codecs import read_polygons
+from histolab_sft.tasks.box_codecs import read_outlines, read_polygons
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.masks import OUTLINE_QUESTION
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ NAMES_FILES = ("data.yaml", "data.yml", "classes.txt")
 
 def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
     """Return one `boxes` row a picture, with the box around each polygon as `[x1, y1, x2, y2, class]` in pixels.
+
+    With `task: masks` the answers are the polygons themselves, `[[x1, y1, x2, y2, ...], class]`.
 
     `images/train/a.png` goes with `labels/train/a.txt`, `train/images/a.png` with `train/labels/a.txt`, and a picture
     outside of any `images` with the `.txt` beside it. Without its `.txt` a picture shows none of the classes (YOLO's
@@ -31,6 +34,7 @@ def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
         ValueError: Labels can't be understood; names the first files and what was found.
     """
     names = _read_names(source, config)
+    task, question = ("masks", OUTLINE_QUESTION) if config.task == "masks" else ("boxes", LOCATE_QUESTION)
     pictures = sorted(
         path
         for path in source.rglob("*")
@@ -52,15 +56,16 @@ def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
         try:
             size = read_size(str(picture))
             group = find_group(name.as_posix(), config)
-            boxes = _read_boxes(label, size, names) if label in written else [] if label.parent in labelled else None
+            things = _read_label(label, size, names, task) if label in written else []
+            things = things if label.parent in labelled else None
         except ValueError as error:
             problems.append(f"{label}: {error}")
             continue
-        empty += label not in written and boxes is not None
+        empty += label not in written and things is not None
         split = next((part for part in reversed(name.parts[:-1]) if split_of(part, config)), "")
         row = {"images": [str(picture)], "split": split, "group": group, "id": f"{config.name}/{name.as_posix()}"}
-        ask = {"question": LOCATE_QUESTION, "size": list(size), "label_aware": True}
-        rows.append(row | {"task": "boxes", "ask": ask, "answer": boxes})
+        ask = {"question": question, "size": list(size), "label_aware": True}
+        rows.append(row | {"task": task, "ask": ask, "answer": things})
     refuse_records(problems, source, config)
     if empty:
         logger.info("data set %r: %d pictures without a file of labels show none", config.name, empty)
@@ -96,7 +101,8 @@ def _read_names(source: Path, config: DatasetConfig) -> list[str]:
     return [str(name) for name in names]
 
 
-def _read_boxes(file: Path, size: tuple[int, int], names: list[str]) -> list[list]:
+def _read_label(file: Path, size: tuple[int, int], names: list[str], task: str) -> list[list]:
+    """Return the boxes or outlines of one picture."""
     text = file.read_text(encoding="utf-8-sig")
     boxes = read_polygons(text, size)
     for number, line in enumerate(text.splitlines(), start=1):
@@ -108,4 +114,6 @@ def _read_boxes(file: Path, size: tuple[int, int], names: list[str]) -> list[lis
     lines = sum(bool(line.strip()) for line in text.splitlines())
     if len(boxes) < lines:
         raise ValueError(f"{lines - len(boxes)} of {lines} polygons have no area, expected three points or more apart")
+    if task == "masks":
+        return [[points, names[int(label)]] for points, label in read_outlines(text, size)]
     return [[*box[:4], names[int(box.label)]] for box in boxes]
