@@ -14,6 +14,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # What libraries say in every run and nobody can act upon.
 # bitsandbytes: a processor without its optional kernels uses PyTorch's own operations, with the same result.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# And with 8-bit layers, once a layer and pass, that they take what they multiply in float16.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
+)
 # DeepSpeed, which accelerate imports, says that it found no GPU, also in a run that doesn't use it.
 logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting accelerator to"))
 # TRL reads an attribute by its name of before transformers 5.

@@ -66,7 +66,8 @@ def check_processes(
     if quantised and is_deepspeed_zero3_enabled():
         raise ValueError(
             "4-bit or 8-bit weights with ZeRO-3, expected weights that it can shard: every process would load the "
-            "whole model first; launch with accelerate_configs/deepspeed_zero2.yaml, or remove load_in_4bit"
+            "whole model first; launch with accelerate_configs/deepspeed_zero2.yaml, or remove load_in_4bit "
+            "(load_in_8bit)"
         )
     if is_deepspeed_zero3_enabled() and (model_args.image_side, model_args.image_tokens) != (None, None):
         raise ValueError(
@@ -76,8 +77,8 @@ def check_processes(
     uint8 = model_args.load_in_8bit or model_args.bnb_4bit_quant_storage in (None, "uint8")
     if fsdp and quantised and uint8:
         raise ValueError(
-            "quantised weights in whole numbers with FSDP, expected weights that it can shard; set "
-            "bnb_4bit_quant_storage to the value of dtype, or launch with accelerate_configs/deepspeed_zero2.yaml"
+            "quantised weights in whole numbers with FSDP, expected weights that it can shard; take load_in_4bit with "
+            "bnb_4bit_quant_storage at the value of dtype, or launch with accelerate_configs/deepspeed_zero2.yaml"
         )
     if training_args.use_cpu and found > 1:
         # Trainer hands ddp_timeout to GPU processes only.

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.nn import Linear8bitLt
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -157,6 +158,8 @@ def sum_storages(model, with_tower):
         if state is not None:
             nested = [state.offset, state.state2.absmax, state.state2.code]
             tensors += [state.absmax, state.code] + (nested if state.nested else [])
+        if isinstance(module, Linear8bitLt):
+            tensors += [module.state.CB, module.state.SCB]
     if not with_tower:
         tower = set(model.get_encoder(modality="image").parameters())
         tensors = [tensor for tensor in tensors if tensor not in tower]
@@ -185,10 +188,12 @@ def test_the_plan_is_within_a_tenth_of_the_allocators_peak(dtype, autocast, cach
 
 @pytest.mark.model
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_plan_is_within_a_tenth_of_the_allocators_peak_in_4_bits(tmp_path, checkpointing):
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.thorough)])
+def test_the_plan_is_within_a_tenth_of_the_allocators_peak_with_quantised_weights(tmp_path, checkpointing, bits):
     Gemma3ForConditionalGeneration(build_config()).save_pretrained(tmp_path)
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         llm_int8_skip_modules=[".*vision_tower", ".*multi_modal_projector", "lm_head"],
@@ -196,7 +201,7 @@ def test_the_plan_is_within_a_tenth_of_the_allocators_peak_in_4_bits(tmp_path, c
     model = Gemma3ForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=quantization, dtype=torch.float32
     )
-    compare(attach(model, dropout=0.05), torch.float32, False, True, checkpointing, LANGUAGE, 0.05, in_4bit=True)
+    compare(attach(model, dropout=0.05), torch.float32, False, True, checkpointing, LANGUAGE, 0.05, bits=bits)
 
 
 @pytest.mark.model
@@ -213,11 +218,12 @@ def test_what_trains_whole_is_in_the_plan(tmp_path, parts, use_peft):
     compare(model, torch.float32, False, False, False, planned=planned)
 
 
-def compare(model, dtype, autocast, cached, checkpointing, targets=LANGUAGE, dropout=0.0, in_4bit=False, planned=None):
+def compare(model, dtype, autocast, cached, checkpointing, targets=LANGUAGE, dropout=0.0, bits=32, planned=None):
     setup = Setup(
         precision=Precision(dtype, dtype, torch.bfloat16 if autocast else None),
-        load_in_4bit=in_4bit,
-        double_quantized=in_4bit,
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        double_quantized=bits == 4,
         batch_size=BATCH,
         tokens=MEASURED_TOKENS,
         labelled=LABELLED,

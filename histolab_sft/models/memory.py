@@ -262,6 +262,16 @@ def _plan_language(model, setup: Setup) -> list[MemoryRow]:
         rows.append(
             MemoryRow("unpacked layer", _name(multiplied), largest * multiplied.itemsize, ("scoring",), "the largest")
         )
+    if setup.load_in_8bit and setup.checkpointing:
+        # bitsandbytes keeps them itself, where checkpointing can't drop them. Layers side by side with inputs of one
+        # width have one input.
+        inputs = {
+            (name.removesuffix(".base_layer").rpartition(".")[0], module.in_features)
+            for name, module in decoder.named_modules()
+            if isinstance(module, nn.Linear) and "lora_" not in name
+        }
+        size = batch * setup.tokens * sum(width for _, width in inputs) * precision.weights.itemsize
+        rows.append(MemoryRow("8-bit inputs", dtype, size, ("loss", "backward"), "kept in spite of checkpointing"))
     if setup.cached:
         # What enters the projector is smaller than what comes out of it.
         held = batch * setup.accumulation * setup.pictures

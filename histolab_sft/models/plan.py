@@ -159,7 +159,7 @@ def build_setup(model, keys: dict, on_gpu: bool, capability: tuple[int, int] | N
         load_in_4bit=keys["load_in_4bit"],
         load_in_8bit=keys["load_in_8bit"],
         double_quantized=keys["use_bnb_nested_quant"],
-        compute_4bit=DTYPES[keys["bnb_4bit_compute_dtype"]] if keys["bnb_4bit_compute_dtype"] else None,
+        compute_4bit=DTYPES[own] if (own := keys["bnb_4bit_compute_dtype"]) and keys["load_in_4bit"] else None,
         batch_size=keys["per_device_train_batch_size"],
         accumulation=keys["gradient_accumulation_steps"],
         tokens=keys["tokens"],
@@ -237,7 +237,11 @@ def suggest_changes(model, setup: Setup, available: int, accumulation: int) -> s
         ("", {}, True),
         ("activation_checkpointing: true", {"checkpointing": True}, not setup.checkpointing),
         ("vision_cache: FOLDER", {"cached": True}, tower_frozen and not setup.cached),
-        ("load_in_4bit: true", {"load_in_4bit": True}, adapter and not (setup.load_in_4bit or setup.load_in_8bit)),
+        (
+            "load_in_4bit: true" + " in place of load_in_8bit" * setup.load_in_8bit,
+            {"load_in_4bit": True, "load_in_8bit": False},
+            adapter and not setup.load_in_4bit,
+        ),
         ("use_bnb_nested_quant: true", {"double_quantized": True}, adapter and not setup.double_quantized),
     ]
     for text, change, possible in steps:

@@ -88,6 +88,7 @@ def format_card(
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
     resolution = [model_args.image_side, model_args.image_tokens]
     quantised = {
+        "in_8bit": model_args.load_in_8bit,
         "type": repr(model_args.bnb_4bit_quant_type),
         "nested": model_args.use_bnb_nested_quant,
         "skipped": repr(UNQUANTISED),
@@ -99,7 +100,7 @@ def format_card(
         repo_id=repr(repo_id),
         base=_describe_base(model_args, results["provenance"].get("revision")),
         resolution=None if resolution == [None, None] else resolution,
-        quantised=quantised if model_args.load_in_4bit else None,
+        quantised=quantised if model_args.load_in_4bit or model_args.load_in_8bit else None,
         dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
         question=repr(datasets[0]["prompt"]),
         max_new_tokens=datasets[0]["max_new_tokens"],

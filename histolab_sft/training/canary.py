@@ -7,7 +7,7 @@ gradients that are too small for float16 become zeros, and training goes on and 
 import logging
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch.utils._pytree import tree_iter
 from trl import SFTTrainer
 
@@ -118,4 +118,6 @@ def _check_gradients(gradients: dict[str, torch.Tensor], scaled: dict[str, torch
 def _has_half_precision(model, args) -> bool:
     dtypes = {parameter.dtype for parameter in model.parameters()}
     dtypes |= {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)}
+    # 8-bit layers take what they multiply in float16, whatever the dtype around them.
+    dtypes |= {torch.float16 for module in model.modules() if isinstance(module, Linear8bitLt)}
     return args.bf16 or bool(dtypes & {torch.bfloat16, torch.float16})
