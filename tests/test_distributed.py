@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.model, pytest.mark.distributed]
 SINGLE = {"config": "cpu", "launch": ["--num_processes", "1"]}
 FSDP2 = {"config": "fsdp2", "script": "tests/fsdp_on_processors.py"}
 ONE_BY_ONE = {"per_device_train_batch_size": 1}
+COMPILED = {"compiled_layers": "on"}
 # Four rows a step, dealt out in every way
 WAYS = {
     "one process": (SINGLE, {"per_device_train_batch_size": 4}),
@@ -52,6 +53,12 @@ WAYS = {
     "ZeRO-3": ({"config": "deepspeed_zero3"}, {}),
     "FSDP2": (FSDP2, {}),
     "FSDP2, accumulating": (FSDP2, ONE_BY_ONE | {"gradient_accumulation_steps": 2}),
+    "one process, accumulating, compiled": (SINGLE, ONE_BY_ONE | {"gradient_accumulation_steps": 4} | COMPILED),
+    "two processes, compiled": ({}, COMPILED),
+    "ZeRO-2, accumulating, compiled": (
+        {"config": "deepspeed_zero2"},
+        ONE_BY_ONE | {"gradient_accumulation_steps": 2} | COMPILED,
+    ),
 }
 LOSSES = ("loss", "answer_loss", "eval_loss", "eval_answer_loss")
 MEANS = ("mean_token_accuracy", "answer_accuracy", "eval_mean_token_accuracy", "eval_answer_accuracy")
@@ -71,7 +78,8 @@ def runs(folder):
     found = {}
     for number, (way, (options, own)) in enumerate(WAYS.items()):
         found[way] = folder / f"way-{number}"
-        run_ranks(write_recipe(folder, found[way], **keys | own), folder / f"way-{number}.log", **options)
+        said = run_ranks(write_recipe(folder, found[way], **keys | own), folder / f"way-{number}.log", **options)
+        assert ("compiled in" in said) == way.endswith("compiled")
     return found
 
 
@@ -161,13 +169,14 @@ def test_zero3_refuses_quantised_weights(folder, tmp_path):
     assert "4-bit or 8-bit weights with ZeRO-3" in said and "deepspeed_zero2.yaml" in said
 
 
-def test_under_fsdp2_a_run_goes_on_exactly_and_its_adapter_is_scored(folder, tmp_path):
-    recipe = write_recipe(folder, tmp_path / "out", max_steps=4, lora_dropout=0.1)
-    run_ranks(recipe, tmp_path / "run.log", **FSDP2)
+@pytest.mark.parametrize(("options", "keys"), [(FSDP2, {}), ({}, COMPILED)], ids=["FSDP2", "compiled"])
+def test_a_run_of_two_processes_goes_on_exactly_and_its_adapter_is_scored(folder, tmp_path, options, keys):
+    recipe = write_recipe(folder, tmp_path / "out", max_steps=4, lora_dropout=0.1, **keys)
+    run_ranks(recipe, tmp_path / "run.log", **options)
     undisturbed = hash_adapter(tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
-    assert "checkpoint-2" in run_ranks(recipe, tmp_path / "resumed.log", **FSDP2)
+    assert "checkpoint-2" in run_ranks(recipe, tmp_path / "resumed.log", **options)
     assert hash_adapter(tmp_path / "out") == undisturbed
     run_ranks(recipe, tmp_path / "scored.log", **SINGLE, script="recipes/evaluate.py")
     assert (tmp_path / "out" / "evaluation" / "results.json").is_file()
