@@ -42,7 +42,7 @@ def find_fault(name):
     if "/" in name and " " not in name:
         return None if Path(name).exists() else "no such file"
     if re.fullmatch(r"[A-Z]+|[\w.]+\.(md|py|json|parquet|txt)", name):
-        made = ("results.json", "predictions.parquet")
+        made = ("run.json", "results.json", "predictions.parquet")  # in output_dir
         return None if Path(name).exists() or name in made else "no such file"
     if name.startswith("make "):
         return None if name.split()[1] in TARGETS else "no such target"
