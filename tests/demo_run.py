@@ -72,7 +72,7 @@ def running(command, folder, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     temporary = folder / "tmp"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     environment["GRADIO_SERVER_PORT"] = str(port)
     with open(folder / "log.txt", "w") as log:

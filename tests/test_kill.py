@@ -10,12 +10,15 @@ import random
 import re
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
+from demo_run import app_command, running, send_upload, write_run
 from steady_runs import SendSignals, build_trainer, compare, hash_adapter, start_recipe, write_inputs, write_recipe
 
+from histolab_sft.models.tiny import build_untrained_tiny_model
 from histolab_sft.signals import SIGNALS
 from histolab_sft.training.checkpoints import find_whole_checkpoint
 
@@ -157,6 +160,54 @@ def test_evaluations_that_are_killed_while_they_encode_and_ask_end_with_the_same
     process.join(PATIENCE)
     assert process.exitcode == 0, (tmp_path / "killed.log").read_text()[-4000:]
     assert killed and read("killed") == read("whole")
+
+
+def send_part(port, name, data, share):
+    """Begin an upload, send a share of it, and leave the connection open."""
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    body = head + data + b"\r\n--b--\r\n"
+    connection = socket.create_connection(("127.0.0.1", port))
+    lines = ["POST /gradio_api/upload HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}"]
+    lines += ["Content-Type: multipart/form-data; boundary=b", "", ""]
+    connection.sendall("\r\n".join(lines).encode() + body[: int(share * len(body))])
+    return connection
+
+
+def test_a_demo_that_is_killed_in_uploads_leaves_nothing_for_long_and_touches_nothing_of_others(tmp_path):
+    model = build_untrained_tiny_model(tmp_path / "model")
+    recipe, kept = write_run(tmp_path, model), tmp_path / "kept"
+    temporary = tmp_path / "tmp"
+    picture = b"\x89PNG\r\n\x1a\n" + random.Random(3).randbytes(2**21)
+    # Of a user, of another program, and a link to where pictures are kept.
+    kept.mkdir()
+    kept.joinpath("study.png").write_bytes(picture)
+    others = ("histolab-demo.txt", "histolab-other/study.png", "gradio/study.png")
+    draw = random.Random(4)
+    for round_ in range(max(3, KILLS // 20)):
+        with running(app_command(recipe), tmp_path) as (process, port):
+            folders = [path for path in temporary.glob("histolab-demo-*") if path.is_dir() and not path.is_symlink()]
+            # What the one before has left is gone: this one's own folder is all that is there.
+            assert len(folders) == 1 and not any("study" in path.name for path in folders[0].rglob("*.png"))
+            if not round_:
+                for name in others:
+                    temporary.joinpath(name).parent.mkdir(exist_ok=True)
+                    temporary.joinpath(name).write_bytes(picture)
+                temporary.joinpath("histolab-demo-link").symlink_to(kept)
+            assert send_upload(port, "study.png", picture)[0] == 200
+            open_uploads = [send_part(port, f"study{i}.png", picture, draw.random()) for i in range(3)]
+            time.sleep(draw.uniform(0, 0.3))
+            process.kill()
+            process.wait(PATIENCE)
+        for connection in open_uploads:
+            connection.close()
+        assert any(path.stat().st_size >= len(picture) for path in folders[0].rglob("*") if path.is_file())
+        # The one that comes next takes what is older than some seconds for abandoned.
+        os.utime(folders[0], (0, 0))
+    with running(app_command(recipe), tmp_path):
+        pass
+    assert sorted(path.name for path in temporary.iterdir() if "demo-" in path.name) == ["histolab-demo-link"]
+    assert all(temporary.joinpath(name).read_bytes() == picture for name in others)
+    assert [path.read_bytes() for path in kept.iterdir()] == [picture]
 
 
 def test_twenty_signals_at_random_moments_give_twenty_exact_resumes(undisturbed, tmp_path):

@@ -14,7 +14,8 @@ REASONS = {
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
         *("changed_split",),
     ),
-    "it is no key of a recipe": ("profile_notes", "written", "local_rank"),
+    "it is no key of a recipe": ("profile_notes", "written"),
+    "the launcher sets it": ("local_rank",),
     "it says where results and messages go": (
         *("output_dir", "logging_nan_inf_filter", "log_on_each_node", "log_level", "log_level_replica"),
         *("disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id"),
