@@ -31,11 +31,14 @@ def unfinished_folder(parent: str | Path, prefix: str = UNFINISHED) -> Iterator[
     """
     remove_abandoned(parent, prefix)
     with TemporaryDirectory(dir=parent, prefix=prefix) as folder, _locked(folder):
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:
+            _empty(Path(folder))
 
 
 def remove_abandoned(parent: str | Path, prefix: str = UNFINISHED) -> None:
-    """Delete the folders of `unfinished_folder` whose process is gone."""
+    """Delete the folders of `unfinished_folder` whose process is gone: those with a lock that nobody holds."""
     for folder in Path(parent).glob(f"{prefix}*"):
         try:
             status = folder.lstat()
@@ -43,11 +46,24 @@ def remove_abandoned(parent: str | Path, prefix: str = UNFINISHED) -> None:
                 continue
             if time.time() - status.st_mtime < JUST_MADE:
                 continue
+            if not folder.joinpath(LOCK).is_file():
+                folder.rmdir()  # only if it is empty: of a process that was killed before it locked it
+                continue
             with _locked(folder):
+                _empty(folder)
                 shutil.rmtree(folder)
         except OSError:  # somebody holds the lock, has just removed the folder, or has closed it to others
             continue
         logger.info("removed %s, which a process that was ended has left", folder)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder but its lock, by which the folder is known should a kill come in between."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 def _locked(folder: str | Path) -> FileLock:

@@ -55,6 +55,16 @@ def test_a_folder_that_was_just_made_stays_because_its_process_may_not_have_lock
         assert not just_made.exists()
 
 
+def test_a_folder_of_somebody_who_gave_it_such_a_name_stays(tmp_path):
+    theirs = tmp_path / f"{UNFINISHED}pictures"
+    theirs.mkdir()
+    (theirs / "slide.png").write_text("theirs")
+    age(theirs)
+    with unfinished_folder(tmp_path):
+        pass
+    assert (theirs / "slide.png").read_text() == "theirs"
+
+
 def test_files_links_and_folders_of_other_names_stay(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()

@@ -181,17 +181,18 @@ def test_a_demo_that_is_killed_in_uploads_leaves_nothing_for_long_and_touches_no
     # Of a user, of another program, and a link to where pictures are kept.
     kept.mkdir()
     kept.joinpath("study.png").write_bytes(picture)
-    others = ("histolab-demo.txt", "histolab-other/study.png", "gradio/study.png")
+    others = ("histolab-demo.txt", "histolab-other/study.png", "histolab-demo-pictures/study.png", "gradio/study.png")
     draw = random.Random(4)
     for round_ in range(max(3, KILLS // 20)):
         with running(app_command(recipe), tmp_path) as (process, port):
-            folders = [path for path in temporary.glob("histolab-demo-*") if path.is_dir() and not path.is_symlink()]
+            folders = [lock.parent for lock in temporary.glob("histolab-demo-*/.lock")]
             # What the one before has left is gone: this one's own folder is all that is there.
             assert len(folders) == 1 and not any("study" in path.name for path in folders[0].rglob("*.png"))
             if not round_:
                 for name in others:
                     temporary.joinpath(name).parent.mkdir(exist_ok=True)
                     temporary.joinpath(name).write_bytes(picture)
+                    os.utime(temporary.joinpath(name).parent, (0, 0))
                 temporary.joinpath("histolab-demo-link").symlink_to(kept)
             assert send_upload(port, "study.png", picture)[0] == 200
             open_uploads = [send_part(port, f"study{i}.png", picture, draw.random()) for i in range(3)]
@@ -205,7 +206,10 @@ def test_a_demo_that_is_killed_in_uploads_leaves_nothing_for_long_and_touches_no
         os.utime(folders[0], (0, 0))
     with running(app_command(recipe), tmp_path):
         pass
-    assert sorted(path.name for path in temporary.iterdir() if "demo-" in path.name) == ["histolab-demo-link"]
+    assert {path.name for path in temporary.glob("histolab-demo-*")} == {
+        "histolab-demo-link",
+        "histolab-demo-pictures",
+    }
     assert all(temporary.joinpath(name).read_bytes() == picture for name in others)
     assert [path.read_bytes() for path in kept.iterdir()] == [picture]
 
