@@ -272,6 +272,13 @@ class HistoArguments(TrainingParts):
             "choices": ["none", "prompt", "all"],
         },
     )
+    sensitivity_sides: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Other sides in pixels at which the same adapter is scored as well, on the patches that "
+            "`sensitivity` asks about and with as many image tokens, such as [448, 672]. Gemma 3 only."
+        },
+    )
     sensitivity_samples: int = field(
         default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
     )

@@ -46,6 +46,10 @@ def check_parts(histo_args, training_args, model_args) -> None:
             "vision_cache: off",
         ),
         (
+            histo_args.sensitivity_sides and VISION in parts,
+            "sensitivity_sides with a trained vision tower, whose positions were learnt for one side; remove it",
+        ),
+        (
             histo_args.adapter_name_or_path and not model_args.use_peft,
             "adapter_name_or_path without an adapter to train; set use_peft: true, or merge it and train the result",
         ),

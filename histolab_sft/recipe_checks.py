@@ -198,10 +198,19 @@ def check_consistency(histo_args, training_args, model_args) -> None:
         ),
         (
             histo_args.vision_cache not in ("auto", "off")
-            and histo_args.sensitivity == "all"
+            and (histo_args.sensitivity == "all" or histo_args.sensitivity_sides)
             and not training_args.use_cpu,
-            f"sensitivity: all asks about changed pictures, for which the vision tower must be on the GPU, and "
-            f"vision_cache: {histo_args.vision_cache} keeps it off; set sensitivity: prompt or vision_cache: auto",
+            "sensitivity: all and sensitivity_sides ask about changed pictures, for which the vision tower must be on "
+            f"the GPU, and vision_cache: {histo_args.vision_cache} keeps it off; set sensitivity: prompt without "
+            "sensitivity_sides, or vision_cache: auto",
+        ),
+        (
+            histo_args.sensitivity_sides and histo_args.sensitivity == "none",
+            "sensitivity_sides asks about the patches of sensitivity, which is none; set sensitivity: prompt or all",
+        ),
+        (
+            histo_args.sensitivity_sides and not model_args.use_peft,
+            "sensitivity_sides compares one adapter on base models of several sides, and use_peft is off; remove it",
         ),
         (
             training_args.load_best_model_at_end and training_args.eval_strategy == "no",

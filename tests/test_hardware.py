@@ -225,5 +225,5 @@ def test_changed_pictures_are_refused_where_the_tower_is_kept_off_the_gpu(tmp_pa
     histo_args = HistoArguments(datasets=[PCAM], sensitivity="all", vision_cache="features")
     check_consistency(histo_args, training, model)
     training.use_cpu = False
-    with pytest.raises(ValueError, match="sensitivity: all.*set sensitivity: prompt or vision_cache: auto"):
+    with pytest.raises(ValueError, match="sensitivity: all.*set sensitivity: prompt.*or vision_cache: auto"):
         check_consistency(histo_args, training, model)

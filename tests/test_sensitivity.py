@@ -1,14 +1,18 @@
 """What hangs on wording, order and picture quality: variants asked of real rows, and scores against worked numbers."""
 
 import hashlib
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import CRC_CLASSES, PCAM_CLASSES, write_class_folders
+from test_resolution import save_adapter
+from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.evaluation.figures import draw_change
 from histolab_sft.evaluation.harness import hash_weights
 from histolab_sft.evaluation.linear_probe import encode_pictures, measure_linear_probe
 from histolab_sft.evaluation.perturbations import STRENGTHS
@@ -17,6 +21,8 @@ from histolab_sft.evaluation.sensitivity import (
     build_variants,
     list_orders,
     list_questions,
+    list_sides,
+    predict_sides,
     predict_variants,
     score_sensitivity,
 )
@@ -141,6 +147,25 @@ def test_curves_spread_and_position_bias_follow_from_the_answers(recipe):
     assert all(score["value"] == 1.0 and "ci95" in score for score in stain)
 
 
+def test_other_sides_are_a_curve_with_the_adapters_own_among_them(recipe):
+    histo_args, patches = recipe
+    histo_args.sensitivity = "prompt"
+    config = histo_args.datasets[0]
+    rows = build_variants(select_dataset(patches["test"], "ward"), config, histo_args)
+    own = answer_variants(rows, ["Normal", "Tumor"], lambda row: row.label)
+    plain = own[own["variant"] == AS_IT_IS]
+    wrong = plain.assign(variant="side:96", log_likelihoods=[[0.0, -5.0]] * len(plain))
+    table = pd.concat([own, plain.assign(variant="side:32"), wrong], ignore_index=True)
+    scores = score_sensitivity(config, histo_args, {"baseline": own, "finetuned": own}, {"headline": "raw"})
+    assert scores["robustness"] == {}
+    tables = {"baseline": table, "finetuned": table}
+    curve = score_sensitivity(config, histo_args, tables, {"headline": "raw"}, 64)["robustness"]["side"]
+    assert (curve["strengths"], curve["unchanged"]) == ([32, 64, 96], 64)
+    assert [score["value"] for score in curve["finetuned"]] == [1.0, 1.0, 0.5]
+    alt = "side of the pictures"
+    assert alt in draw_change("side", curve, ["baseline", "finetuned"]).axes[0].get_xlabel()
+
+
 def test_the_spread_is_the_largest_score_minus_the_smallest(recipe):
     histo_args, patches = recipe
     config = histo_args.datasets[0]
@@ -189,3 +214,47 @@ def test_the_linear_probe_reads_what_the_language_model_is_given(recipe, untrain
     assert len(probe["predictions"]) == len(patches["test"])
     assert probe["probabilities"].shape == (len(patches["test"]), 2)
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept] == before
+
+
+@pytest.mark.model
+def test_one_adapter_is_scored_at_other_sides_with_as_many_tokens(recipe, untrained_model, tmp_path):
+    histo_args, patches = recipe
+    model_args = save_adapter(untrained_model, tmp_path / "out", 32, 4)
+    histo_args.sensitivity_sides = [64, 32, 96]
+    compared = list_sides(histo_args, model_args)
+    assert [(args.image_side, args.image_tokens) for args in compared] == [(64, 4), (96, 4)]
+    training_args = SFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, per_device_eval_batch_size=16)
+    rows = {"ward": select_dataset(patches["test"], "ward")}
+    tables = predict_sides(rows, histo_args, training_args, model_args)
+    scores = {}
+    for system in ("baseline", "finetuned"):
+        table = tables["ward", system]
+        assert table["variant"].value_counts().to_dict() == {"side:64": 12, "side:96": 12}
+        scores |= {(system, name): np.stack(part["log_likelihoods"]) for name, part in table.groupby("variant")}
+    # The same patches in the same order, so that scores can be paired; and four different answers to each.
+    names = table.groupby("variant")["id"].agg(list)
+    chosen = build_variants(rows["ward"], histo_args.datasets[0], histo_args).with_format(None).to_pandas()
+    assert all(ids == chosen.loc[chosen["variant"] == AS_IT_IS, "id"].tolist() for ids in names)
+    values = list(scores.values())
+    assert all((one != other).any() for place, one in enumerate(values) for other in values[:place])
+    for sides, message in (([65], "expected a multiple of the 8"), ([24], "image_tokens is 4 at an image_side of 24")):
+        histo_args.sensitivity_sides = sides
+        with pytest.raises(ValueError, match=message):
+            list_sides(histo_args, model_args)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sensitivity": "none"}, "sensitivity_sides asks about the patches of sensitivity, which is none"),
+        ({"sensitivity": "prompt", "use_peft": False}, "compares one adapter"),
+        ({"sensitivity": "prompt", "train_vision": True}, "with a trained vision tower"),
+    ],
+)
+def test_sides_that_can_not_be_compared_are_refused(keys, message):
+    keys = {"use_peft": True} | keys
+    datasets = json.dumps([{"name": "ward", "source": "ward", "class_names": PCAM_CLASSES}])
+    flags = [text for key, value in keys.items() for text in (f"--{key}", str(value))]
+    flags += ["--lora_target_modules", "q_proj", "v_proj", "--sensitivity_sides", "448", "672"]
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(["--datasets", datasets, "--use_cpu", "true", "--bf16", "false", *flags])

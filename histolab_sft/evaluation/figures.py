@@ -44,6 +44,7 @@ CHANGES = {
     "blur": ("Focus", "Gaussian blur (sigma, % of the shorter side)"),
     "magnification": ("Magnification", "times the patch's own"),
     "orientation": ("Orientation", ""),
+    "side": ("Resolution", "side of the pictures, pixels"),
 }
 
 

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import pandas as pd
 from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig
 
@@ -17,7 +18,7 @@ from histolab_sft.evaluation.open_report import write_answers_report
 from histolab_sft.evaluation.open_tables import format_answers_table
 from histolab_sft.evaluation.report import write_report
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
-from histolab_sft.evaluation.sensitivity import predict_variants, score_sensitivity
+from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import (
@@ -29,6 +30,7 @@ from histolab_sft.models.load import (
 )
 from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.models.precision import read_precision
+from histolab_sft.models.resolution import read_resolution
 from histolab_sft.phase_config import list_trained_parts
 from histolab_sft.processes import check_processes
 from histolab_sft.provenance import describe_result
@@ -54,6 +56,7 @@ def evaluate(
     """
     check_processes(training_args, model_args, scoring=True)
     check_resolution(model_args)
+    list_sides(histo_args, model_args)
     folder = Path(training_args.output_dir, "evaluation")
 
     find_weights(training_args.output_dir, model_args.use_peft)
@@ -94,6 +97,14 @@ def evaluate(
             # Changed pictures are new to the cache, and come once.
             ask = (model, processor, weights, config, histo_args, batch_size)
             variants[config.name, system] = predict_variants(select_dataset(patches["test"], config.name), *ask)
+    own_side = None
+    if histo_args.sensitivity_sides:
+        own_side = read_resolution(model.config).side
+        # Its memory is for the next one.
+        del model
+        test_rows = {config.name: select_dataset(patches["test"], config.name) for config in histo_args.datasets}
+        for name, table in predict_sides(test_rows, histo_args, training_args, model_args).items():
+            variants[name] = pd.concat([variants[name], table], ignore_index=True)
     if training_args.process_index > 0:
         return None
     write_predictions(test, folder)
@@ -118,7 +129,7 @@ def evaluate(
         if histo_args.sensitivity != "none":
             asked = {system: variants[config.name, system] for system in SYSTEMS}
             entry = results["datasets"][config.name]
-            entry["sensitivity"] = score_sensitivity(config, histo_args, asked, entry["zero_shot"])
+            entry["sensitivity"] = score_sensitivity(config, histo_args, asked, entry["zero_shot"], own_side)
     if records:
         results["overall"] = score_overall_answers(estimates, results["datasets"])
     else:

@@ -5,25 +5,38 @@ scored on the same draws of the same patches.
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from trl import SFTConfig
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.images import open_stored
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.groups import name_units
-from histolab_sft.evaluation.harness import predict
+from histolab_sft.evaluation.harness import hash_weights, predict
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
+from histolab_sft.evaluation.results import SYSTEMS
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.weighted import classification_measure
+from histolab_sft.model_config import ModelConfig
+from histolab_sft.models.load import (
+    check_resolution,
+    load_adapter,
+    load_base_model,
+    load_base_processor,
+    load_config,
+)
+from histolab_sft.models.precision import read_precision
+from histolab_sft.models.resolution import read_resolution
 from histolab_sft.tasks import classification
 
 ORDERS = 5  # orders of the classes, the recipe's own among them
-AS_IT_IS = "as_it_is"
+AS_IT_IS, SIDE = "as_it_is", "side"
 
 
 def predict_variants(
@@ -49,19 +62,59 @@ def predict_variants(
     return table.assign(variant=rows.with_format(None)["variant"])
 
 
+def predict_sides(
+    patches: dict[str, Dataset], histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> dict[tuple[str, str], pd.DataFrame]:
+    """Score base model and adapter on a part of the test split, with pictures of other sides than in training.
+
+    For each of `sensitivity_sides` the base model is loaded anew, its own position embeddings interpolated to that
+    side; the tokens of a picture stay.
+
+    Args:
+        patches: Test rows of each data set.
+
+    Returns:
+        `dict`: (Data set, system) -> rows as of `predict_variants`, their variants `side:672` and so on.
+    """
+    parts: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for side_args in list_sides(histo_args, model_args):
+        model = load_base_model(side_args, read_precision(histo_args, training_args))
+        processor = load_base_processor(side_args)
+        for system in SYSTEMS:
+            if system == "finetuned":
+                model = load_adapter(model, training_args.output_dir, model_args.model_revision, compared=True)
+            weights = hash_weights(model)
+            for config in histo_args.datasets:
+                rows = _open_rows(_choose_rows(patches[config.name], config, histo_args))
+                ask = (model, processor, weights, config, histo_args, training_args.per_device_eval_batch_size)
+                table = predict(rows, *ask, generate=False).assign(variant=f"{SIDE}:{side_args.image_side}")
+                parts.setdefault((config.name, system), []).append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+
+
+def list_sides(histo_args: HistoArguments, model_args: ModelConfig) -> list[ModelConfig]:
+    """Return the base model's arguments for each side that the adapter is to be compared at.
+
+    Raises:
+        ValueError: The base model can't have such a side with the tokens of the recipe (see `set_resolution`).
+    """
+    if not histo_args.sensitivity_sides:
+        return []
+    own = read_resolution(load_config(model_args))
+    if own is None:
+        raise ValueError(
+            f"sensitivity_sides with {model_args.model_name_or_path}, expected a Gemma 3 such as MedGemma; remove it"
+        )
+    sides = [side for side in sorted(set(histo_args.sensitivity_sides)) if side != own.side]
+    compared = [replace(model_args, image_side=side, image_tokens=own.tokens) for side in sides]
+    for side_args in compared:
+        check_resolution(side_args)
+    return compared
+
+
 def build_variants(patches: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> Dataset:
     """Return the rows to ask, the same patches for every variant, as rows of `patches` with `variant`."""
-    plain = patches.with_format(None).to_pandas().assign(split="test", variant=AS_IT_IS)
-    if histo_args.sensitivity_samples < plain["label"].nunique():
-        raise ValueError(
-            f"sensitivity_samples is {histo_args.sensitivity_samples}, expected at least one patch for each of the "
-            f"{plain['label'].nunique()} classes of {config.name}; raise it, or set sensitivity: none"
-        )
-    plain = cap_patches(plain, histo_args.sensitivity_samples, histo_args.split_seed).drop(columns="split")
-    unchanged = {"change": "stain", "step": STRENGTHS["stain"].index(UNCHANGED["stain"])}
-    # The same draw for a patch whatever asks for it, and another one for every patch.
-    seeds = [int(digest[:8], 16) for digest in plain["pixel_sha256"]]
-    plain["image"] = [image | unchanged | {"seed": seed} for image, seed in zip(plain["image"], seeds, strict=True)]
+    plain = _choose_rows(patches, config, histo_args)
     parts = [plain]
     for variant, question in list_questions(config, histo_args).items():
         prompt = [{"role": "user", "content": question}]
@@ -73,7 +126,25 @@ def build_variants(patches: Dataset, config: DatasetConfig, histo_args: HistoArg
             images = [image | {"change": change, "step": step} for image in plain["image"]]
             pixels = [f"{digest} {change} {strength}" for digest in plain["pixel_sha256"]]
             parts.append(plain.assign(variant=f"{change}:{step}", image=images, pixel_sha256=pixels))
-    rows = pd.concat(parts, ignore_index=True)
+    return _open_rows(pd.concat(parts, ignore_index=True))
+
+
+def _choose_rows(patches: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
+    plain = patches.with_format(None).to_pandas().assign(split="test", variant=AS_IT_IS)
+    if histo_args.sensitivity_samples < plain["label"].nunique():
+        raise ValueError(
+            f"sensitivity_samples is {histo_args.sensitivity_samples}, expected at least one patch for each of the "
+            f"{plain['label'].nunique()} classes of {config.name}; raise it, or set sensitivity: none"
+        )
+    plain = cap_patches(plain, histo_args.sensitivity_samples, histo_args.split_seed).drop(columns="split")
+    unchanged = {"change": "stain", "step": STRENGTHS["stain"].index(UNCHANGED["stain"])}
+    # The same draw for a patch whatever asks for it, and another one for every patch.
+    seeds = [int(digest[:8], 16) for digest in plain["pixel_sha256"]]
+    plain["image"] = [image | unchanged | {"seed": seed} for image, seed in zip(plain["image"], seeds, strict=True)]
+    return plain
+
+
+def _open_rows(rows: pd.DataFrame) -> Dataset:
     return Dataset.from_pandas(rows, preserve_index=False).with_transform(_open_changed)
 
 
@@ -102,19 +173,25 @@ def list_orders(options: list[str]) -> list[list[str]]:
 
 
 def score_sensitivity(
-    config: DatasetConfig, histo_args: HistoArguments, tables: dict[str, pd.DataFrame], zero_shot: dict
+    config: DatasetConfig,
+    histo_args: HistoArguments,
+    tables: dict[str, pd.DataFrame],
+    zero_shot: dict,
+    own_side: int | None = None,
 ) -> dict:
     """Return the entry `sensitivity` of `results.json`, every score a `{"value", "ci95"}` of balanced accuracy.
 
     Args:
         tables (`dict`): System -> table of `predict_variants`.
         zero_shot (`dict`): The entry `zero_shot`: how the baseline is read, under every variant.
+        own_side (`int`, *optional*): Side of the pictures in pixels, where `predict_sides` has given rows of others.
 
     Returns:
         `dict`: `n`, `unit`, `n_groups`; `paraphrases` and `orders`, each with `variants` (`question` or `order`, and
         the score of each system, the recipe's own first) and `spread` (largest minus smallest score of each system);
         `positions` (see `_score_positions`); `robustness`, for each change of the pictures `strengths`, the
-        `unchanged` one among them, and a list of scores for each system. `robustness` is empty unless it was asked.
+        `unchanged` one among them, and a list of scores for each system; `side` stands among them where other sides
+        were compared. `robustness` is empty unless it was asked.
     """
     classes = list(config.class_names.values())
     tables = tables | {"baseline": read_headline(tables["baseline"], zero_shot)}
@@ -143,6 +220,13 @@ def score_sensitivity(
             for step, strength in enumerate(strengths)
         ]
         robustness[change] = {"strengths": list(strengths), "unchanged": UNCHANGED[change]} | {
+            system: [score(name)[system] for name in names] for system in tables
+        }
+    sides = [int(name.partition(":")[2]) for name in answers["baseline"] if name.startswith(f"{SIDE}:")]
+    if sides:
+        strengths = sorted([own_side, *sides])
+        names = [AS_IT_IS if side == own_side else f"{SIDE}:{side}" for side in strengths]
+        robustness[SIDE] = {"strengths": strengths, "unchanged": own_side} | {
             system: [score(name)[system] for name in names] for system in tables
         }
     return {

@@ -120,7 +120,12 @@ def _is_number(value) -> bool:
 
 
 def check_adapter(
-    path: str | Path, config: dict, model: PreTrainedModel, base_model: str, revision: str = "main"
+    path: str | Path,
+    config: dict,
+    model: PreTrainedModel,
+    base_model: str,
+    revision: str = "main",
+    compared: bool = False,
 ) -> LoraConfig:
     """Return the configuration to load the adapter with, made from what was checked.
 
@@ -130,6 +135,7 @@ def check_adapter(
         model: The base model.
         base_model (`str`): Where the base model that `config` names is loaded from.
         revision (`str`): Of the base model, as it was loaded.
+        compared (`bool`): Whether the resolution may be another one.
 
     Raises:
         AdapterError: Another base model, revision or resolution of pictures; tensors that aren't LoRA's, of modules
@@ -142,7 +148,8 @@ def check_adapter(
             f"{model.name_or_path}; correct model_name_or_path or output_dir"
         )
     _check_revision(path.parent, config.get("revision"), base_model, revision)
-    _check_resolution(path.parent, config, model, base_model, revision)
+    if not compared:
+        _check_resolution(path.parent, config, model, base_model, revision)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

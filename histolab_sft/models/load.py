@@ -165,8 +165,13 @@ def find_adapter(folder: str | Path) -> Path:
     return path
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path, revision: str = "main") -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: str | Path, revision: str = "main", compared: bool = False
+) -> PeftModel:
     """Attach the adapter saved in `folder` to the base model, which was loaded at `revision`.
+
+    Args:
+        compared (`bool`): Whether pictures may have another resolution than in training, for a comparison.
 
     Raises:
         AdapterError: It doesn't fit the base model, or isn't a plain adapter (see `adapter_checks`).
@@ -174,7 +179,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, revision: str = "ma
     path = find_adapter(folder)
     config = read_adapter_config(path.parent)
     base_model = locate_base_model(config["base_model_name_or_path"])
-    checked = check_adapter(path, config, model, base_model, revision)
+    checked = check_adapter(path, config, model, base_model, revision, compared)
     return PeftModel.from_pretrained(model, path.parent, config=checked).eval()
 
 

@@ -12,7 +12,7 @@ REASONS = {
     ),
     "it is of scoring alone": (
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
-        *("changed_split",),
+        *("changed_split", "sensitivity_sides"),
     ),
     "it is no key of a recipe": ("profile_notes", "written"),
     "the launcher sets it": ("local_rank",),
