@@ -136,7 +136,7 @@ def train_in_turn(miniature: Miniature, model: Path, rows, rounds: int, epochs: 
 def train_at_resolutions(
     own: Resolution, others: list[Resolution], model: Path, rows, rounds: int, batch_size: int
 ) -> dict:
-    """Train with pictures of each resolution, in turn, and return seconds a step and, with encoding, an epoch."""
+    """Train with pictures of each resolution, in turn, and return seconds a step and of encoding."""
     arms = {name: ARMS[name] for name in ("uncached", "cached")}
     runs = {(resolution, name): [] for resolution in (own, *others) for name in arms}
     for _ in range(rounds):
