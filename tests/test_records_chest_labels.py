@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from chest_fixture import make_config
 from labelled_chest_fixture import write_chestxray14, write_chexpert, write_mimic_cxr, write_noise
+from PIL import Image
 
 from histolab_sft.arguments import HistoArguments
 from histolab_sft.data.patches import list_patches
@@ -16,7 +17,7 @@ from histolab_sft.data.records.chest_labels import OBSERVATIONS
 from histolab_sft.data.records.chestxray14 import LABELS
 from histolab_sft.data.records.mimic_cxr import read_sections
 from histolab_sft.data.records.rows import COLUMNS
-from histolab_sft.tasks import multilabel, report
+from histolab_sft.tasks import boxes, multilabel, report
 
 WRITERS = {"mimic_cxr": write_mimic_cxr, "chexpert": write_chexpert, "chestxray14": write_chestxray14}
 BOTH = ["findings", "impression"]
@@ -211,6 +212,7 @@ def test_keys_of_mimic_that_say_nothing_are_refused(write, keys, message):
             {"findings": "Tube at T4: 4 cm above. Dr. was told."},
         ),
         (" FINDINGS:  ___.\n", {}),
+        (" FINDINGS:  ___F, seen at ___PM on the ___.  Post-___ change.", {"findings": "seen at on the. change."}),
         ("no heading at all", {}),
     ],
 )
@@ -377,9 +379,65 @@ def test_a_missing_file_is_named(write, tmp_path, format, keys, gone, message):
         read(**keys)
 
 
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+
+
+def write_boxes(folder, *lines):
+    """The published list of boxes, and pictures of its size in place of those that it names."""
+    (folder / "BBox_List_2017.csv").write_text("\n".join([BOX_HEADER, *(f"{line},,," for line in lines), ""]))
+    for path in folder.rglob("*.png"):
+        if any(line.startswith(path.name) for line in lines):
+            Image.new("L", (1024, 1024)).save(path)
+
+
+def test_chestxray14_has_boxes_around_some_findings(write, tmp_path, caplog):
+    read = write("chestxray14")
+    write_boxes(
+        tmp_path,
+        "00000002_000.png,Infiltrate,225.5,547,86.25,79",
+        "00000002_000.png,Mass,0,0,10,20",
+        "00000010_000.png,Nodule,1000,1000,50,50",
+    )
+    table = read(task="boxes")
+    assert table["split"].tolist() == ["train", "test"] and table["group"].tolist() == ["00000002", "00000010"]
+    assert table["answer"].tolist() == [
+        [[225.5, 547, 311.75, 626, "Infiltration"], [0, 0, 10, 20, "Mass"]],
+        [[1000, 1000, 1024, 1024, "Nodule"]],
+    ]
+    assert table["ask"][0] == {"question": boxes.LOCATE_QUESTION, "size": [1024, 1024], "label_aware": True}
+    named = read(task="boxes", class_names={"Mass": "tumour"})
+    assert named["answer"].tolist() == [[[0, 0, 10, 20, "tumour"]]]
+    assert "1 with boxes around other findings alone (00000010_000.png first)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("00000002_000.png,Cancer,1,2,3,4", "line 2, column 'Finding Label': 'Cancer'"),
+        ("00000002_000.png,Mass,1,2,3,four", r"line 2, column 'Bbox \[x': .*expected x, y, w, h inside"),
+        ("00000002_000.png,Mass,1,2,0,4", "expected x, y, w, h inside"),
+        ("00000002_000.png,Mass,nan,2,3,4", "expected x, y, w, h inside"),
+        ("00000002_000.png,Mass,2000,2,3,4", "expected x, y, w, h inside"),
+    ],
+)
+def test_a_box_that_cannot_be_understood_is_named(write, tmp_path, line, message):
+    read = write("chestxray14")
+    write_boxes(tmp_path, line)
+    with pytest.raises(ValueError, match=f"(?s)BBox_List_2017.csv, .*{message}"):
+        read(task="boxes")
+
+
+def test_boxes_are_not_put_on_pictures_of_another_size(write, tmp_path):
+    read = write("chestxray14")
+    write_boxes(tmp_path, "00000002_000.png,Mass,0,0,10,20")
+    write_noise(tmp_path / "images_002" / "images" / "00000002_000.png")
+    with pytest.raises(ValueError, match="00000002_000.png: 40 x 30 pixels, expected 1024 x 1024"):
+        read(task="boxes")
+
+
 @pytest.mark.parametrize(("format", "keys"), [("chexpert", {"uncertain": "ones"}), ("chestxray14", {})])
 def test_labelled_pictures_are_not_read_for_other_tasks(write, format, keys):
-    with pytest.raises(ValueError, match="task 'report', expected 'multilabel'"):
+    with pytest.raises(ValueError, match="task (is )?'report', expected (one of multilabel, boxes|'multilabel')"):
         write(format)(task="report", **keys)
 
 

@@ -36,7 +36,7 @@ _NAMES = {
     "impression": re.compile(r"IMPRESSION|CONCLUSION"),
     "findings": re.compile(r"FINDING|^(?:PORTABLE|FRONTAL|PA|AP|LATERAL|UPRIGHT|CHEST)\b(?!.*\bCOMPARISON)"),
 }
-_DEIDENTIFIED = re.compile(r"_{2,}")
+_DEIDENTIFIED = re.compile(r"\w*__\w*")  # with what is written to it without a blank: `___F`
 
 
 class Study(NamedTuple):
