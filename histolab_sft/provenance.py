@@ -119,8 +119,9 @@ def describe_result(
     """Return what a score must tell of its origin: `provenance` in `results.json`.
 
     That is `base_model` and `revision` as the adapter names them (as the recipe, where a whole model was trained),
-    `adapter_sha256` (None there) or `model_sha256` (`{file: hash}`), `data_fingerprint` of the rows
-    (training's among them), `changes` (what has changed in the data since training, a sentence each), `versions`,
+    `image_side` and `image_tokens` if the adapter names them, `adapter_sha256` (None there) or `model_sha256` (`{file:
+    hash}`), `data_fingerprint` of the rows (training's among them), `changes` (what has changed in the data since
+    training, a sentence each), `versions`,
     `git_commit`, `hardware` and `seed`.
     """
     folder = Path(adapter_folder)
@@ -130,6 +131,8 @@ def describe_result(
             "base_model": adapter["base_model_name_or_path"],
             "revision": adapter.get("revision"),
             "adapter_sha256": compute_sha256(folder / "adapter_model.safetensors"),
+            # Only of an adapter that was trained at another resolution than the base model's own.
+            **{key: adapter[key] for key in ("image_side", "image_tokens") if key in adapter},
         }
     else:
         recipe = json.loads(folder.joinpath("run.json").read_text(encoding="utf-8"))["recipe"]

@@ -180,6 +180,14 @@ def test_the_values_of_a_profile_stand_for_keys_that_the_recipe_leaves_out(tmp_p
     ]
 
 
+def test_the_pictures_of_a_profile_are_taken_back_by_null(tmp_path):
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj"]}
+    own = {"image_side": None, "image_tokens": None}
+    (histo_args, _, model_args), _ = parse(tmp_path, hardware="gpu_4gb", **own, **lora)
+    assert (model_args.image_side, model_args.image_tokens) == (None, None)
+    assert [note.split(":")[0] for note in histo_args.profile_notes] == ["image_side", "image_tokens"]
+
+
 def test_recipe_and_command_line_win_over_the_profile_and_each_is_named(tmp_path):
     lora = {"use_peft": True, "lora_target_modules": ["q_proj"]}
     (histo_args, training_args, model_args), _ = parse(

@@ -31,6 +31,7 @@ from histolab_sft.models.load import (
 )
 from histolab_sft.models.resolution import Resolution, read_resolution, resize_tower, set_resolution
 from histolab_sft.models.vision_cache import build_vision_cache, image_key, open_vision_cache
+from histolab_sft.provenance import describe_result
 from histolab_sft.publishing.checks import PublishError, check_base_model
 from histolab_sft.publishing.merge import check_merge_parity, load_merged, merge_adapter
 
@@ -220,6 +221,9 @@ def test_an_adapter_keeps_its_resolution_and_is_refused_at_another(base, tmp_pat
     save_adapter(base, own)
     kept = json.loads((smaller / "adapter_config.json").read_text())
     assert (kept["image_side"], kept["image_tokens"]) == (32, 16)
+    origin = describe_result(smaller, {}, seed=0)
+    assert (origin["image_side"], origin["image_tokens"]) == (32, 16)
+    assert "image_side" not in describe_result(own, {}, seed=0)
     assert "image_side" not in json.loads((own / "adapter_config.json").read_text())
     for folder, fitting in ((smaller, [(32, None), (32, 16)]), (own, [(None, None), OWN, (64, None)])):
         for asked in [(None, None), OWN, (64, None), (32, None), (32, 16), (32, 4)]:

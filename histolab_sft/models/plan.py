@@ -85,6 +85,7 @@ def plan_for_recipe(
     lines.append(
         f"{model_args.model_name_or_path}, at most {setup.tokens} tokens and {setup.pictures} "
         f"{'picture' if setup.pictures == 1 else 'pictures'} a row, micro-batch {setup.batch_size}"
+        + (f"; {resolution}" if (resolution := read_resolution(model.config)) else "")
     )
     lines.append(format_plan(rows))
     if on_gpu and machine == CPU:
