@@ -33,6 +33,8 @@ def read_recipe(path: str) -> dict:
         ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} can't be read as YAML: {_place_yaml_error(error)}; correct it there") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} holds {type(recipe).__name__}, expected a mapping of keys to values")
     return recipe

@@ -108,6 +108,8 @@ def read_json(path: Path) -> object:
         if error.msg == "Extra data" and "\n" not in text[: error.pos].strip():
             return _read_lines(path, text)
         raise _name_place(path, error.lineno, error.colno, f"{error.msg}, expected JSON") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested deeper than can be read; export the file again") from error
 
 
 def read_text(path: Path, fallback: str | None = None) -> str:
@@ -191,6 +193,8 @@ def _read_lines(path: Path, text: str) -> list:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise _name_place(path, number, error.colno, f"{error.msg}, expected one object a line") from error
+            except RecursionError as error:
+                raise _name_place(path, number, None, "it is nested deeper than can be read") from error
     return rows
 
 

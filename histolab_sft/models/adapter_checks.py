@@ -53,7 +53,7 @@ def read_adapter_config(folder: str | Path) -> dict:
     path = Path(folder, "adapter_config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} can't be read ({error}), expected the configuration of an adapter") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
