@@ -11,7 +11,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-PICTURE_BYTES = 10**7  # at most: 3 x 896 x 896 numbers of 32 bits
+PICTURE_BYTES = 10**7  # 3 x 896 x 896 numbers of 32 bits; fewer at a smaller image_side
 AHEAD = 3  # batches of a worker: two that wait, PyTorch's default, and the one in hand
 # A batch takes seconds; a worker that is silent for so long has hung, on a network drive for instance.
 WORKER_TIMEOUT = 900.0
