@@ -31,7 +31,7 @@ OTHER_ROWS = {
 }
 SCORING = {
     **{"generate_answers": False, "max_new_tokens": 3, "sensitivity": "prompt"},
-    **{"sensitivity_samples": 3, "changed_split": "new"},
+    **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
 }
 MESSAGES = {
     **{"logging_nan_inf_filter": False, "log_on_each_node": False, "log_level": "error", "disable_tqdm": False},
