@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from steady_runs import write_inputs, write_recipe
+from test_checkpoints import RUN, write_checkpoint
 from tiny_models import LANGUAGE_LORA
 from transformers import AutoModelForImageTextToText
 
@@ -22,6 +23,7 @@ from histolab_sft.models.load import load_base_model, load_finetuned
 from histolab_sft.publishing.checks import PublishError, check_base_model
 from histolab_sft.publishing.merge import load_trained
 from histolab_sft.training.assembly import build_trainer
+from histolab_sft.training.checkpoints import CheckpointError, choose_checkpoint
 from histolab_sft.training.phases import plan_phases
 
 pytestmark = pytest.mark.model
@@ -91,6 +93,18 @@ def test_a_revision_is_the_commit_that_the_cache_knows_and_else_itself(cached, t
     assert resolve_commit(NEXT, OTHER) == OTHER
     assert resolve_commit("google/unknown", "main") == "main"
     assert resolve_commit(str(tmp_path), "main") == "main"
+
+
+def test_a_checkpoint_that_names_a_branch_is_of_the_commit_that_the_branch_is_at(cached, tmp_path):
+    for saved, commit, goes_on in (("main", COMMIT, True), ("main", OTHER, False), (OTHER, COMMIT, False)):
+        output_dir = tmp_path / f"{saved} {commit}"
+        folder = write_checkpoint(output_dir, 2, run=RUN | {"base_model": NEXT, "revision": saved})
+        run = RUN | {"base_model": NEXT, "revision": commit}
+        if goes_on:
+            assert choose_checkpoint("auto", output_dir, run)[0] == str(folder)
+        else:
+            with pytest.raises(CheckpointError, match="with revision .*expected"):
+                choose_checkpoint("auto", output_dir, run)
 
 
 def test_training_records_base_model_and_commit_with_the_adapter(cached, tmp_path):

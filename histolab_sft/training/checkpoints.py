@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from histolab_sft.hub_access import resolve_commit
 from histolab_sft.provenance import compute_sha256, sync_folder, write_json
 from histolab_sft.training.run_keys import CheckpointError, compare_keys
 
@@ -309,7 +310,11 @@ def _check_run(folder: Path, saved: dict, run: dict, accepted: Iterable[str]) ->
     processes = saved["processes"], run["processes"]
     changes = compare_keys(saved.get("keys", {}), run["keys"], accepted, str(folder), processes[0] != processes[1])
     for key in IDENTITY:
-        if (before := saved.get(key)) != run[key]:
+        before = saved.get(key)
+        if key == "revision" and before is not None:
+            # Older ones name the branch, and the commit that it is at is what counts.
+            before = resolve_commit(saved["base_model"], before)
+        if before != run[key]:
             raise CheckpointError(
                 f"{folder} is of a run with {key} {before}, expected {run[key]} as in this run; undo the change, or "
                 "start afresh in another output_dir"
