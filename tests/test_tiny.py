@@ -1,6 +1,7 @@
 """The tiny base model: Gemma 3's interface at its tokenizer, processor and weights; built once, whole or not."""
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from histolab_sft.models.tiny import IMAGE_SIZE, IMAGE_TOKENS, build_untrained_t
 from histolab_sft.models.tiny_pretext import NAMES, QUESTIONS, paint_pretext, write_text
 from histolab_sft.models.tiny_pretraining import pretrain, stain_pictures
 from histolab_sft.models.tiny_tokenizer import SPECIAL_TOKENS, build_processor, train_tokenizer
+from histolab_sft.provenance import compute_sha256
 
 CLASS_NAMES = "Adipose Background Debris Lymphocyte Mucus Muscle Normal Stroma Tumor Benign InSitu Invasive".split()
 
@@ -248,6 +250,18 @@ def test_a_trained_model_is_built_once_by_several_processes(tmp_path):
     assert folders[0] == folders[1] and folders[0].parent == tmp_path
     assert len(list(tmp_path.glob("built-*"))) == 1
     assert AutoModelForImageTextToText.from_pretrained(folders[0]).num_parameters() > 100_000
+
+
+@pytest.mark.model
+def test_the_trained_model_has_the_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "pretrain", partial(pretrain, pictures=48, vision_steps=2, language_steps=2))
+    before, hashes = torch.get_num_threads(), set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        hashes.add(compute_sha256(load_tiny_base_model(tmp_path / str(threads)) / "model.safetensors"))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert len(hashes) == 1
 
 
 @pytest.mark.model
