@@ -1,7 +1,13 @@
 """What the documents name exists."""
 
+import ast
 import re
+import sys
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from packaging.utils import canonicalize_name
 
 README = Path("README.md").read_text(encoding="utf-8")
 MAKEFILE = Path("Makefile").read_text(encoding="utf-8")
@@ -51,6 +57,45 @@ def test_imports_point_down():
             if target in floors and target != room and floors[target] >= floors[room]:
                 wrong.append(f"{path} imports {target}")
     assert wrong == []
+
+
+def list_imports(path):
+    """Give (line's column, module, names) of each import in a file of Python."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield node.col_offset, node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((node.col_offset, alias.name, []) for alias in node.names)
+
+
+def test_no_module_is_loaded_by_what_it_loads():
+    files = {".".join(path.with_suffix("").parts): path for path in Path("histolab_sft").rglob("*.py")}
+    loads = {
+        module: {
+            full
+            for column, source, names in list_imports(path)
+            if column == 0
+            for full in (source, *(f"{source}.{name}" for name in names))
+            if full in files
+        }
+        for module, path in files.items()
+    }
+    assert sum(map(len, loads.values())) > 500
+    list(TopologicalSorter(loads).static_order())  # raises a CycleError with the modules
+
+
+def test_setup_names_every_package_that_is_imported():
+    distributions = packages_distributions()
+    imported = {
+        name.partition(".")[0]
+        for folder in ("histolab_sft", "recipes")
+        for path in Path(folder).rglob("*.py")
+        for _, name, _ in list_imports(path)
+    } - {*sys.stdlib_module_names, "histolab_sft"}
+    setup = Path("setup.py").read_text(encoding="utf-8")
+    named = {canonicalize_name(name) for name in re.findall(r'"([\w-]+)>=', setup)}
+    missing = [name for name in imported if not named & set(map(canonicalize_name, distributions[name]))]
+    assert imported and missing == []
 
 
 def test_the_keys_of_the_base_model_come_from_one_place():
