@@ -192,7 +192,7 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
 
 
 def _describe_asking(rows: Dataset, questions: list[str], model, weights: str, processor, batch_size: int) -> dict:
-    """Return what every answer hangs on, whatever else its settings are: calls with equal settings share answers."""
+    """Return what every answer depends on, whatever else its settings are: calls with equal settings share answers."""
     base = unwrap_adapter(model)
     return {
         "weights": weights,

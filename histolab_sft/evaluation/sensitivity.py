@@ -1,4 +1,4 @@
-"""How much the answers hang on what shouldn't matter: the wording, the order of the classes, scanner and laboratory.
+"""How much the answers depend on what shouldn't matter: the wording, the order of the classes, scanner and laboratory.
 
 A class-balanced part of the test split is asked again under every variant, by label likelihood, and each variant is
 scored on the same draws of the same patches.

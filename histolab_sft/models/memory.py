@@ -124,7 +124,7 @@ def plan_memory(model, setup: Setup) -> list[MemoryRow]:
     rows = _weigh(model, setup)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state = round(trained * OPTIMISER_BYTES[setup.optimiser])
-    # In a backward pass gradients come as activations go, so that both are never there whole.
+    # A backward pass frees activations while it makes gradients, so their peaks don't add up.
     while_gradients = TRAINING if setup.accumulation > 1 else TRAINING[-1:]
     rows += [
         MemoryRow("trained weights", "float32", 4 * trained, MOMENTS, f"{trained:,} parameters"),

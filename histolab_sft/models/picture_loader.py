@@ -49,7 +49,7 @@ def prepare_ahead(prepare: Callable, items: Iterable, pictures: int) -> Iterator
         multiprocessing_context="fork" if workers else None,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        # Of its own: training's random numbers must not hang on what is prepared in between.
+        # Of its own: training's random numbers must not depend on what is prepared in between.
         generator=torch.Generator(),
     )
     for made in loader:

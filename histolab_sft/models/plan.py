@@ -45,7 +45,7 @@ from histolab_sft.phase_config import LANGUAGE, list_trained_parts
 # Without the data at hand: one picture a row, and beside it, in tokens, nine class names and a sentence.
 TEXT_TOKENS = 54
 WITHOUT_DATA = {"labelled": 8, "pictures": 1, "options": None}
-# What the profiles are made for; a plan for them must not hang on the card of the machine that prints it.
+# What the profiles are made for; a plan for them must not depend on the card of the machine that prints it.
 CAPABILITIES = {
     "gpu_4gb": (7, 5),
     "gpu_16gb_turing": (7, 5),

@@ -38,7 +38,7 @@ TARGET = "The answer is: {name}"
 # Of records, whose question is the data set's own.
 RECORD_INSTRUCTION = "Answer the question about this medical image with only the words of the right option."
 
-# The same question in other words, to measure how much hangs on the wording; nothing is trained on them.
+# The same question in other words, to measure how much depends on the wording; nothing is trained on them.
 PARAPHRASES = (
     "What tissue does this histopathology patch show? Choose one of: {options}. Reply with its name only.",
     "Look at this picture of stained tissue under the microscope. Which of these fits it best: {options}? "

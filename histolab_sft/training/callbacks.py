@@ -29,8 +29,8 @@ class EMAEarlyStoppingCallback(TrainerCallback):
     A value that isn't finite never counts as an improvement or as low. For a metric whose name ends in `accuracy`,
     higher is better, and `threshold` means above.
 
-    The plateau rule holds its fire on the shelf where the model has learnt the constant words of the answer and still
-    guesses the class: no step counts before the EMA has fallen below `guessing_level`.
+    A model first learns the words that all answers share, and the loss stays level while it still guesses the class.
+    The plateau rule counts no step before the EMA has fallen below `guessing_level`.
 
     State is kept in the checkpoint as `ema_early_stopping.json` and read back on resume, so that a resumed run decides
     as the undisturbed one; a run that was stopped stays stopped.

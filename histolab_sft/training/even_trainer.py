@@ -1,4 +1,4 @@
-"""`SFTTrainer` whose numbers don't hang on how a step is dealt out to micro-batches and processes.
+"""`SFTTrainer` whose losses and metrics don't depend on the size of a micro-batch or the number of processes.
 
 TRL weighs the gradient by tokens over accumulation and processes. What it and Trainer leave uneven is mended here:
 

@@ -78,7 +78,7 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     looks = [(patches["train"], epochs)]
     evaluated = args.eval_strategy != "no" or args.eval_on_start
     if evaluated:
-        # At least; how many there will be hangs on steps and early stopping.
+        # At least; how many there will be depends on steps and early stopping.
         looks.append((patches["validation"], max(1, math.floor(epochs))))
     pictures, passes = list_pictures(looks)
     if histo_args.augmentation == "symmetries":

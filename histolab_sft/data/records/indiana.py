@@ -15,7 +15,7 @@ from histolab_sft.data.records.rows import build_table, check_columns
 from histolab_sft.dataset_config import DatasetConfig
 
 MASK = "XXXX"
-# With what hangs on it by a hyphen: of `x-XXXX` no word would be left, and `x-ray` would be a guess.
+# Together with what a hyphen ties to it: of `x-XXXX` no word would be left, and `x-ray` would be a guess.
 _MASKED = re.compile(rf"\b(?:\w+-)*{MASK}(?:-\w+)*\b")
 
 
