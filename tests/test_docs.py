@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.utils import canonicalize_name
 
 README = Path("README.md").read_text(encoding="utf-8")
@@ -26,8 +27,11 @@ def test_every_target_is_explained_and_phony():
     assert targets == explained == phony
 
 
-def test_every_path_in_the_readme_exists():
-    named = set(re.findall(r"\b((?:recipes|accelerate_configs|histolab_sft|tests|docs|benchmarks)/[\w/.]*\w)", README))
+@pytest.mark.parametrize("page", ["README.md", "docs/how_it_works.md"])
+def test_every_path_that_a_page_names_exists(page):
+    folders = "recipes|accelerate_configs|histolab_sft|tests|docs|benchmarks"
+    text = Path(page).read_text(encoding="utf-8").replace("recipes/my_tissue.yaml", "")
+    named = set(re.findall(rf"\b((?:{folders})/[\w/.]*\w)", text))
     missing = [path for path in named if not Path(path).exists()]
     assert named and not missing
 
