@@ -28,6 +28,7 @@ def run_tiny(module, folder, *flags):
 
 
 @pytest.mark.model
+@pytest.mark.thorough
 def test_the_benchmark_compares_every_arm_side_by_side(tmp_path):
     said = run_tiny("bench", tmp_path)
     results = json.loads((tmp_path / "cpu.json").read_text())

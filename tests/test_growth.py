@@ -39,6 +39,7 @@ def write_parquet(path, count):
 
 
 @pytest.mark.model
+@pytest.mark.thorough
 def test_peak_memory_of_audit_and_training_is_flat_from_1000_to_20000_rows(tmp_path, untrained_model):
     peaks = []
     for count in (1_000, 20_000):

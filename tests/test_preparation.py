@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from trl import SFTConfig
 from histolab_sft.arguments import HistoArguments, read_recipe
 from histolab_sft.data.audit import format_audit
 from histolab_sft.data.patches import load_audited_patches, select_dataset
+from histolab_sft.data.records import READER_KEYS, RECORDS
 from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.model_config import ModelConfig
 
@@ -99,6 +101,10 @@ def test_every_key_of_every_recipe_is_read_or_passed_on_to_trl():
         if path.name not in ("arguments.py", "recipe_checks.py"):
             nodes = ast.walk(ast.parse(path.read_text()))
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for name, keys in READER_KEYS.items():
+        # Handed over by name: a reader that didn't take one would raise a TypeError.
+        assert keys <= set(inspect.signature(RECORDS[name]).parameters)
+        read |= keys
     ours = {entry.name for entry in (*dataclasses.fields(HistoArguments), *dataclasses.fields(DatasetConfig))}
     assert ours <= read, f"keys without an effect: {sorted(ours - read)}"
     trl = {entry.name for kind in (SFTConfig, ModelConfig) for entry in dataclasses.fields(kind)}

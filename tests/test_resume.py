@@ -46,7 +46,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("accumulation", "augmentation"), [(1, "none"), (2, "all"), (4, "none")])
+@pytest.mark.parametrize(
+    ("accumulation", "augmentation"),
+    [(2, "all"), *(pytest.param(count, "none", marks=pytest.mark.thorough) for count in (1, 4))],
+)
 def test_a_run_that_is_stopped_after_every_step_is_bit_equal(folder, tmp_path, accumulation, augmentation):
     # 16 patches in batches of 2: epochs of 8, 4 and 2 steps; evaluation where epochs end, a log every third step.
     keys = {"gradient_accumulation_steps": accumulation, "max_steps": STEPS, "eval_strategy": "epoch"}
