@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
+if __name__ == "__main__":  # before the libraries are loaded, which read them; not where one is only imported
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 
