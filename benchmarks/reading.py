@@ -39,7 +39,7 @@ def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[st
         return {
             name: _measure_rate(
                 DataLoader(
-                    list(keys) * 64 if name == "features" else rows,
+                    list(keys) if name == "features" else rows,
                     8,
                     sampler=_Endless(len(rows)),
                     num_workers=workers,
@@ -97,10 +97,8 @@ def measure_encoding(model: Path, rows: Dataset, threads: int) -> dict[str, floa
     Busy is the time on a processor of this process and of those that read for it, by the time that passed.
     """
     torch.set_num_threads(threads)
-    loaded, processor = (
-        AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32),
-        load_processor(str(model)),
-    )
+    processor = load_processor(str(model))
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     pictures = [
         (key, lambda row=row: rows[row]["image"]) for row, key in enumerate(rows.with_format(None)["pixel_sha256"])
     ]

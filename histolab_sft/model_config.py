@@ -23,3 +23,8 @@ class ModelConfig(trl.ModelConfig):
             "whose side divides the tower's patches a side, such as 64 or 256 at 448 pixels. Gemma 3 only."
         },
     )
+
+    @property
+    def names_resolution(self) -> bool:
+        """Whether the recipe gives pictures a resolution, which may be the base model's own."""
+        return (self.image_side, self.image_tokens) != (None, None)

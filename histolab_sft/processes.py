@@ -69,7 +69,7 @@ def check_processes(
             "whole model first; launch with accelerate_configs/deepspeed_zero2.yaml, or remove load_in_4bit "
             "(load_in_8bit)"
         )
-    if is_deepspeed_zero3_enabled() and (model_args.image_side, model_args.image_tokens) != (None, None):
+    if is_deepspeed_zero3_enabled() and model_args.names_resolution:
         raise ValueError(
             "image_side or image_tokens with ZeRO-3, expected a whole vision tower in each process: its position "
             "embeddings are interpolated when it is loaded; launch with accelerate_configs/deepspeed_zero2.yaml"

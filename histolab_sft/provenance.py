@@ -121,8 +121,7 @@ def describe_result(
     That is `base_model` and `revision` as the adapter names them (as the recipe, where a whole model was trained),
     `image_side` and `image_tokens` if the adapter names them, `adapter_sha256` (None there) or `model_sha256` (`{file:
     hash}`), `data_fingerprint` of the rows (training's among them), `changes` (what has changed in the data since
-    training, a sentence each), `versions`,
-    `git_commit`, `hardware` and `seed`.
+    training, a sentence each), `versions`, `git_commit`, `hardware` and `seed`.
     """
     folder = Path(adapter_folder)
     if folder.joinpath("adapter_config.json").is_file():

@@ -17,13 +17,15 @@ from conftest import PCAM_CLASSES, write_class_folders
 from transformers import TrainerCallback
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.patches import load_patches
+from histolab_sft.arguments import HistoArguments, parse_recipe
+from histolab_sft.data.patches import load_audited_patches, load_patches
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import build_lora_config, build_model_init_kwargs, load_processor
 from histolab_sft.models.tiny import build_untrained_tiny_model
 from histolab_sft.provenance import compute_sha256
+from histolab_sft.training import assembly
 from histolab_sft.training.callbacks import EMAEarlyStoppingCallback
+from histolab_sft.training.phases import plan_phases, select_rows
 from histolab_sft.training.pictures import prepare_pictures
 from histolab_sft.training.trainer import PatchTrainer
 
@@ -159,6 +161,14 @@ def write_recipe(folder, output_dir, **keys):
     path = Path(folder, f"{Path(output_dir).name}.yaml")
     path.write_text(yaml.safe_dump(recipe | keys))
     return path
+
+
+def begin_recipe(recipe):
+    """Return the trainer of a recipe's first phase, ready to train, with the parsed recipe and the audited patches."""
+    parsed = parse_recipe(["--config", str(recipe)])
+    histo_args, training_args, model_args = parsed
+    patches, phase = load_audited_patches(histo_args, training_args.output_dir), plan_phases(*parsed[:2])[0]
+    return assembly.build_trainer(select_rows(phase, patches), phase, histo_args, model_args), parsed, patches
 
 
 def start_recipe(recipe, log, *flags, script="recipes/sft.py", **options):

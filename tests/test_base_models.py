@@ -8,13 +8,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
-from steady_runs import write_inputs, write_recipe
+from steady_runs import begin_recipe, write_inputs, write_recipe
 from test_checkpoints import RUN, write_checkpoint
 from tiny_models import LANGUAGE_LORA
 from transformers import AutoModelForImageTextToText
 
-from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.hub_access import resolve_commit
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.adapter_checks import AdapterError
@@ -22,9 +20,7 @@ from histolab_sft.models.continued import build_continued_config
 from histolab_sft.models.load import load_base_model, load_finetuned
 from histolab_sft.publishing.checks import PublishError, check_base_model
 from histolab_sft.publishing.merge import load_trained
-from histolab_sft.training.assembly import build_trainer
 from histolab_sft.training.checkpoints import CheckpointError, choose_checkpoint
-from histolab_sft.training.phases import plan_phases
 
 pytestmark = pytest.mark.model
 
@@ -110,9 +106,7 @@ def test_a_checkpoint_that_names_a_branch_is_of_the_commit_that_the_branch_is_at
 def test_training_records_base_model_and_commit_with_the_adapter(cached, tmp_path):
     write_inputs(tmp_path)
     recipe = write_recipe(tmp_path, tmp_path / "run", model_name_or_path=NEXT, leaks="allow")
-    histo_args, training_args, model_args = parse_recipe(["--config", str(recipe)])
-    [phase] = plan_phases(histo_args, training_args)
-    trainer = build_trainer(load_audited_patches(histo_args, tmp_path / "run"), phase, histo_args, model_args)
+    trainer, _, _ = begin_recipe(recipe)
     assert trainer.describe_run()["base_model"] == NEXT and trainer.describe_run()["revision"] == COMMIT
     trainer.save_model()
     saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())

@@ -5,11 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from steady_runs import write_inputs, write_recipe
+from steady_runs import begin_recipe, write_inputs, write_recipe
 from tiny_models import build_llava
 
-from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
 from histolab_sft.demo.loading import load_demo
 from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.generate import unwrap_adapter
@@ -17,9 +15,7 @@ from histolab_sft.models.load import build_quantization_config, load_base_model,
 from histolab_sft.models.precision import Precision, cast_vision_tower, read_precision
 from histolab_sft.models.vision_tower import find_vision_tower
 from histolab_sft.publishing.merge import load_trained
-from histolab_sft.training.assembly import build_trainer
 from histolab_sft.training.canary import run_canary
-from histolab_sft.training.phases import plan_phases
 from histolab_sft.training.task_metric import collect_options, measure_balanced_accuracy
 
 pytestmark = pytest.mark.model
@@ -73,16 +69,12 @@ def test_a_tower_in_another_dtype_gives_nearly_the_same_features():
 
 @pytest.fixture(scope="module")
 def bfloat16_run(tmp_path_factory):
-    """A run under `bf16: true` with 4-bit layers and a tower in float16: its parsed recipe and its trainer."""
+    """A run under `bf16: true` with 4-bit layers and a tower in float16: what `begin_recipe` gives."""
     folder = tmp_path_factory.mktemp("bfloat16")
     write_inputs(folder)
     keys = {"bf16": True, "load_in_4bit": True, "dtype": "float32", "vision_tower_dtype": "float16", "max_steps": 1}
     recipe = write_recipe(folder, folder / "run", bnb_4bit_compute_dtype="bfloat16", leaks="allow", **keys)
-    parsed = parse_recipe(["--config", str(recipe)])
-    [phase] = plan_phases(parsed[0], parsed[1])
-    patches = load_audited_patches(parsed[0], folder / "run")
-    trainer = build_trainer(patches, phase, parsed[0], parsed[2])
-    return parsed, trainer, patches
+    return begin_recipe(recipe)
 
 
 @contextmanager
@@ -105,7 +97,7 @@ def noted_dtypes(model):
 
 
 def test_every_pass_computes_in_the_same_dtypes(bfloat16_run, monkeypatch):
-    (histo_args, training_args, model_args), trainer, patches = bfloat16_run
+    trainer, (histo_args, training_args, model_args), patches = bfloat16_run
     rows, found = patches["validation"].select(range(2)), {}
 
     def score(name, model, processor):

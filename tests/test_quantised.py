@@ -7,15 +7,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from conftest import PCAM_CLASSES
-from steady_runs import hash_trained, logged, write_inputs, write_recipe
+from steady_runs import begin_recipe, hash_trained, logged, write_inputs, write_recipe
 from test_architectures import score
 
-from histolab_sft.arguments import parse_recipe, parse_recipe_elsewhere
-from histolab_sft.data.patches import load_audited_patches
+from histolab_sft.arguments import parse_recipe_elsewhere
 from histolab_sft.models.load import load_base_model, load_finetuned, load_processor
 from histolab_sft.publishing.merge import check_merge_parity, merge_adapter
-from histolab_sft.training.assembly import build_trainer
-from histolab_sft.training.phases import plan_phases
 
 pytestmark = pytest.mark.model
 
@@ -30,10 +27,7 @@ def folder(tmp_path_factory):
 def begin(folder, run, **keys):
     """A trainer of a recipe in 8 bits, and the recipe's arguments."""
     recipe = write_recipe(folder, folder / run, load_in_8bit=True, leaks="allow", **{"max_steps": 4} | keys)
-    parsed = parse_recipe(["--config", str(recipe)])
-    [phase] = plan_phases(parsed[0], parsed[1])
-    patches = load_audited_patches(parsed[0], folder / run)
-    return build_trainer(patches, phase, parsed[0], parsed[2]), parsed, patches
+    return begin_recipe(recipe)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from steady_runs import write_inputs, write_recipe
+from steady_runs import begin_recipe, write_inputs, write_recipe
 
 from histolab_sft.arguments import parse_recipe
 from histolab_sft.data.patches import load_audited_patches
@@ -16,8 +16,6 @@ from histolab_sft.models.load import load_base_model, load_finetuned, load_proce
 from histolab_sft.models.precision import read_precision
 from histolab_sft.models.weights import WeightsError
 from histolab_sft.phase_config import list_trained_parts
-from histolab_sft.training.assembly import build_trainer
-from histolab_sft.training.phases import plan_phases, select_rows
 
 pytestmark = pytest.mark.model
 
@@ -66,10 +64,7 @@ def compute_loss(model, batch):
 
 def train_case(recipe):
     """Train, save, and return the loss of the trainer's own model on the fixed batch, features and all."""
-    histo_args, training_args, model_args = parse_recipe(["--config", str(recipe)])
-    [phase] = plan_phases(histo_args, training_args)
-    patches = load_audited_patches(histo_args, training_args.output_dir)
-    trainer = build_trainer(select_rows(phase, patches), phase, histo_args, model_args)
+    trainer, _, patches = begin_recipe(recipe)
     cached = any(getattr(module, "parked", None) for module in trainer.model.modules())
     trainer.train()
     trainer.save_model()
@@ -149,10 +144,7 @@ def test_a_whole_model_goes_on_from_the_weights_of_its_checkpoint(tmp_path):
             recipe = write_recipe(
                 tmp_path, tmp_path / name, max_steps=stop, lr_scheduler_type="constant", save_steps=1, **keys
             )
-            histo_args, training_args, model_args = parse_recipe(["--config", str(recipe)])
-            [phase] = plan_phases(histo_args, training_args)
-            patches = load_audited_patches(histo_args, training_args.output_dir)
-            trainer = build_trainer(select_rows(phase, patches), phase, histo_args, model_args)
+            trainer, _, _ = begin_recipe(recipe)
             trainer.train("auto")
         trainer.save_model()
         with safe_open(tmp_path / name / "model.safetensors", "pt") as file:

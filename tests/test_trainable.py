@@ -7,7 +7,7 @@ import torch
 from conftest import PCAM_CLASSES
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from steady_runs import write_inputs, write_recipe
+from steady_runs import begin_recipe, write_inputs, write_recipe
 from test_architectures import build_model_args, build_trainer, score
 from test_phases import train
 from tiny_models import build_llava
@@ -26,8 +26,6 @@ from histolab_sft.models.trainable import count_trained, list_parameters, set_le
 from histolab_sft.models.turns import complete_turns
 from histolab_sft.provenance import describe_result
 from histolab_sft.publishing.merge import merge_adapter
-from histolab_sft.training.assembly import build_trainer as build_phase_trainer
-from histolab_sft.training.phases import plan_phases
 from histolab_sft.training.pictures import prepare_pictures
 
 pytestmark = pytest.mark.model
@@ -53,10 +51,7 @@ def parse(recipe):
 
 
 def begin(recipe):
-    histo_args, training_args, model_args = parse(recipe)
-    phase = plan_phases(histo_args, training_args)[0]
-    patches = load_audited_patches(histo_args, training_args.output_dir)
-    return build_phase_trainer(patches, phase, histo_args, model_args)
+    return begin_recipe(recipe)[0]
 
 
 def weights_of(trainer):

@@ -17,8 +17,8 @@ from histolab_sft.tasks import TASKS
 
 MAX_PICTURES = 16
 MAX_LETTERS = 4000  # of a question, and of its possible answers
-# Where a question lists what may be answered.
 PLACED = ("boxes", "masks")  # tasks whose answers are places in one picture
+# Where a question lists what may be answered.
 CHOICES = ("options", "vocabulary")
 
 

@@ -82,7 +82,7 @@ def predict_sides(
         processor = load_base_processor(side_args)
         for system in SYSTEMS:
             if system == "finetuned":
-                model = load_adapter(model, training_args.output_dir, model_args.model_revision, compared=True)
+                model = load_adapter(model, training_args.output_dir, model_args.model_revision, any_resolution=True)
             weights = hash_weights(model)
             for config in histo_args.datasets:
                 rows = _open_rows(_choose_rows(patches[config.name], config, histo_args))

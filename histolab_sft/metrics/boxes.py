@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from histolab_sft.metrics.areas import compare_areas, divide_areas, fold_label
+
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MAIN_THRESHOLD = 0.5
 
@@ -80,11 +82,11 @@ def compute_boxes(
 
 def compute_per_label(gold: Sequence[Sequence[Box]], predicted: Sequence[Sequence[Box] | None]) -> dict:
     """Return `{label: {"f1", "n_gold", "n_predicted"}}` at an overlap of 0.5, for every label that is not None."""
-    found = {_key(box) for boxes in (*gold, *predicted) for box in boxes or []} - {None}
+    found = {fold_label(box) for boxes in (*gold, *predicted) for box in boxes or []} - {None}
     table = {}
     for label in sorted(found):
         truths, answers = (
-            [[b for b in boxes or [] if _key(b) == label] for boxes in side] for side in (gold, predicted)
+            [[b for b in boxes or [] if fold_label(b) == label] for boxes in side] for side in (gold, predicted)
         )
         counts = count_matches(truths, answers, MAIN_THRESHOLD).sum(axis=0)
         table[label] = {
@@ -124,7 +126,7 @@ def match_boxes(
     """Return pairs (position in `gold`, position in `predicted`), best overlap first, each box in one pair at most."""
     overlap = compute_iou(gold, predicted)
     if label_aware:
-        same = [[_key(truth) == _key(answer) for answer in predicted] for truth in gold]
+        same = [[fold_label(truth) == fold_label(answer) for answer in predicted] for truth in gold]
         overlap = np.where(np.array(same, dtype=bool).reshape(overlap.shape), overlap, -1)
     pairs, rows, columns = [], set(), set()
     for index in np.argsort(-overlap, axis=None, kind="stable"):
@@ -159,23 +161,12 @@ def score_areas(
     Returns:
         `box_area_dice` (2 |both| / (|true| + |answered|)) and `box_area_iou` (|both| / |either|).
     """
-    rows = []
-    for truth, answer in zip(gold, predicted, strict=True):
-        if truth:
-            labels = {_key(box) for box in (*truth, *(answer or []))} if label_aware else {None}
-            parts = [
-                _cover(
-                    *([box for box in side if not label_aware or _key(box) == label] for side in (truth, answer or []))
-                )
-                for label in labels
-            ]
-            rows.append(np.sum(parts, axis=0))
-    shared, true, answered = np.array(rows, dtype=float).reshape(-1, 3).T
-    total = true + answered
-    return {
-        "box_area_dice": np.divide(2 * shared, total, out=np.zeros_like(total), where=total > 0),
-        "box_area_iou": np.divide(shared, total - shared, out=np.zeros_like(total), where=total > 0),
-    }
+    rows = [
+        compare_areas(truth, answer, _cover, label_aware)
+        for truth, answer in zip(gold, predicted, strict=True)
+        if truth
+    ]
+    return {f"box_area_{name}": values for name, values in divide_areas(rows).items()}
 
 
 def _cover(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
@@ -189,7 +180,3 @@ def _cover(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
         covered[int(number >= len(first)), rows, columns] = True
     cells = np.outer(np.diff(ys), np.diff(xs))
     return np.array([(cells * part).sum() for part in (covered.all(axis=0), *covered)])
-
-
-def _key(box: Box) -> str | None:
-    return None if box.label is None else box.label.strip().casefold()

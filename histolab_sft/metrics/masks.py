@@ -1,10 +1,13 @@
 """Scores of masks: how far the areas inside of true and answered outlines agree, pixel by pixel."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from histolab_sft.metrics.areas import compare_areas, divide_areas
 
 SIDE = 1024  # pixels; of a larger picture both masks are compared on a grid with this longest side
 
@@ -65,24 +68,12 @@ def score_masks(
 
     Of the patches with a true outline, float64, shape (those,). What several outlines hold counts once.
     """
-    rows = []
-    for truth, answer, size in zip(gold, predicted, sizes, strict=True):
-        if truth:
-            sides = (truth, answer or [])
-            labels = {_key(outline) for side in sides for outline in side} if label_aware else {None}
-            counts = np.zeros(3)
-            for label in labels:
-                true, answered = (
-                    draw_mask([o for o in side if not label_aware or _key(o) == label], size) for side in sides
-                )
-                counts += (true & answered).sum(), true.sum(), answered.sum()
-            rows.append(counts)
-    shared, true, answered = np.array(rows, dtype=float).reshape(-1, 3).T
-    total = true + answered  # 0 where all outlines lie outside of their picture
-    return {
-        "mask_dice": np.divide(2 * shared, total, out=np.zeros_like(total), where=total > 0),
-        "mask_iou": np.divide(shared, total - shared, out=np.zeros_like(total), where=total > 0),
-    }
+    rows = [
+        compare_areas(truth, answer, partial(_count_pixels, size=size), label_aware)
+        for truth, answer, size in zip(gold, predicted, sizes, strict=True)
+        if truth
+    ]
+    return {f"mask_{name}": values for name, values in divide_areas(rows).items()}
 
 
 def draw_mask(outlines: Sequence[Outline], size: tuple[int, int]) -> np.ndarray:
@@ -96,5 +87,6 @@ def draw_mask(outlines: Sequence[Outline], size: tuple[int, int]) -> np.ndarray:
     return np.array(mask, dtype=bool)
 
 
-def _key(outline: Outline) -> str | None:
-    return None if outline.label is None else outline.label.strip().casefold()
+def _count_pixels(first: Sequence[Outline], second: Sequence[Outline], size: tuple[int, int]) -> tuple[int, ...]:
+    true, answered = draw_mask(first, size), draw_mask(second, size)
+    return (true & answered).sum(), true.sum(), answered.sum()

@@ -125,7 +125,7 @@ def check_adapter(
     model: PreTrainedModel,
     base_model: str,
     revision: str = "main",
-    compared: bool = False,
+    any_resolution: bool = False,
 ) -> LoraConfig:
     """Return the configuration to load the adapter with, made from what was checked.
 
@@ -135,7 +135,7 @@ def check_adapter(
         model: The base model.
         base_model (`str`): Where the base model that `config` names is loaded from.
         revision (`str`): Of the base model, as it was loaded.
-        compared (`bool`): Whether the resolution may be another one.
+        any_resolution (`bool`): Take it although pictures have another resolution than in training.
 
     Raises:
         AdapterError: Another base model, revision or resolution of pictures; tensors that aren't LoRA's, of modules
@@ -148,7 +148,7 @@ def check_adapter(
             f"{model.name_or_path}; correct model_name_or_path or output_dir"
         )
     _check_revision(path.parent, config.get("revision"), base_model, revision)
-    if not compared:
+    if not any_resolution:
         _check_resolution(path.parent, config, model, base_model, revision)
     try:
         with safe_open(path, framework="pt") as file:

@@ -47,7 +47,7 @@ def build_starting_point(
         return None, None
     if start is None:
         config = build_lora_config(model_args, scope, parts)
-        if (model_args.image_side, model_args.image_tokens) != (None, None):
+        if model_args.names_resolution:
             config = keep_resolution(config, read_resolution(load_config(model_args)))
         return config, None
     folder = fetch_adapter(start)

@@ -80,9 +80,7 @@ def load_base_processor(model_args: ModelConfig) -> ProcessorMixin:
 
 def adapt_processor(processor: ProcessorMixin, model_args: ModelConfig) -> ProcessorMixin:
     """Return the base model's processor for pictures of the recipe's resolution."""
-    if (model_args.image_side, model_args.image_tokens) == (None, None):
-        return processor
-    return resize_processor(processor, load_config(model_args))
+    return resize_processor(processor, load_config(model_args)) if model_args.names_resolution else processor
 
 
 def load_config(model_args: ModelConfig) -> PretrainedConfig:
@@ -103,7 +101,7 @@ def check_resolution(model_args: ModelConfig) -> None:
     Raises:
         ValueError: From `set_resolution`.
     """
-    if (model_args.image_side, model_args.image_tokens) == (None, None):
+    if not model_args.names_resolution:
         return
     if model_args.model_name_or_path in MEDGEMMA_4B_SIZED:
         # Known without the gated download.
@@ -166,12 +164,12 @@ def find_adapter(folder: str | Path) -> Path:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: str | Path, revision: str = "main", compared: bool = False
+    model: PreTrainedModel, folder: str | Path, revision: str = "main", any_resolution: bool = False
 ) -> PeftModel:
     """Attach the adapter saved in `folder` to the base model, which was loaded at `revision`.
 
     Args:
-        compared (`bool`): Whether pictures may have another resolution than in training, for a comparison.
+        any_resolution (`bool`): Take it although pictures have another resolution than in training, for a comparison.
 
     Raises:
         AdapterError: It doesn't fit the base model, or isn't a plain adapter (see `adapter_checks`).
@@ -179,7 +177,7 @@ def load_adapter(
     path = find_adapter(folder)
     config = read_adapter_config(path.parent)
     base_model = locate_base_model(config["base_model_name_or_path"])
-    checked = check_adapter(path, config, model, base_model, revision, compared)
+    checked = check_adapter(path, config, model, base_model, revision, any_resolution)
     return PeftModel.from_pretrained(model, path.parent, config=checked).eval()
 
 

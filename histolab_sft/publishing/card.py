@@ -86,7 +86,6 @@ def format_card(
     datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
     records = any(config.format is not None for config in histo_args.datasets)
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
-    resolution = [model_args.image_side, model_args.image_tokens]
     quantised = {
         "in_8bit": model_args.load_in_8bit,
         "type": repr(model_args.bnb_4bit_quant_type),
@@ -99,7 +98,7 @@ def format_card(
         title=repo_id.split("/")[-1],
         repo_id=repr(repo_id),
         base=_describe_base(model_args, results["provenance"].get("revision")),
-        resolution=None if resolution == [None, None] else resolution,
+        resolution=[model_args.image_side, model_args.image_tokens] if model_args.names_resolution else None,
         quantised=quantised if model_args.load_in_4bit or model_args.load_in_8bit else None,
         dtype=model_args.dtype if model_args.dtype in DTYPES else "bfloat16",
         question=repr(datasets[0]["prompt"]),

@@ -170,7 +170,7 @@ def check_base_model(path: Path, model_args: ModelConfig) -> None:
     found, asked = ([source.get(key) for key in RESOLUTION_KEYS] for source in (config, vars(model_args)))
     # The key that a recipe leaves out is the base model's own.
     if any(wish is not None and wish != own for wish, own in zip(asked, found, strict=True)) or (
-        asked == [None, None] != found
+        not model_args.names_resolution and found != [None, None]
     ):
         raise PublishError(
             f"{path} has image_side {found[0]} and image_tokens {found[1]}, and the recipe {asked[0]} and {asked[1]}, "

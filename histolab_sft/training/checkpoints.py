@@ -293,7 +293,7 @@ def _check_left(found: list[Path], output_dir: str | Path, run: dict) -> None:
             others.append(folder)
             continue
         begun = json.loads(folder.joinpath(BEGUN).read_text(encoding="utf-8"))["run"]
-        if all(begun.get(key) == run[key] for key in (*IDENTITY, "keys")):
+        if _read_identity(begun) == {key: run[key] for key in IDENTITY} and begun.get("keys") == run["keys"]:
             remove_checkpoint(folder, owner)
         else:
             others.append(folder)
@@ -309,11 +309,7 @@ def _check_run(folder: Path, saved: dict, run: dict, accepted: Iterable[str]) ->
     """Return the changes that are taken on purpose; raise a `CheckpointError` for any other."""
     processes = saved["processes"], run["processes"]
     changes = compare_keys(saved.get("keys", {}), run["keys"], accepted, str(folder), processes[0] != processes[1])
-    for key in IDENTITY:
-        before = saved.get(key)
-        if key == "revision" and before is not None:
-            # Older ones name the branch, and the commit that it is at is what counts.
-            before = resolve_commit(saved["base_model"], before)
+    for key, before in _read_identity(saved).items():
         if before != run[key]:
             raise CheckpointError(
                 f"{folder} is of a run with {key} {before}, expected {run[key]} as in this run; undo the change, or "
@@ -325,6 +321,15 @@ def _check_run(folder: Path, saved: dict, run: dict, accepted: Iterable[str]) ->
             raise CheckpointError(f"{change}; DeepSpeed can't deal its shards out anew, so use {processes[0]}")
         logger.warning("%s: the rows of every step stay the same, the random numbers of dropout don't", change)
     return changes
+
+
+def _read_identity(saved: dict) -> dict:
+    """Return `IDENTITY` of the run that wrote a checkpoint."""
+    found = {key: saved.get(key) for key in IDENTITY}
+    if found["revision"] is not None:
+        # Older ones name the branch, and the commit that it is at is what counts.
+        found["revision"] = resolve_commit(found["base_model"], found["revision"])
+    return found
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
