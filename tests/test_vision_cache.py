@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from histolab_sft.models import vision_cache
 from histolab_sft.models.cache_choice import cache_worthwhile, predict_cache_size
+from histolab_sft.models.feature_store import FeatureStore
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.vision_cache import build_vision_cache, image_key, open_vision_cache
@@ -321,6 +323,28 @@ def test_four_processes_at_once_divide_the_work_and_collide_nowhere(tiny, tmp_pa
     keys = [image_key(patch) for patch in patches]
     assert torch.equal(cache.features(keys), encode_directly(*tiny, patches))
     assert not list(cache.folder.glob("*.tmp"))
+
+
+def test_a_shard_that_another_thread_is_reading_is_not_taken_for_read(tmp_path, monkeypatch):
+    store, reading, go_on = FeatureStore(tmp_path), threading.Event(), threading.Event()
+    FeatureStore(tmp_path).write({"picture": torch.ones(2)}, "lock")
+    checksum = store._checksum
+
+    def wait_once(*feature):
+        monkeypatch.setattr(store, "_checksum", checksum)
+        reading.set()
+        assert go_on.wait(60)
+        return checksum(*feature)
+
+    monkeypatch.setattr(store, "_checksum", wait_once)
+    other = threading.Thread(target=store.refresh)
+    other.start()
+    assert reading.wait(60)
+    store.refresh()
+    found = "picture" in store
+    go_on.set()
+    other.join()
+    assert found
 
 
 @pytest.mark.kill

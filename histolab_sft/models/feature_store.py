@@ -75,17 +75,18 @@ class FeatureStore:
             version = path, status.st_ino, status.st_mtime_ns, status.st_size
             if version in self._seen:
                 continue
-            self._seen.add(version)
             try:
                 with safe_open(path, framework="pt") as shard:
                     checksums, keys = shard.metadata() or {}, shard.keys()
                     good = [key for key in keys if checksums.get(key) == self._checksum(key, shard.get_tensor(key))]
             except SafetensorError as error:
                 logger.warning("%s is damaged (%s): its features are made again", path, error)
-                continue
+                keys = good = []
             if len(good) < len(keys):
                 logger.warning("%d features in %s fail their checksum: made again", len(keys) - len(good), path)
             self._shards.update(dict.fromkeys(good, path))
+            # Not before: another thread would take the shard for read, and make its features again.
+            self._seen.add(version)
 
     def write(self, features: dict[str, torch.Tensor], lock: str) -> None:
         """Write a shard whole or not at all, and take it up; `lock` names a lock that only the caller holds.
