@@ -14,8 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
 # A launcher and a scheduler may both pass on one and the same signal.
 SAME_SIGNAL_SECONDS = 2.0
-# A signal that comes while Python forks is lost: what its handler raises there is ignored. So it is raised again.
-AGAIN_SECONDS = 3.0
+# What a signal's handler raises is ignored while Python forks or deletes an object. So it is raised again: soon where
+# Python tells that it ignored it, else when the command hasn't ended after some seconds.
+SOON_SECONDS, AGAIN_SECONDS = 0.05, 3.0
 # How long a run that is told to stop waits for data loader workers, which may hang.
 WORKER_SECONDS = 5.0
 
@@ -54,11 +55,19 @@ def ending_on_signals() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
         raise stop
 
+    def raise_soon(unraisable):
+        if isinstance(unraisable.exc_value, StoppedBySignal):
+            signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS, AGAIN_SECONDS)
+        else:
+            tell(unraisable)
+
     before = {number: signal.signal(number, end) for number in numbers}
+    tell, sys.unraisablehook = sys.unraisablehook, raise_soon
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = tell
         for number, handler in before.items():
             signal.signal(number, handler)
 

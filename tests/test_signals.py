@@ -41,6 +41,24 @@ def test_a_signal_that_was_lost_in_a_fork_is_raised_again(monkeypatch):
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_a_signal_that_python_ignores_is_raised_again_at_once(monkeypatch, capsys):
+    class Kills:
+        def __del__(self):  # as in the hooks of a fork, nothing that is raised here gets out
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    monkeypatch.setattr(signals, "AGAIN_SECONDS", 3600)
+    before = sys.unraisablehook
+    with pytest.raises(SystemExit) as end, ending_on_signals():
+        killing = Kills()
+        del killing
+        time.sleep(60)
+        pytest.fail("it went on")
+    assert end.value.code == EXIT_CODE
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert sys.unraisablehook == before
+
+
 def test_a_signal_in_training_is_noted_and_a_later_one_ends_the_process(monkeypatch):
     with pytest.raises(SystemExit) as end, StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
