@@ -309,12 +309,12 @@ def test_the_4_gb_recipe_stays_below_4_gb_with_its_cuda_context(medgemma):
 
 
 @pytest.mark.model
-def test_the_table_in_the_readme_is_the_plans_own(medgemma):
+def test_the_table_of_the_hardware_page_is_the_plans_own(medgemma):
     histo_args, training_args, model_args = read_histolab()
     table = format_profiles(
         medgemma, list_keys(histo_args, training_args, model_args), partial(build_resized, histo_args, model_args)
     )
-    assert table in Path("README.md").read_text(encoding="utf-8")
+    assert table in Path("docs/hardware.md").read_text(encoding="utf-8")
 
 
 def fit(model, free, *flags, **recipe):
