@@ -7,10 +7,11 @@ Show that a change of the code changed no behaviour. Record before and after on 
     python -m benchmarks.behaviour compare /tmp/before /tmp/after
 
 `record` runs every shipped recipe through the commands of the Makefile (train, evaluate, push-adapter as a dry run,
-space, and submission for FLARE), in processes of their own, with the code of `--checkout` and on one thread. The data
-are written by the code of the checkout that this file stands in, so both recordings see the same. They are the small
+space, and submission for FLARE), each in a process, with the code of `--checkout` and on one thread. The demo is
+trained by `accelerate launch`, the others without it, which saves the time to load the libraries again. The data are
+written by the code of the checkout that this file stands in, so both recordings see the same. They are the small
 copies that the tests use, and the demo's painted patches; the base model is the embedded one. A run is cut to a few
-steps and few rows (`SHORT`, `OWN`). It takes some ten minutes; `--recipes demo flare` records these two alone.
+steps and rows (`SHORT`, `OWN`). All takes some minutes; `--recipes demo flare` records these two alone.
 
 Kept, a folder for each recipe: every file that its run leaves (results, audit, run record, predictions, report, card,
 the Space but for the code in it), hashes in place of weights and pictures, and `rows.json`, which has each row as it
@@ -23,8 +24,10 @@ import difflib
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -47,6 +50,8 @@ OWN = {
     "immunopath": ["--constrained_decoding", "true", "--max_new_tokens", 160],  # whole answers
 }
 COMMANDS = {"train": [], "evaluate": [], "push-adapter": ["--dry_run", "true"], "space": []}
+LIBRARIES = "accelerate datasets matplotlib.pyplot pandas peft scipy.stats sklearn.linear_model torch "
+LIBRARIES += "transformers.models.gemma3.modeling_gemma3 trl.trainer.sft_trainer"
 COLLATED = 2  # rows of each data set and split
 SHOWN = 20  # differences of one file
 
@@ -69,9 +74,8 @@ def read_rows(flags):
     with tempfile.TemporaryDirectory() as audited:
         splits = find_function("load_training_patches", "histolab_sft")(histo_args, audited)
     processor = find_function("load_base_processor", "histolab_sft")(model_args)
-    collator = DataCollatorForVisionLanguageModeling(
-        processor, max_length=training_args.max_length, completion_only_loss=True
-    )
+    length = training_args.max_length
+    collator = DataCollatorForVisionLanguageModeling(processor, max_length=length, completion_only_loss=True)
     rows, tokens, counts = {}, {}, {}
     for split, table in splits.items():
         for row in table:
@@ -135,23 +139,9 @@ def read_command(target, checkout, name, mark="--config"):
     """Return the words of the first command of a target of the Makefile that has `mark` in it."""
     keys = f"RECIPE=recipes/{name}.yaml", "ACCELERATE_CONFIG=accelerate_configs/cpu.yaml"
     # Printed and not run: whether that checkout has an environment of its own doesn't matter.
-    said = subprocess.run(
-        ["make", "-n", target, *keys], cwd=checkout, capture_output=True, text=True, check=True
-    ).stdout
-    program, *words = shlex.split(next(line for line in said.splitlines() if mark in line))
+    printed = subprocess.check_output(["make", "-n", target, *keys], cwd=checkout, text=True)
+    program, *words = shlex.split(next(line for line in printed.splitlines() if mark in line))
     return [str(Path(sys.executable).with_name(Path(program).name)), *words]
-
-
-def run(command, checkout, cache):
-    """Run a command with the code of a checkout and return what it prints; end with its last words if it fails."""
-    own = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cache)}
-    start = time.monotonic()
-    result = subprocess.run([*map(str, command)], cwd=checkout, env=os.environ | own, capture_output=True, text=True)
-    what = next(str(word) for word in command[1:] if re.search(r"[./]\w+$", str(word)) and "_configs" not in str(word))
-    print(f"{time.monotonic() - start:4.0f} s  {what}", flush=True)
-    if result.returncode:
-        raise SystemExit(f"{shlex.join(map(str, command))}\nended with {result.returncode}:\n{result.stderr[-4000:]}")
-    return result.stdout
 
 
 def record(folder, checkout, recipes):
@@ -163,25 +153,70 @@ def record(folder, checkout, recipes):
         # A cache of its own, so that no answer of an earlier run is read again; the base model alone is taken along.
         cache = work / "cache"
         (cache / "histolab_sft").mkdir(parents=True)
-        own_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        base = Path(run([sys.executable, __file__, "embedded"], checkout, own_cache).strip().splitlines()[-1])
+        base = Path(run_with_code(checkout, ["embedded"], stdout=subprocess.PIPE).strip().splitlines()[-1])
         (cache / "histolab_sft" / base.name).symlink_to(base)
+        commands = []
         for name in names:
-            print(name, flush=True)
             recipe = yaml.safe_load((checkout / f"recipes/{name}.yaml").read_text(encoding="utf-8"))
+            home = Path(name)
             if name == "demo":
-                home = Path(name)
                 paint = read_command("demo", checkout, name, "data/synthetic")
-                run([*paint[:-1], work / name / paint[-1]], checkout, cache)
+                commands.append([*paint[:-1], work / name / paint[-1]])
             else:
-                home = write_data(name, recipe, Path(name))
+                home = write_data(name, recipe, home)
             flags = list_flags(name, recipe, work / home, work / name / "out")
             submission = {"submission": []} if name == "flare" else {}
-            for target, more in {**COMMANDS, **submission}.items():
-                run([*read_command(target, checkout, name), *flags[2:], *more], checkout, cache)
-            run([sys.executable, __file__, "rows", work / name / "out/rows.json", *flags], checkout, cache)
-            places = {str(work): "WORK", str(checkout): "CHECKOUT", str(base.parent): "CACHE", sys.prefix: "PYTHON"}
+            for target, more in (COMMANDS | submission).items():
+                command = read_command(target, checkout, name)
+                if target == "train" and name != "demo":
+                    command = [sys.executable, *command[command.index("recipes/sft.py") :]]
+                commands.append([*command, *flags[2:], *more])
+            commands.append([sys.executable, __file__, "rows", work / name / "out/rows.json", *flags])
+        run_with_code(checkout, ["run"], {"XDG_CACHE_HOME": str(cache)}, input=json.dumps(commands, default=str))
+        places = {str(work): "WORK", str(checkout): "CHECKOUT", str(base.parent): "CACHE", sys.prefix: "PYTHON"}
+        for name in names:
             keep(work / name / "out", folder / name, places)
+
+
+def run_with_code(checkout, words, environment=(), **more):
+    """Run a part of this file in a process with the code of a checkout."""
+    own = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **dict(environment)}
+    command = [sys.executable, __file__, *words]
+    result = subprocess.run(command, cwd=checkout, env=os.environ | own, text=True, **more)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return result.stdout
+
+
+def run_commands(commands):
+    """Run one command after the other; those of Python in forks, which needn't load the libraries again."""
+    for module in LIBRARIES.split():
+        importlib.import_module(module)
+    for command in commands:
+        start = time.monotonic()
+        with tempfile.TemporaryFile("w+") as log:
+            if Path(command[0]).name == "accelerate":
+                code = subprocess.run(command, stdout=log, stderr=log).returncode
+            else:
+                fork = multiprocessing.get_context("fork").Process(target=run_python, args=(command[1:], log))
+                fork.start()
+                fork.join()
+                code = fork.exitcode
+            print(f"{time.monotonic() - start:4.0f} s  {shlex.join(command[1:])[:100]}", flush=True)
+            if code:
+                log.seek(0)
+                sys.exit(f"{shlex.join(command)}\nended with {code}:\n{log.read()[-4000:]}")
+
+
+def run_python(words, log):
+    for stream in (1, 2):
+        os.dup2(log.fileno(), stream)
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def keep(out, folder, places):
@@ -294,6 +329,8 @@ if __name__ == "__main__":
     # What runs with the code of the checkout, in a process of its own.
     if sys.argv[1:2] == ["embedded"]:
         print(find_function("load_tiny_base_model", "histolab_sft")())
+    elif sys.argv[1:2] == ["run"]:
+        run_commands(json.load(sys.stdin))
     elif sys.argv[1:2] == ["rows"]:
         Path(sys.argv[2]).write_text(json.dumps(read_rows(sys.argv[3:])), encoding="utf-8")
     else:
