@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-thorough test-kill test-distributed test-browser quality data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
+.PHONY: help install demo test test-fast test-thorough test-kill test-distributed test-browser quality docs data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -23,7 +23,7 @@ install: $(INSTALLED) ## make .venv with the tested versions
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,siblings,slides,test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,docs,siblings,slides,test]"
 	touch $(INSTALLED)
 
 demo: export HF_HUB_OFFLINE = 1
@@ -65,6 +65,11 @@ test-browser: install ## open the report and the demo in Chromium (install it fi
 quality: install ## lint and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: export HF_HUB_OFFLINE = 1
+docs: install ## build the documents as a site and check their links: outputs/docs/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 data: install ## download and verify public data sets: DATASETS="crc pcam bach"
 	$(BIN)/python -m histolab_sft.data.download $(DATASETS)

@@ -63,6 +63,7 @@ setup(
         "deepspeed": ["deepspeed>=0.19.8", "ninja>=1.11"],
         "demo": ["gradio>=6.31,<7", "starlette>=1.0"],
         "dicom": ["pydicom>=3.0"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "playwright>=1.50"],
         "siblings": ["opencv-python-headless>=5.0"],
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],

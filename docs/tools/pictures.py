@@ -1,6 +1,6 @@
 """Take the pictures of the documents from the report of a real run: `make demo`, then run this file.
 
-Each picture is one or several parts of the page, from the top of one element to the foot of another.
+Each picture is one or several parts of the page, from one heading to another.
 """
 
 import argparse
@@ -9,28 +9,33 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "pictures"
 WIDTH = 1100
-GAP = 24
+MARGIN = 14
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 
 
-def section(name: str) -> str:
-    return f"section[aria-labelledby={name}]"
-
-
+# Name of the picture -> parts of the page: headings that they begin with, and those above which they end.
 PICTURES = {
-    "report": [
-        ("header h1", ".verdict"),
-        (f"{section('ladder')} h2", f"{section('ladder')} .grid"),
-    ],
+    "report": [("header h1", "#data"), ("#ladder", "#data-crc")],
+    "verdict": [("#verdict", "#data")],
+    "data": [("#data", "#overview")],
+    "overview": [("#overview", "#ladder")],
+    "ladder": [("#ladder", "#data-crc")],
+    "scores": [("#data-pcam", "Where it errs")],
+    "errors": [("Where it errs", "How far confidence can be believed")],
+    "confidence": [("How far confidence can be believed", "What shouldn't matter")],
+    "sensitivity": [("What shouldn't matter", "Most confident mistakes")],
+    "mistakes": [("Most confident mistakes", "#data-bach")],
 }
+# Whose headings are taken where each data set has one: with two classes it has every figure.
+DATA_SET = "section[aria-labelledby=data-pcam]"
 
 
 def take_pictures(report: Path, folder: Path) -> None:
-    """Write `folder/NAME.png` for each of `PICTURES`, with few enough colours to stay small in the repository.
+    """Write `folder/NAME.png` for each of `PICTURES`, in a palette, to stay small in the repository.
 
     Raises:
         FileNotFoundError: There is no report, or no Chromium.
@@ -43,22 +48,27 @@ def take_pictures(report: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": WIDTH, "height": 1000}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": WIDTH, "height": 1000}, device_scale_factor=1.25)
         page.goto(report.resolve().as_uri())
         for name, parts in PICTURES.items():
             picture = stack([cut(page, *part) for part in parts])
             # The page has few colours beside the patches, and a palette takes a third of the bytes.
-            picture.quantize(128, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+            picture.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
         browser.close()
 
 
-def cut(page: Page, first: str, last: str) -> Image.Image:
-    """Return the page from the top of the element `first` to the foot of `last`."""
-    top = page.locator(first).first.bounding_box()["y"]
-    box = page.locator(last).first.bounding_box()
-    margin = GAP / 2
-    clip = {"x": 0, "y": top - margin, "width": WIDTH, "height": box["y"] + box["height"] - top + 2 * margin}
+def cut(page: Page, first: str, until: str) -> Image.Image:
+    """Return the page from the heading `first` to where the heading `until` begins."""
+    top, foot = (find(page, heading).bounding_box()["y"] - MARGIN for heading in (first, until))
+    clip = {"x": 0, "y": top, "width": WIDTH, "height": foot - top}
     return Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
+
+
+def find(page: Page, heading: str) -> Locator:
+    """Return a heading by its id or place, or by its words among those of one data set."""
+    if heading.startswith(("#", "header")):
+        return page.locator(heading)
+    return page.locator(f"{DATA_SET} h3", has_text=heading)
 
 
 def stack(parts: list[Image.Image]) -> Image.Image:
