@@ -38,7 +38,7 @@ from benchmarks.gpu_profiles import PROFILES, STRATEGIES, check_placement, start
 from benchmarks.gpu_recipe import write_recipe
 from benchmarks.gpu_tables import format_results
 from benchmarks.tables import describe_machine
-from histolab_sft.hardware import CPU, GIB
+from histolab_sft.config.hardware import CPU, GIB
 from histolab_sft.provenance import find_commit
 from histolab_sft.training.out_of_memory import OutOfMemoryError
 

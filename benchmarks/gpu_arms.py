@@ -21,10 +21,9 @@ from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.gpu_recipe import free_memory, measure_peaks
-from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.evaluation.harness import predict
-from histolab_sft.models.cache_choice import list_pictures, prepare_vision_cache
+from histolab_sft.config.arguments import parse_recipe
+from histolab_sft.data.rows import load_audited_patches
+from histolab_sft.evaluation.predictions import predict
 from histolab_sft.models.compiled_layers import LayerSwitch, find_missing
 from histolab_sft.models.load import (
     build_lora_config,
@@ -34,6 +33,7 @@ from histolab_sft.models.load import (
     load_base_processor,
 )
 from histolab_sft.models.precision import read_precision
+from histolab_sft.models.vision_cache.choice import list_pictures, prepare_vision_cache
 from histolab_sft.training.assembly import build_trainer
 from histolab_sft.training.compiled_steps import EvenLengthCollator, choose_lengths
 from histolab_sft.training.phases import plan_phases

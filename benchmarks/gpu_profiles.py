@@ -25,12 +25,12 @@ if __name__ == "__main__":  # before the libraries are loaded, which read them; 
 import torch
 
 from benchmarks.gpu_recipe import free_memory, measure_peaks, write_recipe
-from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
-from histolab_sft.hardware import CPU, CUDA_CONTEXT, GIB, USABLE_GIB
-from histolab_sft.models.fit import plan_settled, settle_hardware
+from histolab_sft.config.arguments import parse_recipe
+from histolab_sft.config.hardware import CPU, CUDA_CONTEXT, GIB, USABLE_GIB
+from histolab_sft.data.rows import load_audited_patches
+from histolab_sft.memory.fit import plan_settled, settle_hardware
+from histolab_sft.memory.peak import SCORING, TRAINING, compute_peak
 from histolab_sft.models.load import load_base_processor
-from histolab_sft.models.memory import SCORING, TRAINING, compute_peak
 
 PROFILES = tuple(USABLE_GIB)
 # Launch file -> what of the recipe it needs changed: FSDP2 can't shard 4-bit weights, nor ZeRO-3.

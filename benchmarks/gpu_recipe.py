@@ -9,9 +9,9 @@ import yaml
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from benchmarks.miniature import CLASS_NAMES, TINY, build_config, paint_rows
-from histolab_sft.hardware import GIB
+from histolab_sft.config.hardware import GIB
+from histolab_sft.embedded.tokenizer import build_processor
 from histolab_sft.models.geometry import IMAGE_TOKENS, VISION_SIZES, build_medgemma_4b_config
-from histolab_sft.models.tiny_tokenizer import build_processor
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
 
-from histolab_sft.data.images import hash_pixels
-from histolab_sft.models.tiny_tokenizer import build_processor
+from histolab_sft.data.pictures.decoding import hash_pixels
+from histolab_sft.embedded.tokenizer import build_processor
 from histolab_sft.tasks import classification
 
 CLASS_NAMES = ["Adipose", "Background", "Debris", "Lymphocyte", "Mucus", "Muscle", "Normal", "Stroma", "Tumor"]

@@ -12,12 +12,12 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
 
+from histolab_sft.embedded.tokenizer import build_processor
 from histolab_sft.models.byte_pictures import BytePictures
-from histolab_sft.models.feature_store import FeatureStore
 from histolab_sft.models.geometry import IMAGE_TOKENS, TEXT_SIZES, VISION_SIZES
 from histolab_sft.models.load import load_processor
-from histolab_sft.models.tiny_tokenizer import build_processor
-from histolab_sft.models.vision_cache import build_vision_cache
+from histolab_sft.models.vision_cache.features import build_vision_cache
+from histolab_sft.models.vision_cache.store import FeatureStore
 
 
 def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[str, float]:

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.patches import load_patches
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.data.rows import load_patches
 
 CLASSES = {"Normal": "Normal", "Tumor": "Tumor"}
 

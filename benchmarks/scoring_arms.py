@@ -13,7 +13,7 @@ from benchmarks.miniature import CLASS_NAMES, QUESTION, build_lora
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import load_processor
-from histolab_sft.models.vision_cache import build_vision_cache, open_vision_cache
+from histolab_sft.models.vision_cache.features import build_vision_cache, open_vision_cache
 from histolab_sft.tasks import classification
 
 ANSWERS = [classification.format_target(name) for name in CLASS_NAMES]

@@ -24,10 +24,10 @@ import joblib
 import numpy as np
 from PIL import Image
 
-from histolab_sft.data.containers import IMAGE_SUFFIXES
-from histolab_sft.data.copies import find_near_copies
-from histolab_sft.data.intake import check_images
-from histolab_sft.data.siblings import find_siblings
+from histolab_sft.data.audit.copies import find_near_copies
+from histolab_sft.data.audit.siblings import find_siblings
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
+from histolab_sft.data.pictures.inspection import check_images
 
 RESULTS = Path(__file__).parent / "results"
 ANGLE, CROP = 25, 0.1  # degrees, share of a side

@@ -10,10 +10,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.miniature import build_lora
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.models.load import load_base_processor, load_weights
 from histolab_sft.models.resolution import Resolution
-from histolab_sft.models.vision_cache import build_vision_cache
+from histolab_sft.models.vision_cache.features import build_vision_cache
 from histolab_sft.training.trainer import PatchTrainer
 
 # Name -> trainer, activation checkpointing, cached features. TRL's default is to checkpoint.

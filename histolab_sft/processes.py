@@ -10,7 +10,7 @@ from torch.distributed import DistError, distributed_c10d
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.base_model import ModelConfig
 
 # What gloo says, in a RuntimeError, when another process is gone or silent; NCCL has an error class of its own.
 GLOO_MARKS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")

@@ -14,7 +14,7 @@ from histolab_sft.signals import ending_on_signals
 
 def main(histo_args, training_args, model_args):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
-    from histolab_sft.arguments import resolve_recipe
+    from histolab_sft.config.arguments import resolve_recipe
     from histolab_sft.evaluation.run import evaluate
     from histolab_sft.run_lock import hold_folder
 
@@ -28,6 +28,6 @@ def main(histo_args, training_args, model_args):
 if __name__ == "__main__":
     with ending_on_signals(), plain_errors():
         # Not before the signals have their handlers: loading it takes seconds.
-        from histolab_sft.arguments import parse_recipe
+        from histolab_sft.config.arguments import parse_recipe
 
         main(*parse_recipe())

@@ -9,18 +9,18 @@ import sys
 
 import yaml
 
-from histolab_sft.arguments import parse_recipe_elsewhere, resolve_recipe
+from histolab_sft.config.arguments import parse_recipe_elsewhere, resolve_recipe
 from histolab_sft.errors import plain_errors
 
 
 def main(histo_args, training_args, model_args, on_gpu):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
-    from histolab_sft.data.audit import explain_refusal, format_audit
-    from histolab_sft.data.masks import audit_masks, describe_row
-    from histolab_sft.data.patches import audit_recipe, format_patches, leave_out_refused
-    from histolab_sft.models.fit import measure_lengths
+    from histolab_sft.data.audit.audit import explain_refusal, format_audit
+    from histolab_sft.data.loss_masks import audit_masks, describe_row
+    from histolab_sft.data.rows import audit_recipe, format_patches, leave_out_refused
+    from histolab_sft.memory.fit import measure_lengths
+    from histolab_sft.memory.plan import plan_for_recipe
     from histolab_sft.models.load import check_resolution, load_base_processor, load_config
-    from histolab_sft.models.plan import plan_for_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = resolve_recipe(sys.argv[1:])

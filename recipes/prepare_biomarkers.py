@@ -12,10 +12,10 @@ import logging
 from pathlib import Path
 
 from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN
+from histolab_sft.data.biomarkers.clinical_tables import UNITS
 from histolab_sft.data.biomarkers.preparation import MANIFEST, Preparation, prepare_biomarkers
 from histolab_sft.data.biomarkers.quality import PatchFilter
 from histolab_sft.data.biomarkers.slides import TARGET_MPP, Cutting
-from histolab_sft.data.biomarkers.tables import UNITS
 from histolab_sft.errors import plain_errors
 
 

@@ -11,10 +11,10 @@ import logging
 
 from transformers import HfArgumentParser
 
-from histolab_sft.arguments import parse_recipe_elsewhere
+from histolab_sft.config.arguments import parse_recipe_elsewhere
 from histolab_sft.errors import plain_errors
-from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.hub import PublishArguments, build_publish_folder, format_listing, push_folder
+from histolab_sft.publishing.push_gate import PublishError
 
 
 def main(publish_args, histo_args, training_args, model_args):

@@ -12,12 +12,12 @@ import logging
 
 from transformers import HfArgumentParser
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.data.frozen_split import load_scored_patches
 from histolab_sft.errors import plain_errors
 from histolab_sft.publishing.hub import PublishArguments, format_listing, push_folder
 from histolab_sft.publishing.merge import describe
-from histolab_sft.publishing.merged import build_merged_folder, name_repository
+from histolab_sft.publishing.publish_merged import build_merged_folder, name_repository
 
 
 def main(publish_args, histo_args, training_args, model_args):

@@ -24,7 +24,7 @@ def main(histo_args, training_args, model_args):
     from accelerate.state import AcceleratorState
     from accelerate.utils.memory import clear_device_cache
 
-    from histolab_sft.arguments import resolve_recipe
+    from histolab_sft.config.arguments import resolve_recipe
     from histolab_sft.data.frozen_split import load_training_patches
     from histolab_sft.models.load import check_resolution
     from histolab_sft.processes import check_processes, explain_lost_process
@@ -94,6 +94,6 @@ def main(histo_args, training_args, model_args):
 if __name__ == "__main__":
     with ending_on_signals(), plain_errors():
         # Not before the signals have their handlers: loading it takes seconds.
-        from histolab_sft.arguments import parse_recipe
+        from histolab_sft.config.arguments import parse_recipe
 
         sys.exit(main(*parse_recipe()))

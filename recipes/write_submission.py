@@ -9,16 +9,17 @@ What an evaluation has asked before isn't asked again.
 import logging
 from pathlib import Path
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.errors import plain_errors
 from histolab_sft.signals import ending_on_signals
 
 
 def main(histo_args, training_args, model_args):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
+    from histolab_sft.config.phase import list_trained_parts
     from histolab_sft.data.frozen_split import load_scored_patches
-    from histolab_sft.data.patches import select_dataset
-    from histolab_sft.evaluation.harness import hash_weights, predict_answers
+    from histolab_sft.data.rows import select_dataset
+    from histolab_sft.evaluation.predictions import hash_weights, predict_answers
     from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
     from histolab_sft.models.load import (
         find_weights,
@@ -28,7 +29,6 @@ def main(histo_args, training_args, model_args):
     )
     from histolab_sft.models.placement import encoded_in_turns
     from histolab_sft.models.precision import read_precision
-    from histolab_sft.phase_config import list_trained_parts
     from histolab_sft.processes import check_processes
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

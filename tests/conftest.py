@@ -52,6 +52,6 @@ def histolab_folders(tmp_path):
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory):
     """Folder of the tiny base model with random weights: the interface of the real one, made in a second."""
-    from histolab_sft.models.tiny import build_untrained_tiny_model
+    from histolab_sft.embedded.tiny_model import build_untrained_tiny_model
 
     return build_untrained_tiny_model(tmp_path_factory.mktemp("untrained"))

@@ -16,11 +16,11 @@ import pytest
 import trl
 import yaml
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.model_config import ModelConfig
-from histolab_sft.phase_config import PhaseConfig
-from histolab_sft.recipe_checks import check_values
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.checks import check_values
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.phase import PhaseConfig
 
 pytest.importorskip("mkdocs", reason="needs the package mkdocs")
 

@@ -13,7 +13,7 @@ from conftest import write_class_folders
 from PIL import Image
 from test_arguments import BASE
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.errors import AuditRefusal, is_for_user, plain_errors, say_count
 from histolab_sft.hub_access import HubAccessError
 from histolab_sft.provenance import record_run

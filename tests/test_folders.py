@@ -9,12 +9,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from histolab_sft.folders import UNFINISHED, unfinished_folder
-from histolab_sft.models.feature_store import FeatureStore
+from histolab_sft.files import UNFINISHED, unfinished_folder
+from histolab_sft.models.vision_cache.store import FeatureStore
 from histolab_sft.run_lock import SAVING, hold_folder
 
 WORK = (
-    "import sys, time; from histolab_sft.folders import unfinished_folder\n"
+    "import sys, time; from histolab_sft.files import unfinished_folder\n"
     "with unfinished_folder(sys.argv[1]) as folder:\n"
     "    folder.joinpath('half').write_text('half'); print(folder, flush=True); time.sleep(600)"
 )

@@ -179,7 +179,7 @@ def test_pickled_weights_in_place_of_an_adapter_are_refused(folder, tmp_path, tr
 
 LOADERS = """
 import sys
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.models.load import build_meta_model, load_base_model, load_processor
 for name in sys.argv[1:]:
     args = ModelConfig(model_name_or_path=name, dtype="float32")

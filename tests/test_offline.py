@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 from steady_runs import start_recipe, write_inputs, write_recipe
 
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors, fetch_base_model
-from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import build_meta_model, load_base_model, load_processor
 
 pytestmark = pytest.mark.model

@@ -9,7 +9,7 @@ from torch.distributed import DistBackendError
 from trl import SFTConfig
 
 from histolab_sft import processes
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.processes import LostProcessError, check_processes, explain_lost_process
 
 

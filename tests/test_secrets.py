@@ -14,8 +14,8 @@ import pytest
 import yaml
 from steady_runs import ROOT, start_recipe, write_inputs, write_recipe
 
-from histolab_sft.arguments import parse_recipe
-from histolab_sft.data.patches import load_audited_patches
+from histolab_sft.config.arguments import parse_recipe
+from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.provenance import describe_result
 from histolab_sft.secrets import check_secrets, mask_secrets
 

@@ -6,8 +6,8 @@ import pytest
 from test_arguments import PCAM
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.settings import collect_settings, find_changes, hash_weight_files
 
 

@@ -11,11 +11,11 @@ import trl
 import yaml
 from mkdocs.structure.files import File
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.hardware import PROFILES
-from histolab_sft.model_config import ModelConfig
-from histolab_sft.phase_config import PhaseConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.hardware import PROFILES
+from histolab_sft.config.phase import PhaseConfig
 
 PAGE = "reference.md"
 HEAD = """# Every key of a recipe

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from histolab_sft.data.stain import jitter_stain
+from histolab_sft.data.pictures.stain import jitter_stain
 
 # The flips and quarter turns of a square, with the patch as it is: tissue has no upper side.
 SYMMETRIES = (None, *Image.Transpose)

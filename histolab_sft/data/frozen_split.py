@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.patches import audit_or_stop, format_patches
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.data.rows import audit_or_stop, format_patches
 from histolab_sft.data.split_changes import (
     COLUMNS,
     EARLIER,

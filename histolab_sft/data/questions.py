@@ -7,23 +7,23 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.dealing import prepare_splits
-from histolab_sft.data.flow import FLOW
-from histolab_sft.data.images import open_patch
-from histolab_sft.data.intake import check_images
-from histolab_sft.data.listing import OTHER_PICTURES, PICTURES, count_unread, tell_unread
-from histolab_sft.data.records import READER_KEYS, RECORDS
-from histolab_sft.data.words import map_splits
-from histolab_sft.dataset_config import SPLITS, DatasetConfig
-from histolab_sft.folders import cache_folder
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.dataset import SPLITS, DatasetConfig
+from histolab_sft.config.picture import choose_rendering
+from histolab_sft.data.formats import READER_KEYS, RECORDS
+from histolab_sft.data.formats.listing import OTHER_PICTURES, PICTURES, count_unread, tell_unread
+from histolab_sft.data.formats.words import map_splits
+from histolab_sft.data.pictures.decoding import open_patch
+from histolab_sft.data.pictures.inspection import check_images
+from histolab_sft.data.row_counts import FLOW
+from histolab_sft.data.split_assignment import prepare_splits
+from histolab_sft.files import cache_folder
 from histolab_sft.metrics.boxes import Box
-from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.biomarkers import check_fields
-from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
-from histolab_sft.tasks.final_text import check_target
+from histolab_sft.tasks.parsing.box_geometry import move_boxes
+from histolab_sft.tasks.parsing.final_text import check_target
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from histolab_sft.data.duplicates import THUMBNAIL_SIDE, find_near_duplicates
-from histolab_sft.dataset_config import SPLITS
+from histolab_sft.config.dataset import SPLITS
+from histolab_sft.data.audit.near_copies import THUMBNAIL_SIDE, find_near_duplicates
 from histolab_sft.errors import say_count
 
 # Rows that an adapter had learnt before the run that went on from it.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from histolab_sft.dataset_config import SPLITS
+from histolab_sft.config.dataset import SPLITS
 
 
 def split_patches(

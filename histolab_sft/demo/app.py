@@ -11,7 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from histolab_sft.arguments import parse_recipe
+from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.errors import plain_errors
 
 
@@ -20,7 +20,7 @@ def main(args: list[str] | None = None) -> None:
     options, recipe_args = parse_options(args)
     recipe = parse_recipe(recipe_args)
     # A mistake in the recipe is told before Gradio and the models' code are loaded, which takes seconds.
-    from histolab_sft.demo.loading import load_demo
+    from histolab_sft.demo.load import load_demo
     from histolab_sft.demo.page import build_page
     from histolab_sft.demo.server import own_folder, serve
 

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from PIL import Image
 
-from histolab_sft.data.archives import UnsafeArchiveError, extract
-from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused, read_patch
-from histolab_sft.data.images import decode_image
-from histolab_sft.demo.checks import check_patch
+from histolab_sft.data.pictures.archives import UnsafeArchiveError, extract
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused, read_patch
+from histolab_sft.data.pictures.decoding import decode_image
+from histolab_sft.demo.picture_notes import check_patch
 from histolab_sft.demo.systems import DataSet, Systems, answer_patches
 
 MAX_PATCHES = 1000

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from histolab_sft.data.containers import IMAGE_SUFFIXES
-from histolab_sft.data.images import open_patch
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
+from histolab_sft.data.pictures.decoding import open_patch
 
 EXAMPLES = 9  # of a data set
 

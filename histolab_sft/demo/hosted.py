@@ -1,4 +1,4 @@
-"""Serve the page from a Space's folder, as `histolab_sft.publishing.space` writes it, without the training stack."""
+"""Serve the page from a Space's folder, as `histolab_sft.demo.space` writes it, without the training stack."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.precision import Precision, set_precision
 from histolab_sft.models.resolution import resize_processor, resize_tower
-from histolab_sft.models.weights import check_loaded
+from histolab_sft.models.weight_checks import check_loaded
 
 
 def serve_space(folder: Path) -> None:

@@ -8,10 +8,10 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
-from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import MAX_PATCHES, BatchRefused, classify_batch, format_csv, open_upload
-from histolab_sft.demo.checks import check_patch
+from histolab_sft.demo.picture_notes import check_patch
 from histolab_sft.demo.record_page import build_record_page, show_examples
 from histolab_sft.demo.records import RecordSet
 from histolab_sft.demo.server import ON_THE_MODEL

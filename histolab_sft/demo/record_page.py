@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import open_upload
 from histolab_sft.demo.record_cards import format_record_answers

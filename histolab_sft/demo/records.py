@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.picture import choose_rendering
 from histolab_sft.demo.systems import DataSet, Systems, use_system
 from histolab_sft.models.generate import generate_answers
-from histolab_sft.picture_config import choose_rendering
 from histolab_sft.tasks import TASKS
 
 MAX_PICTURES = 16

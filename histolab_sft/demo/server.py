@@ -14,8 +14,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
-from histolab_sft.data.images import MAX_PIXELS
-from histolab_sft.folders import unfinished_folder
+from histolab_sft.data.pictures.decoding import MAX_PIXELS
+from histolab_sft.files import unfinished_folder
 from histolab_sft.signals import ending_on_signals
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from histolab_sft.dataset_config import SPLITS
+from histolab_sft.config.dataset import SPLITS
 
 NO_CLASS = "(no class)"  # how the audit calls rows of tasks without classes
 

@@ -17,7 +17,7 @@ from histolab_sft.metrics.calibration import (
 )
 from histolab_sft.metrics.classification import compute_ranking
 from histolab_sft.tasks.biomarkers import Field
-from histolab_sft.tasks.field_places import list_options
+from histolab_sft.tasks.parsing.field_places import list_options
 
 
 def score_confidences(test: pd.DataFrame, validation: pd.DataFrame | None, field: Field) -> dict:

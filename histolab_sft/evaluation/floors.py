@@ -16,8 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from histolab_sft.data.patches import select_dataset
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.rows import select_dataset
 from histolab_sft.evaluation.score_names import format_score
 from histolab_sft.metrics.classification import compute_balanced_accuracy, compute_classification
 

@@ -11,16 +11,16 @@ import torch
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.patches import select_dataset
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.rows import select_dataset
 from histolab_sft.data.splits import cap_patches
-from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
-from histolab_sft.folders import cache_folder
+from histolab_sft.files import cache_folder
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting, get_precision
-from histolab_sft.models.vision_cache import read_pictures
+from histolab_sft.models.vision_cache.features import read_pictures
 from histolab_sft.tasks import WITH_FIELDS
 
 logger = logging.getLogger(__name__)

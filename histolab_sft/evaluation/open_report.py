@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from histolab_sft.data.patches import select_dataset
-from histolab_sft.evaluation.atlas import hash_id
+from histolab_sft.data.rows import select_dataset
+from histolab_sft.evaluation.error_atlas import hash_id
+from histolab_sft.evaluation.html_report import render_page
 from histolab_sft.evaluation.open_answers import FLOOR, SYSTEMS
-from histolab_sft.evaluation.report import render_page
 from histolab_sft.evaluation.report_tables import describe_front, flatten, list_unread
 from histolab_sft.evaluation.score_names import format_score, name_score
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_boxes, draw_outlines, encode_picture
-from histolab_sft.tasks.box_geometry import move_boxes
 from histolab_sft.tasks.boxes import place
+from histolab_sft.tasks.parsing.box_geometry import move_boxes
 
 EXAMPLES = 8
 RATES = ("unparsed_rate", "truncated_rate", "repaired_rate")

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageFilter
 
-from histolab_sft.data.stain import jitter_stain
+from histolab_sft.data.pictures.stain import jitter_stain
 
 TURNS = {
     "90°": Image.Transpose.ROTATE_90,

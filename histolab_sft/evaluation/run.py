@@ -7,20 +7,21 @@ import pandas as pd
 from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.phase import list_trained_parts
 from histolab_sft.data.frozen_split import load_scored_patches
-from histolab_sft.data.patches import select_dataset
+from histolab_sft.data.rows import select_dataset
 from histolab_sft.evaluation.floors import measure_floors
-from histolab_sft.evaluation.harness import hash_weights, predict, predict_splits, write_predictions
+from histolab_sft.evaluation.html_report import write_report
 from histolab_sft.evaluation.linear_probe import list_looks, measure_linear_probe
 from histolab_sft.evaluation.open_answers import score_answers, score_overall_answers
 from histolab_sft.evaluation.open_report import write_answers_report
 from histolab_sft.evaluation.open_tables import format_answers_table
-from histolab_sft.evaluation.report import write_report
+from histolab_sft.evaluation.predictions import hash_weights, predict, predict_splits, write_predictions
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
-from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import (
     check_resolution,
     find_weights,
@@ -31,7 +32,6 @@ from histolab_sft.models.load import (
 from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.models.precision import read_precision
 from histolab_sft.models.resolution import read_resolution
-from histolab_sft.phase_config import list_trained_parts
 from histolab_sft.processes import check_processes
 from histolab_sft.provenance import describe_result
 from histolab_sft.settings import collect_settings, find_changes

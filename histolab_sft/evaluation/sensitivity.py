@@ -12,18 +12,18 @@ import pandas as pd
 from datasets import Dataset
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.images import open_stored
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.pictures.decoding import open_stored
 from histolab_sft.data.splits import cap_patches
-from histolab_sft.dataset_config import DatasetConfig
 from histolab_sft.evaluation.groups import name_units
-from histolab_sft.evaluation.harness import hash_weights, predict
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
+from histolab_sft.evaluation.predictions import hash_weights, predict
 from histolab_sft.evaluation.results import SYSTEMS
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.weighted import classification_measure
-from histolab_sft.model_config import ModelConfig
 from histolab_sft.models.load import (
     check_resolution,
     load_adapter,

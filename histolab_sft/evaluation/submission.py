@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data.records.flare import NO_QUESTIONS, FlareRecord, list_flare
-from histolab_sft.data.records.flare_answers import is_hidden, parse_options
-from histolab_sft.data.records.table import read_size
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.formats.exact import read_size
+from histolab_sft.data.formats.flare import NO_QUESTIONS, FlareRecord, list_flare
+from histolab_sft.data.formats.flare_answers import is_hidden, parse_options
 from histolab_sft.metrics.boxes import Box
-from histolab_sft.tasks import box_codecs, multilabel, quantity, report
+from histolab_sft.tasks import multilabel, quantity, report
+from histolab_sft.tasks.parsing import box_codecs
 
 logger = logging.getLogger(__name__)
 

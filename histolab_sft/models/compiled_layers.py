@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
-from histolab_sft.folders import cache_folder
+from histolab_sft.files import cache_folder
 from histolab_sft.models.one_pass import MULTIPLE
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from histolab_sft.tasks.final_text import CLOSING, END_OF_TURN, OPENING, strip_thinking
+from histolab_sft.tasks.parsing.final_text import CLOSING, END_OF_TURN, OPENING, strip_thinking
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from transformers import (
 )
 from trl import get_peft_config, get_quantization_config
 
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.phase import LANGUAGE, VISION
+from histolab_sft.embedded import tiny_model
 from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
-from histolab_sft.model_config import ModelConfig
-from histolab_sft.models import tiny
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
-from histolab_sft.models.cache_choice import OFF
 from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, build_medgemma_4b_config
 from histolab_sft.models.placement import choose_device_map
 from histolab_sft.models.precision import DTYPES, Precision, set_precision
@@ -43,8 +43,8 @@ from histolab_sft.models.trainable import (
     list_siblings,
 )
 from histolab_sft.models.turns import complete_turns
-from histolab_sft.models.weights import check_loaded
-from histolab_sft.phase_config import LANGUAGE, VISION
+from histolab_sft.models.vision_cache.choice import OFF
+from histolab_sft.models.weight_checks import check_loaded
 from histolab_sft.processes import unsharded
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _PLAIN = Precision()
 
 def locate_base_model(name: str) -> str:
     """Return what `from_pretrained` loads for `model_name_or_path`, where `embedded` is the built-in tiny model."""
-    return str(tiny.load_tiny_base_model()) if name == EMBEDDED else name
+    return str(tiny_model.load_tiny_base_model()) if name == EMBEDDED else name
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from histolab_sft.loading import PICTURE_BYTES, WORKER_TIMEOUT, count_preparing_workers, limit_workers
+from histolab_sft.workers import PICTURE_BYTES, WORKER_TIMEOUT, count_preparing_workers, limit_workers
 
 PICTURES_AN_ITEM = 16  # as a guess of how many are prepared together
 

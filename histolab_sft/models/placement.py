@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin, TrainingArguments
 from transformers.integrations import is_fsdp_enabled
 
-from histolab_sft.models.cache_choice import AUTO, OFF, encoded_once
+from histolab_sft.models.vision_cache.choice import AUTO, OFF, encoded_once
 
 
 def takes_turns(vision_cache: str) -> bool:

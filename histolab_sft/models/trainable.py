@@ -10,9 +10,9 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from histolab_sft.config.phase import LANGUAGE, PARTS, PROJECTOR, VISION
 from histolab_sft.models.generate import unwrap_adapter
 from histolab_sft.models.vision_tower import find_vision_tower
-from histolab_sft.phase_config import LANGUAGE, PARTS, PROJECTOR, VISION
 
 # What PEFT puts between the names of a module and of its weights.
 _WRAPPED = (".modules_to_save.default", ".original_module", ".base_layer")

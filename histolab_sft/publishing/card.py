@@ -6,16 +6,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.data import synthetic
-from histolab_sft.data.audit import describe_dropped
-from histolab_sft.data.benchmarks import BENCHMARKS, Benchmark
-from histolab_sft.dataset_config import DatasetConfig
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.audit.audit import describe_dropped
+from histolab_sft.data.public.benchmarks import BENCHMARKS, Benchmark
+from histolab_sft.embedded import synthetic
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.publishing.carbon import estimate_carbon
-from histolab_sft.publishing.checks import walk
-from histolab_sft.publishing.tables import (
+from histolab_sft.publishing.push_gate import walk
+from histolab_sft.publishing.score_tables import (
     SYSTEMS,
     format_classes,
     format_floors,

@@ -23,14 +23,14 @@ from PIL import Image
 from transformers import HfArgumentParser
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments, parse_recipe
-from histolab_sft.data.patches import load_patches
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.arguments import HistoArguments, parse_recipe
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.data.rows import load_patches
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.load import load_processor
 from histolab_sft.provenance import write_json
-from histolab_sft.publishing.checks import PublishError
 from histolab_sft.publishing.merge import MIN_AGREEMENT, load_merged
+from histolab_sft.publishing.push_gate import PublishError
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image, UnidentifiedImageError
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.folders import unfinished_folder
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.files import unfinished_folder
 from histolab_sft.provenance import compute_sha256
 from histolab_sft.publishing.card import format_card
-from histolab_sft.publishing.checks import (
+from histolab_sft.publishing.push_gate import (
     ADAPTER,
     ADAPTER_CONFIG,
     PublishError,

@@ -18,8 +18,8 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoProcessor, PreTrainedModel
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.model_config import ModelConfig
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (
     adapt_processor,
@@ -30,7 +30,7 @@ from histolab_sft.models.load import (
 )
 from histolab_sft.models.precision import Precision
 from histolab_sft.provenance import compute_sha256
-from histolab_sft.publishing.checks import ADAPTER, PublishError
+from histolab_sft.publishing.push_gate import ADAPTER, PublishError
 from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from histolab_sft.metrics.boxes import Box
-from histolab_sft.tasks.box_geometry import resize_boxes
+from histolab_sft.tasks.parsing.box_geometry import resize_boxes
 from histolab_sft.tasks.report import read_sections
 
 SIDE = 320  # pixels of a shown picture

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.biomarkers import UNKNOWN, compute_biomarkers, find_known
 from histolab_sft.metrics.measures import biomarkers_measure
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks.json_text import read_json
+from histolab_sft.tasks.parsing.json_text import read_json
 
 Field = Mapping[str, object]
 

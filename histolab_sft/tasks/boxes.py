@@ -7,13 +7,13 @@ MedGemma 1.5's `box_2d`, on a scale of its own.
 
 from collections.abc import Mapping, Sequence
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.boxes import Box, compute_boxes
 from histolab_sft.metrics.measures import boxes_measure
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks import box_codecs
-from histolab_sft.tasks.box_codecs import DecodedBoxes
-from histolab_sft.tasks.box_geometry import Placement, Size, move_boxes, place_whole, restore_boxes
+from histolab_sft.tasks.parsing import box_codecs
+from histolab_sft.tasks.parsing.box_codecs import DecodedBoxes
+from histolab_sft.tasks.parsing.box_geometry import Placement, Size, move_boxes, place_whole, restore_boxes
 
 CODECS = {
     "box_2d": (box_codecs.encode_box_2d, box_codecs.decode_box_2d),

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.classification import UNPARSED, compute_classification
 from histolab_sft.metrics.weighted import Measure, classification_measure
-from histolab_sft.tasks.answers import parse_answer
+from histolab_sft.tasks.parsing.answers import parse_answer
 
 HEADLINE = "balanced_accuracy"
 MAX_NEW_TOKENS = 64

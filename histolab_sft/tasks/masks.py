@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.masks import Outline, compute_masks
 from histolab_sft.metrics.measures import masks_measure
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks.box_geometry import Size
-from histolab_sft.tasks.json_text import read_json
+from histolab_sft.tasks.parsing.box_geometry import Size
+from histolab_sft.tasks.parsing.json_text import read_json
 
 UNITS = 1000
 MAX_POINTS = 24  # of an outline in a target; the truth that scores are made with keeps all

@@ -5,11 +5,11 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.measures import multilabel_measure
 from histolab_sft.metrics.multilabel import compute_multilabel
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks.final_text import read_final
+from histolab_sft.tasks.parsing.final_text import read_final
 
 # The FLARE 2026 baseline's wording (stage 2), less the empty answer that it asks for: a model that says nothing must
 # not score as one that says "none".

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.measures import quantity_measure
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks.final_text import read_final
+from histolab_sft.tasks.parsing.final_text import read_final
 
 # The FLARE 2026 baseline's wording (stage 2), asked in training and in scoring alike.
 INSTRUCTIONS = {

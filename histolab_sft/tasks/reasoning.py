@@ -1,6 +1,6 @@
 """Describe a patch first, then decide: the question of the optional second look, and its parser."""
 
-from histolab_sft.tasks.answers import parse_answer
+from histolab_sft.tasks.parsing.answers import parse_answer
 
 QUESTION = (
     "Look at this histopathology image. First describe what it shows in two or three sentences: architecture, cells, "

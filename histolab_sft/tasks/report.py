@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from histolab_sft.dataset_config import DatasetConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.measures import multilabel_measure, text_measure
 from histolab_sft.metrics.text import compute_text
 from histolab_sft.metrics.weighted import Measure
-from histolab_sft.tasks.final_text import strip_thinking
+from histolab_sft.tasks.parsing.final_text import strip_thinking
 
 # The wording of published systems, so that their tables can be reproduced like for like: a clinical captioning
 # adapter, FLARE 2026's baseline (stage 2), ExplainMyXray.

@@ -2,18 +2,18 @@
 
 from datasets import DatasetDict
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.hub_access import fetch_base_model, resolve_commit
-from histolab_sft.model_config import ModelConfig
-from histolab_sft.models.continued import build_starting_point
-from histolab_sft.models.fit import settle_hardware
+from histolab_sft.memory.fit import settle_hardware
+from histolab_sft.models.continued_adapter import build_starting_point
 from histolab_sft.models.load import load_base_processor, load_weights, load_whole, locate_base_model
 from histolab_sft.models.precision import read_precision
 from histolab_sft.training.callbacks import build_early_stopping
 from histolab_sft.training.canary import run_canary
 from histolab_sft.training.compiled_steps import compile_training
 from histolab_sft.training.phases import Phase
-from histolab_sft.training.pictures import prepare_pictures
+from histolab_sft.training.picture_inputs import prepare_pictures
 from histolab_sft.training.run_keys import describe_keys
 from histolab_sft.training.trainer import PatchTrainer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from histolab_sft.arguments import HistoArguments
+from histolab_sft.config.arguments import HistoArguments
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import set_seed
 from trl import SFTTrainer
 
-from histolab_sft.loading import PICTURE_BYTES, WORKER_TIMEOUT, limit_workers
 from histolab_sft.signals import ignore_stop_signals
 from histolab_sft.training.guards import check_gradient, check_loss, check_weights
 from histolab_sft.training.out_of_memory import OutOfMemoryError, explain_out_of_memory, split_batch
+from histolab_sft.workers import PICTURE_BYTES, WORKER_TIMEOUT, limit_workers
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from datasets import DatasetDict
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
-from histolab_sft.arguments import HistoArguments
-from histolab_sft.phase_config import PROJECTOR, VISION, PhaseConfig, list_trained_parts
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.phase import PROJECTOR, VISION, PhaseConfig, list_trained_parts
 from histolab_sft.provenance import RunRecord, fingerprint_data, write_json
 from histolab_sft.settings import hash_weight_files
 from histolab_sft.training.checkpoints import CheckpointError, list_checkpoints

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from histolab_sft.metrics.classification import compute_balanced_accuracy, encode_answers
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.models.vision_cache import read_pictures
+from histolab_sft.models.vision_cache.features import read_pictures
 
 
 def collect_options(rows: Dataset) -> dict[str, dict[str, str]]:

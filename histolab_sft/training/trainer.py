@@ -4,11 +4,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from histolab_sft.models.continued import load_adapter_weights
+from histolab_sft.config.phase import LANGUAGE
+from histolab_sft.models.continued_adapter import load_adapter_weights
 from histolab_sft.models.load import keep_quantized_layers_trainable
 from histolab_sft.models.trainable import count_trained, set_learning_rates, train_parts
 from histolab_sft.models.vision_tower import freeze_vision_tower
-from histolab_sft.phase_config import LANGUAGE
 from histolab_sft.training.answer_tokens import (
     collect_answers,
     compute_guessing_level,

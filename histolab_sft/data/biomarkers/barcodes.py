@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from histolab_sft.patterns import search
+from histolab_sft.config.patterns import search
 
 PATIENT_PATTERN = r"TCGA-\w{2}-\w{4}"
 _SAMPLE_TYPE = re.compile(r"TCGA-\w{2}-\w{4}-(\d{2})")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from histolab_sft.dataset_config import SPLITS
+from histolab_sft.config.dataset import SPLITS
 from histolab_sft.metrics.biomarkers import FEW, UNKNOWN
 from histolab_sft.tasks.biomarkers import FIELDS
 

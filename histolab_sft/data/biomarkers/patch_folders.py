@@ -15,8 +15,8 @@ import pandas as pd
 
 from histolab_sft.data.biomarkers.barcodes import is_normal_tissue, name_patients
 from histolab_sft.data.biomarkers.slides import MPP_TOLERANCE, SLIDE_SUFFIXES, Cutting, cut_slide_file
-from histolab_sft.data.containers import IMAGE_SUFFIXES, ImageRefused
-from histolab_sft.data.fetch import write_json
+from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
+from histolab_sft.data.public.fetch import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from histolab_sft.config.dataset import SPLITS
+from histolab_sft.data.biomarkers.appearance import choose_patches, measure_patches, measure_slides, write_images
 from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN
-from histolab_sft.data.biomarkers.labels import assemble_cohort, label_patients, split_patients
-from histolab_sft.data.biomarkers.looks import choose_patches, measure_patches, measure_slides, write_images
+from histolab_sft.data.biomarkers.clinical_tables import read_clinical, read_expression
+from histolab_sft.data.biomarkers.label_rules import refuse_leak
 from histolab_sft.data.biomarkers.manifest import describe_labels, find_rare_values, hash_file, write_manifest
 from histolab_sft.data.biomarkers.patch_folders import cut_slides, list_patches
+from histolab_sft.data.biomarkers.patients import assemble_cohort, label_patients, split_patients
 from histolab_sft.data.biomarkers.reinhard import fit_target
 from histolab_sft.data.biomarkers.slides import Cutting
-from histolab_sft.data.biomarkers.tables import read_clinical, read_expression
-from histolab_sft.data.fetch import write_json
-from histolab_sft.dataset_config import SPLITS
-from histolab_sft.tasks.label_rules import refuse_leak
+from histolab_sft.data.public.fetch import write_json
 
 MANIFEST, FITTED, SUMMARY, PATCHES = "manifest.jsonl", "fitted.json", "summary.json", "patches.csv"
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from histolab_sft.data.stain import STAINS
+from histolab_sft.data.pictures.stain import STAINS
 
 FEATURE_NAMES = (
     *("haematoxylin_mean", "haematoxylin_std", "eosin_mean", "eosin_std"),
@@ -18,7 +18,7 @@ _SIZE = 128
 def describe_look(image: Image.Image) -> np.ndarray:
     """Return colour and texture statistics of a patch (8-bit RGB), float64 (8,), in the order of `FEATURE_NAMES`.
 
-    Amounts of stain as in `histolab_sft.data.stain`, at 128 x 128 px; a texture is the mean gradient of an amount, a
+    Amounts of stain as in `histolab_sft.data.pictures.stain`, at 128 x 128 px; a texture is the mean gradient of an amount, a
     95th percentile tells crowded nuclei from an even blue.
     """
     small = np.asarray(image.resize((_SIZE, _SIZE), Image.Resampling.BOX), dtype=np.float64)

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from histolab_sft.data.biomarkers.quality import PatchFilter, find_tissue, judge_patch
-from histolab_sft.data.containers import ImageRefused
-from histolab_sft.data.images import MAX_PIXELS
+from histolab_sft.data.pictures.containers import ImageRefused
+from histolab_sft.data.pictures.decoding import MAX_PIXELS
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".tif", ".tiff", ".scn", ".mrxs", ".bif", ".vms", ".svslide")
 TARGET_MPP = 0.5

@@ -1,0 +1,208 @@
+"""One entry of a recipe's `datasets` list."""
+
+import re
+from dataclasses import dataclass
+
+from histolab_sft.config.checks import check_keys
+from histolab_sft.config.class_names import check_class_names, check_text, compose
+from histolab_sft.config.picture import read_steps, read_window
+
+SPLITS = ("train", "validation", "test")
+OFFICIAL_SPLITS = ("bach_official",)
+
+
+@dataclass
+class DatasetConfig:
+    """One entry of the recipe's `datasets` list.
+
+    Args:
+        name (`str`): Shown in every table; also selects the data set's own question where the task has one.
+        source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
+            manifests, a folder with PCam's HDF5 pairs, or the id of a data set on the Hub with parquet files. Relative
+            paths start at the recipe's `data_dir`.
+        streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
+            picture is needed, a row group at a time, and keep none of its files on disk.
+        format (`str`, *optional*): Name of a record reader (`histolab_sft.data.formats.RECORDS`), for data whose rows
+            bring their own questions and answers.
+        task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
+            Without one it is `"classification"`.
+        class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
+            options in the prompt. Needed without a `format`; with one it renames labels that are ids in the data.
+        question (`str`, *optional*): Prompt in place of the task's own; `{options}` stands for the class names.
+        label_by (`str`, *optional*): Regular expression on the path below `source` whose first group (or whole match)
+            is the label, where neither a class folder nor a column tells it.
+        group_by (`str`, *optional*): Column, or regular expression on the path below `source` whose first group (or
+            whole match) is the patient or slide. Rows of one group never cross splits.
+        cohort (`str`, *optional*): Where the patients or slides are from, the data set itself if omitted. Data sets of
+            one cohort share their names, so that a patient of one must not stand in another split of the other.
+        splits (`dict[str, str | list[str]]` or `str`, *optional*): Split -> name or names of it in the data (folder,
+            file stem or column value), or the name of a published split (`bach_official`). Rows of other names are
+            left out and counted.
+        max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
+        image_column, label_column, split_column (`str`): Columns of a manifest.
+        instruction (`str`, *optional*): With a `format`: replaces the task's wording about the answer's form, in
+            another language for instance.
+        codec (`str`, *optional*): With a `format`: how boxes stand in the text, a key of `tasks.boxes.CODECS`.
+        fields (`list[dict]`, *optional*): With a `format`: the fields of a JSON answer, as in `tasks.biomarkers`.
+        subset (`str`, *optional*): With `format: flare`: the one data set of the source to read.
+        style (`str`, *optional*): With `format: biomarkers`: the question, a key of `tasks.biomarkers.QUESTIONS`.
+        image_folder (`str`, *optional*): With `format: llava`: where the pictures lie, seen from the source.
+        uncertain (`str`, *optional*): With the labels of `chexpert` and `mimic_cxr`, which need it: what becomes of a
+            label that the report is uncertain of: `ignore` (it isn't asked for in that row), `zeros` (it counts as
+            absent) or `ones` (as present). U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019.
+        sections (`list[str]`, *optional*): With the reports of `mimic_cxr`, which need it: the sections that make the
+            answer, of `findings` and `impression`. Studies without one of them are left out and counted.
+        views (`str`, *optional*, defaults to `"all"`): With `chexpert` and `mimic_cxr`: `all` pictures of a study in
+            one row, the frontal ones first, or the `frontal` ones alone.
+        intensity_window (`str` or `list`, *optional*): Grey values of 16-bit pictures that become black and white:
+            `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such as `1%`. By default
+            the format's own (`picture_config.WINDOWS`), else `full`.
+        image_steps (`list`, *optional*): What is done to every picture of every split, in this order:
+            `crop_dark_edges`, `pad_to_square`, `resize: [width, height]`, `crop: [left, top, right, bottom]`. Boxes go
+            along, and answers come back in pixels of the stored picture.
+        max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
+    """
+
+    name: str
+    source: str
+    class_names: dict[str, str] | None = None
+    format: str | None = None
+    task: str | None = None
+    question: str | None = None
+    label_by: str | None = None
+    group_by: str | None = None
+    cohort: str | None = None
+    splits: dict[str, str | list[str]] | str | None = None
+    max_samples: int | None = None
+    image_column: str | None = None
+    label_column: str = "label"
+    split_column: str = "split"
+    instruction: str | None = None
+    codec: str | None = None
+    fields: list[dict] | None = None
+    subset: str | None = None
+    style: str | None = None
+    image_folder: str | None = None
+    uncertain: str | None = None
+    sections: list[str] | None = None
+    views: str | None = None
+    intensity_window: str | list | None = None
+    image_steps: list | None = None
+    streaming: bool = False
+    max_new_tokens: int | None = None
+
+    @property
+    def reader_keys(self) -> dict[str, str | list[str]]:
+        """The keys of the recipe that only the reader of one format knows."""
+        keys = ("subset", "style", "image_folder", "uncertain", "sections", "views")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def __post_init__(self):
+        if not isinstance(self.streaming, bool) or (self.streaming and self.format is not None):
+            raise ValueError(
+                f"data set {self.name!r}: streaming is {self.streaming!r}, expected true or false, and false with a "
+                "format; correct or remove it"
+            )
+        try:
+            read_window(self.intensity_window)
+            read_steps(self.image_steps or [])
+        except ValueError as error:
+            raise ValueError(f"data set {self.name!r}: {error}") from error
+        if self.format is None:
+            self._check_classes()
+        else:
+            self._check_records()
+        if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
+                f"or one of {', '.join(OFFICIAL_SPLITS)}"
+            )
+        if isinstance(self.splits, dict):
+            self._check_splits()
+        least = len(self.class_names) if self.class_names else 2
+        if self.max_samples is not None and self.max_samples < least:
+            raise ValueError(
+                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
+                f"its {least} classes"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"data set {self.name!r}: max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it"
+            )
+        for key, kind in (("label_by", "no"), ("group_by", "neither a column nor a")):
+            try:
+                re.compile(getattr(self, key) or "")
+            except re.error as error:
+                raise ValueError(
+                    f"data set {self.name!r}: {key} {getattr(self, key)!r} is {kind} regular expression ({error}); "
+                    "correct it"
+                ) from error
+
+    def _check_splits(self):
+        """Raise ValueError for splits that have no words of the data, or share one."""
+        check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        own = [word for words in self.splits.values() for word in (words if isinstance(words, list) else [words])]
+        if not all(isinstance(word, str) and word.strip() for word in own) or [] in self.splits.values():
+            raise ValueError(
+                f"data set {self.name!r}: splits is {self.splits!r}, expected for each split the data's name for it "
+                "or a list of names, as text; correct it, and quote what is no text"
+            )
+        if len(set(map(compose, own))) < len(own):
+            raise ValueError(
+                f"data set {self.name!r}: splits names one part of the data twice in {self.splits!r}; remove one"
+            )
+        self.splits = {
+            split: list(map(compose, words)) if isinstance(words, list) else compose(words)
+            for split, words in self.splits.items()
+        }
+
+    def _check_records(self):
+        """Raise ValueError for keys that say nothing to a record reader."""
+        if self.question is not None:
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and question, expected the data's own questions; "
+                "remove it, or change the wording about the answer's form by instruction"
+            )
+        if self.label_by is not None:
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and label_by, expected answers of the format's "
+                "own; remove label_by"
+            )
+        if self.task == "masks" and self.image_steps:
+            raise ValueError(
+                f"data set {self.name!r} has task: masks and image_steps, expected pictures as they are stored, since "
+                "outlines aren't moved along; remove image_steps"
+            )
+        if self.class_names is not None and not isinstance(self.class_names, dict):
+            raise ValueError(
+                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "
+                "correct or remove it"
+            )
+        check_text(self.class_names or {}, f"data set {self.name!r}")
+        if isinstance(self.splits, str):
+            raise ValueError(
+                f"data set {self.name!r} has format: {self.format} and splits: {self.splits}, expected a mapping of "
+                "splits to the data's names; a published split is one of class folders"
+            )
+
+    def _check_classes(self):
+        """Raise ValueError for class names that can't be asked and told apart."""
+        given = {"instruction": self.instruction, "codec": self.codec, "fields": self.fields}
+        useless = [*(key for key, value in given.items() if value is not None), *self.reader_keys]
+        if useless or self.task not in (None, "classification"):
+            found = [*useless, *([f"task: {self.task}"] if self.task not in (None, "classification") else [])]
+            raise ValueError(
+                f"data set {self.name!r} has {found} and no format, expected one of classification from class folders "
+                "or manifests, or a format; add `format` or remove them"
+            )
+        if self.label_by is not None and self.label_column != "label":
+            raise ValueError(
+                f"data set {self.name!r} has label_by and label_column, expected one place of the label; remove one"
+            )
+        self.task = "classification"
+        if not isinstance(self.class_names, dict) or len(self.class_names) < 2:
+            raise ValueError(
+                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
+                "labels to words; list every label of the data"
+            )
+        self.class_names = check_class_names(self.class_names, f"data set {self.name!r}")

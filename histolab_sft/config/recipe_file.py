@@ -1,0 +1,121 @@
+"""Read a recipe's YAML, with the words of data sets as they stand there."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from histolab_sft.config.dataset import DatasetConfig
+
+# Keys of a data set under which everything is text, keys and values alike.
+WORDS = ("class_names", "splits")
+MOST_VALUES = 100_000
+TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+
+
+def read_recipe(path: str) -> dict:
+    """Return the keys and values of a recipe's YAML.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no YAML in UTF-8, holds no mapping, or words with one key twice.
+    """
+    try:
+        recipe = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested deeper than any recipe; write it flat") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        near = ", ".join(sorted(map(str, Path(path).parent.glob("*.yaml")))) or "no recipe"
+        raise FileNotFoundError(f"{path} is no file, expected a recipe; in its folder: {near}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} can't be read as YAML: {_place_yaml_error(error)}; correct it there") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} holds {type(recipe).__name__}, expected a mapping of keys to values")
+    return recipe
+
+
+def read_yaml(text: str) -> object:
+    """Return what a YAML text holds; of data sets, labels, class names and other words are text as they stand there.
+
+    YAML by itself reads `No` as false, `null` as nothing, `01` as 1, `1e3` as 1000 and `2026-01-01` as a date.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_nodes(root)
+        for key, value in _pairs(root):
+            if key.value == "datasets" and isinstance(value, yaml.SequenceNode):
+                for entry in value.value:
+                    _keep_words(entry)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Raise ValueError for a key that stands twice in a mapping, and for aliases that unfold beyond all measure."""
+    sizes: dict[int, int] = {}
+
+    def measure(node: yaml.Node, above: tuple[int, ...]) -> int:
+        line = node.start_mark.line + 1
+        if id(node) in above:
+            raise ValueError(f"the alias in line {line} stands for itself; write the values out")
+        if id(node) not in sizes:
+            children = []
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if twice := [key for key in keys if keys.count(key) > 1]:
+                    raise ValueError(f"the key {twice[0]!r} stands twice in the mapping of line {line}; remove one")
+                children = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                children = node.value
+            sizes[id(node)] = 1 + sum(measure(child, (*above, id(node))) for child in children)
+        if sizes[id(node)] > MOST_VALUES:
+            raise ValueError(
+                f"what begins in line {line} unfolds to more than {MOST_VALUES:,} values; use fewer aliases"
+            )
+        return sizes[id(node)]
+
+    measure(root, ())
+
+
+def _keep_words(entry: yaml.Node) -> None:
+    """Make text of the scalars of a data set that are words, whatever YAML takes them for."""
+    text_keys = {field.name for field in fields(DatasetConfig) if field.type in (str, str | None)}
+    for key, value in _pairs(entry):
+        if key.value in WORDS and isinstance(value, yaml.MappingNode):
+            for pair in _pairs(value):
+                for node in pair:
+                    for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                        _make_text(scalar)
+        elif key.value in text_keys and value.tag != NULL:
+            _make_text(value)
+
+
+def _make_text(node: yaml.Node) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        node.tag = TEXT
+
+
+def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Return keys and values of a mapping; what is merged into it (`<<`) stands in the mapping that it comes from."""
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    return [pair for pair in node.value if not pair[0].tag.endswith(":merge")]
+
+
+def _place_yaml_error(error: yaml.YAMLError) -> str:
+    """Return what YAML found and expected, in one line, with line and column."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).replace("\n", " ")
+    mark = error.problem_mark
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"

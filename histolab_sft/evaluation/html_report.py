@@ -1,0 +1,240 @@
+"""One page that a reviewer can open from disk: every score with its interval, floors beside it, and the mistakes."""
+
+import base64
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from histolab_sft.data.rows import select_dataset
+from histolab_sft.evaluation import figures
+from histolab_sft.evaluation.error_atlas import list_mistakes
+from histolab_sft.evaluation.report_tables import (
+    describe_classes,
+    describe_front,
+    describe_groups,
+    describe_scores,
+    describe_written,
+    flatten,
+    format_p,
+    list_rungs,
+    list_unread,
+    list_warnings,
+)
+from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.score_names import NAMES, format_score
+from histolab_sft.evaluation.zero_shot import read_headline
+from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
+
+logger = logging.getLogger(__name__)
+
+FEW = 5  # classes that a question is shown with; the table of classes names more
+
+
+def write_report(
+    results: dict, predictions: dict[tuple[str, str], pd.DataFrame], patches: DatasetDict, folder: Path
+) -> None:
+    """Write `report.html`, which needs no other file and no network, and its figures as `figures/*.png`.
+
+    `figures/` holds the figures of this report alone afterwards.
+
+    Args:
+        results (`dict`): What stands in `results.json`.
+        predictions (`dict`): (Data set, system) -> table of the test split from `predict`.
+        patches (`DatasetDict`): The splits that were scored; only pictures of the error atlas get opened.
+        folder (`Path`): `evaluation/` of the run.
+
+    Raises:
+        ValueError: The patches aren't those of the tables.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for path in (folder / "figures").glob("*.png"):
+        path.unlink()
+    described = [
+        describe_dataset(
+            name,
+            entry,
+            {system: predictions[name, system] for system in SYSTEMS},
+            select_dataset(patches["test"], name),
+            folder / "figures",
+            alone=len(results["datasets"]) == 1,
+        )
+        for name, entry in results["datasets"].items()
+    ]
+    render_page(
+        "report.html.jinja",
+        folder,
+        datasets=described,
+        **describe_front(results),
+        overall=describe_scores(results["overall"]) if len(described) > 1 else [],
+        recipe=flatten(results.get("recipe")),
+        provenance=flatten(results.get("provenance")),
+        generated=any(dataset["written"] for dataset in described),
+    )
+
+
+def render_page(name: str, folder: Path, **values) -> None:
+    """Write `report.html` from the template `name` in one step."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(name).render(colours=figures.COLOURS, **values)
+    temporary = folder / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, folder / "report.html")
+    logger.info("report written to %s", folder / "report.html")
+
+
+def describe_dataset(
+    name: str, entry: dict, tables: dict[str, pd.DataFrame], patches: Dataset, folder: Path, alone: bool
+) -> dict:
+    """Return what the template shows of one data set, the only one or not, and write its figures to `folder`."""
+    slug = quote(name, safe="").replace("%", "_")
+
+    def add(kind: str, alt: str, draw: Callable, *args) -> dict:
+        svg, png = figures.render(draw, *args)
+        (folder / f"{kind}_{slug}.png").write_bytes(png)
+        return {"source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "alt": f"{name}: {alt}"}
+
+    tables = tables | {"baseline": read_headline(tables["baseline"], entry["zero_shot"])}
+    # First of all, since it finds out whether patches and answers belong together.
+    atlas = list_mistakes(tables["finetuned"], patches, entry["classes"])
+    ladder = list_rungs(entry)
+    steps = ", ".join(f"{rung['name']} {format_score(rung['score'], True)['text']}" for rung in ladder)
+    confusion, reliability = [], []
+    for system in SYSTEMS:
+        called = NAMES[system]
+        recalls = ", ".join(
+            f"{label} {row['recall']:.0%}" for label, row in entry[system]["per_class"].items() if row["support"]
+        )
+        confusion.append(
+            add(
+                f"confusion_{system}",
+                f"confusion matrix of the {called} model. Found of each class: {recalls}.",
+                figures.draw_confusion,
+                entry[system]["confusion_matrix"],
+                system,
+            )
+        )
+        reliability.append(_add_reliability(add, entry, tables[system], system))
+    curves = {system: entry[system]["abstention"] for system in SYSTEMS}
+    return {
+        "name": name,
+        "anchor": f"data-{slug}",
+        "n": entry["n"],
+        "groups": entry["n_groups"],
+        "unit": entry["group_unit"],
+        "protocol": entry["split_protocol"],
+        "warnings": list_warnings(entry),
+        "headline": describe_scores(entry)[0],
+        "p": format_p(entry["difference"].get("group_p", entry["difference"]["mcnemar_p"])),
+        "least_p": _say_least_p(entry["difference"].get("n_unlike_groups")),
+        "colour_floor": format_score((entry["floors"].get("colour_histogram") or {}).get("balanced_accuracy"), True),
+        "scores": describe_scores(entry),
+        "written": describe_written(entry),
+        "unread": list_unread(entry),
+        "ladder": add(
+            "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"]), alone
+        ),
+        "confusion": confusion,
+        "many": figures.is_wide(entry["classes"]),
+        "reliability": reliability,
+        "coverage": add(
+            "coverage",
+            "accuracy of the answers kept when the least confident are withheld; all kept: "
+            + ", ".join(f"{NAMES[s]} {curve['accuracy'][-1]:.1%}" for s, curve in curves.items()),
+            figures.draw_coverage,
+            curves,
+        ),
+        "roc": _add_roc(add, entry) if len(entry["classes"]) == 2 else None,
+        "positive": entry["classes"][1] if len(entry["classes"]) == 2 else None,
+        "zero_shot": entry["zero_shot"]["reason"],
+        "calibrated": ", ".join(
+            f"up to {entry[system]['calibrated_ece']['most']:.3f} ({NAMES[system]})" for system in SYSTEMS
+        ),
+        "per_class": describe_classes(entry),
+        "group_scores": describe_groups(entry),
+        "sensitivity": _describe_sensitivity(entry, add) if "sensitivity" in entry else None,
+        "atlas": atlas,
+        "n_wrong": round((1 - entry["finetuned"]["accuracy"]["value"]) * entry["n"]),
+    }
+
+
+def _say_least_p(n_groups: int | None) -> str:
+    """Say that few groups keep a p-value large, however well they agree."""
+    if n_groups is None or 0.5 ** (n_groups - 1) <= 0.05 or n_groups == 0:
+        return ""
+    return f"; they differ in {n_groups} groups, and p can't be below {0.5 ** (n_groups - 1):.3g}"
+
+
+def _describe_sensitivity(scored: dict, add: Callable) -> dict:
+    entry, classes = scored["sensitivity"], scored["classes"]
+    systems = list(SYSTEMS)
+    wordings, orders = entry["paraphrases"], entry["orders"]
+
+    def spread(part: dict) -> str:
+        return ", ".join(f"{NAMES[s]} {100 * part['spread'][s]:.1f} points" for s in systems)
+
+    names = ["recipe's own", *(f"wording {number}" for number in range(1, len(wordings["variants"])))]
+    lists = ["recipe's own", "reversed", *(f"shuffled {number}" for number in range(1, len(orders["variants"]) - 1))]
+    pictures = [
+        add(
+            "wordings",
+            f"balanced accuracy under other wordings; spread: {spread(wordings)}.",
+            *(figures.draw_variants, "Wording of the question", names, wordings["variants"], systems),
+        ),
+        add(
+            "orders",
+            f"balanced accuracy under other orders of the classes; spread: {spread(orders)}.",
+            *(figures.draw_variants, "Order of the classes", lists, orders["variants"], systems),
+        ),
+        add(
+            "positions",
+            "how much more often each place in the list is chosen than it is right.",
+            *(figures.draw_positions, entry["positions"]),
+        ),
+    ]
+    for change, curve in entry["robustness"].items():
+        strengths = ", ".join(map(str, curve["strengths"]))
+        scores = "; ".join(
+            f"{NAMES[s]} {', '.join(format_score(score, True)['value'] for score in curve[s])}" for s in systems
+        )
+        alt = f"balanced accuracy under changes of {change} ({strengths}): {scores}."
+        pictures.append(add(change, alt, figures.draw_change, change, curve, systems))
+    questions = [variant["question"] for variant in wordings["variants"]]
+    if len(classes) > FEW:
+        questions = [text.replace(", ".join(classes), f"{classes[0]}, …, {classes[-1]}") for text in questions]
+    return {
+        "n": entry["n"],
+        "figures": pictures,
+        "questions": list(zip(names, questions, strict=True)),
+        "spread": {"wording": spread(wordings), "order": spread(orders)},
+    }
+
+
+def _add_roc(add: Callable, entry: dict) -> dict:
+    reached = ", ".join(f"{NAMES[s]} {format_score(entry[s]['auroc'], False)['value']}" for s in SYSTEMS)
+    return add("roc", f"ROC curves, area under them: {reached}.", figures.draw_roc, entry)
+
+
+def _add_reliability(add: Callable, entry: dict, table: pd.DataFrame, system: str) -> dict:
+    gold = np.array([entry["classes"].index(label) for label in table["label"]])
+    temperature = entry[system]["temperature"]["temperature"]
+    after = compute_reliability_bins(apply_temperature(np.stack(table["log_likelihoods"]), temperature), gold)
+    ece = entry[system]["ece"]["value"], entry[system]["ece_calibrated"]["value"]
+    return add(
+        f"reliability_{system}",
+        f"reliability of the {NAMES[system]} model; calibration error {ece[0]:.3f}, after a temperature of "
+        f"{temperature:.2f} {ece[1]:.3f}.",
+        *(figures.draw_reliability, entry[system]["reliability"], after, ece, system),
+    )

@@ -1,0 +1,142 @@
+"""Training changes the adapter and nothing else, and logs the loss of the tokens that tell the classes apart."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PCAM_CLASSES, write_class_folders
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.data.rows import load_patches
+from histolab_sft.models.likelihood import label_log_likelihoods
+from histolab_sft.models.load import (
+    build_lora_config,
+    build_model_init_kwargs,
+    build_quantization_config,
+    load_processor,
+)
+from histolab_sft.training.trainer import PatchTrainer
+
+pytestmark = pytest.mark.model
+
+
+def make_trainer(folder, base_model, load_in_4bit=True, **keys):
+    write_class_folders(folder / "pcam", PCAM_CLASSES, per_class=12)
+    histo_args = HistoArguments(
+        datasets=[{"name": "pcam", "source": "pcam", "class_names": PCAM_CLASSES}], data_dir=str(folder)
+    )
+    model_args = ModelConfig(
+        model_name_or_path=str(base_model),
+        load_in_4bit=load_in_4bit,
+        use_bnb_nested_quant=load_in_4bit,
+        use_peft=True,
+        lora_target_modules=["q_proj", "v_proj"],
+    )
+    defaults = {"per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
+    training_args = SFTConfig(
+        output_dir=str(folder / "out"), use_cpu=True, bf16=False, max_length=None, **defaults | keys
+    )
+    training_args.model_init_kwargs = build_model_init_kwargs(model_args)
+    patches = load_patches(histo_args)
+    return PatchTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=patches["train"],
+        eval_dataset=patches["validation"],
+        processing_class=load_processor(str(base_model)),
+        quantization_config=build_quantization_config(model_args),
+        peft_config=build_lora_config(model_args, "language"),
+    )
+
+
+def weights(trainer, lora):
+    state = trainer.model.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if ("lora_" in name) == lora}
+
+
+@pytest.mark.parametrize("load_in_4bit", [True, False])
+def test_lora_weights_change_and_every_base_weight_stays_bit_equal(tmp_path, untrained_model, load_in_4bit):
+    trainer = make_trainer(tmp_path, untrained_model, load_in_4bit)
+    base, lora = weights(trainer, lora=False), weights(trainer, lora=True)
+    trainer.train()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in weights(trainer, lora=False).items())
+    assert all(not torch.equal(tensor, lora[name]) for name, tensor in weights(trainer, lora=True).items())
+
+
+def test_only_the_language_layers_are_quantised_and_adapted(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model)
+    quantised = [name for name, module in trainer.model.named_modules() if type(module).__name__ == "Linear4bit"]
+    assert quantised and all("language_model.layers" in name for name in quantised)
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert trained and all("language_model.layers" in name and "lora_" in name for name in trained)
+
+
+def test_what_is_trained_is_float32_on_a_quantised_model(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_training_goes_on_learning_after_an_evaluation(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model, eval_strategy="steps", eval_steps=1, max_steps=4)
+    gradients = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            gradients.append(sum(p.grad is not None for p in model.parameters() if p.requires_grad))
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    adapted = sum(p.requires_grad for p in trainer.model.parameters())
+    assert adapted and gradients == [adapted] * 4
+
+
+def test_the_log_holds_the_loss_of_the_deciding_tokens(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    train = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(train) == 3 and all(entry["answer_loss"] > 0 and 0 <= entry["answer_accuracy"] <= 1 for entry in train)
+    evaluation = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert evaluation["eval_answer_loss"] > 0
+    assert trainer.guessing_level["answer_accuracy"] == 0.5
+
+
+def test_answer_loss_is_the_mean_over_the_deciding_tokens(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model, load_in_4bit=False)
+    batch = trainer.data_collator(list(trainer.eval_dataset))
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    trainer.evaluate()
+    log_probs = logits.log_softmax(-1)
+    # The one deciding token of `The answer is: Normal` and `... Tumor` is the first after the words they share.
+    shared = len(next(iter(trainer.branches)))
+    expected = []
+    for row, labels in enumerate(batch["labels"]):
+        place = (labels != -100).nonzero()[0].item() + shared
+        expected.append(-log_probs[row, place - 1, labels[place]].item())
+    assert len(trainer.branches) == 1
+    logged = trainer.state.log_history[-1]["eval_answer_loss"]
+    assert len(expected) > 2 and logged == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_each_evaluation_measures_balanced_accuracy_by_likelihood(tmp_path, untrained_model):
+    keys = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 2}
+    keys |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_balanced_accuracy"}
+    trainer = make_trainer(tmp_path, untrained_model, load_in_4bit=False, **keys)
+    trainer.train()
+    logged = [entry["eval_balanced_accuracy"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(logged) == 2 and trainer.state.best_metric == max(logged)
+
+    rows = trainer.eval_dataset
+    questions = [row["prompt"][0]["content"] for row in rows]
+    answers = ["The answer is: Normal", "The answer is: Tumor"]
+    scores, _ = label_log_likelihoods(
+        trainer.model, trainer.data_collator.processor, rows["image"], questions, answers
+    )
+    said = ["Normal" if normal > tumor else "Tumor" for normal, tumor in scores.tolist()]
+    recalls = [
+        np.mean([s == g for s, g in zip(said, rows["label"], strict=True) if g == name]) for name in PCAM_CLASSES
+    ]
+    assert trainer.evaluate()["eval_balanced_accuracy"] == pytest.approx(np.mean(recalls))
