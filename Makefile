@@ -28,7 +28,7 @@ $(INSTALLED): setup.py constraints.txt
 
 demo: export HF_HUB_OFFLINE = 1
 demo: install ## train, score and report on the embedded model and patches (CPU, offline, minutes)
-	$(BIN)/python -m histolab_sft.embedded.synthetic data/synthetic
+	$(BIN)/python recipes/paint_patches.py data/synthetic
 	$(BIN)/accelerate launch --quiet --config_file $(CPU) recipes/sft.py --config recipes/demo.yaml $(ARGS)
 	$(BIN)/python recipes/evaluate.py --config recipes/demo.yaml $(ARGS)
 	@echo "open outputs/demo/evaluation/report.html"
@@ -72,7 +72,7 @@ docs: install ## build the documents as a site and check their links: outputs/do
 	$(BIN)/mkdocs build --strict --quiet
 
 data: install ## download and verify public data sets: DATASETS="crc pcam bach"
-	$(BIN)/python -m histolab_sft.data.public.download $(DATASETS)
+	$(BIN)/python recipes/download.py $(DATASETS)
 
 train: install ## fine-tune RECIPE
 	$(BIN)/accelerate launch --quiet --config_file "$(ACCELERATE_CONFIG)" recipes/sft.py --config "$(RECIPE)" $(ARGS)
@@ -93,10 +93,10 @@ push-merged: install ## publish base model and adapter of RECIPE as one, if it a
 	$(BIN)/python recipes/push_merged.py --config "$(RECIPE)" $(ARGS)
 
 app: install ## ask base model and adapter of RECIPE in a browser, on this machine only
-	$(BIN)/python -m histolab_sft.demo.app --config "$(RECIPE)" $(ARGS)
+	$(BIN)/python recipes/app.py --config "$(RECIPE)" $(ARGS)
 
 space: install ## write a folder ready for a Gradio Space of RECIPE
-	$(BIN)/python -m histolab_sft.demo.space --config "$(RECIPE)" $(ARGS)
+	$(BIN)/python recipes/write_space.py --config "$(RECIPE)" $(ARGS)
 
 bench: install ## compare with plain TRL side by side: training, scoring, reading, memory (CPU, minutes)
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["histolab_sft", "histolab_sft.*"]),
     package_data={
-        "histolab_sft.demo": ["*.css"],
+        "histolab_sft.demo": ["*.css", "*.jinja"],
         "histolab_sft.evaluation": ["*.jinja"],
         "histolab_sft.publishing": ["*.jinja"],
     },

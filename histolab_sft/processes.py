@@ -10,8 +10,6 @@ from torch.distributed import DistError, distributed_c10d
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
-from histolab_sft.config.base_model import ModelConfig
-
 # What gloo says, in a RuntimeError, when another process is gone or silent; NCCL has an error class of its own.
 GLOO_MARKS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
@@ -21,11 +19,12 @@ class LostProcessError(RuntimeError):
 
 
 def check_processes(
-    training_args: SFTConfig, model_args: ModelConfig, scoring: bool = False, environment: Mapping = os.environ
+    training_args: SFTConfig, model_args, scoring: bool = False, environment: Mapping = os.environ
 ) -> None:
     """Stop a run that isn't the one its launcher meant, before anything is loaded.
 
     Args:
+        model_args (`ModelConfig`): What the recipe says of the base model.
         scoring (`bool`): Whether the run scores, for which each process needs a whole model.
 
     Raises:

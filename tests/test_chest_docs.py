@@ -10,8 +10,8 @@ from open_fixture import write_labelled_chest
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.public.benchmarks import BENCHMARKS
-from histolab_sft.data.public.download import main
 from histolab_sft.data.rows import list_patches, load_patches
+from recipes.download import main
 
 TEXT = Path("docs/chest_xrays.md").read_text(encoding="utf-8")
 BLOCKS = {block["name"]: block for block in map(yaml.safe_load, re.findall(r"```yaml\n(.+?)```", TEXT, re.DOTALL))}

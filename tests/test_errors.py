@@ -4,22 +4,19 @@ import errno
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import write_class_folders
+from broken_recipes import ROOT, write_recipe
 from PIL import Image
-from test_arguments import BASE
+from recipe_args import BASE
 
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.errors import AuditRefusal, is_for_user, plain_errors, say_count
 from histolab_sft.hub_access import HubAccessError
 from histolab_sft.provenance import record_run
 from histolab_sft.tasks import quantity
-
-ROOT = Path(__file__).parents[1]
 
 
 def catch(block, *args) -> Exception:
@@ -150,15 +147,6 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_anything_runs(t
 def test_nouns_follow_their_number():
     assert [say_count(n, "patch") for n in (0, 1, 1039)] == ["0 patches", "1 patch", "1,039 patches"]
     assert say_count(2, "class") == "2 classes" and say_count(2, "reply", "replies") == "2 replies"
-
-
-def write_recipe(folder: Path, **keys) -> Path:
-    write_class_folders(folder / "data", ["A", "B"], per_class=24)
-    entry = {"name": "toy", "source": "data", "class_names": {"A": "Apple", "B": "Pear"}}
-    recipe = folder / "my recipe.yaml"
-    values = BASE | {"datasets": [entry], "data_dir": str(folder), "output_dir": str(folder / "out")}
-    recipe.write_text(yaml.safe_dump(values | {"model_name_or_path": "embedded"} | keys))
-    return recipe
 
 
 def run(*command) -> subprocess.CompletedProcess:

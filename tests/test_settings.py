@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_arguments import PCAM
+from recipe_args import PCAM
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments

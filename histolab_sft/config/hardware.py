@@ -1,21 +1,10 @@
-"""What fits which card: the recipe's keys that depend on it, with the reason for each.
+"""What fits which card: the recipe's keys that depend on it, with the reason for each."""
 
-    python -m histolab_sft.config.hardware --config recipes/histolab_5k.yaml
-
-prints the memory plan of a recipe for this machine and for every profile; nothing is downloaded, no weights are read.
-"""
-
-import logging
-import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 
 import psutil
 import torch
-
-from histolab_sft.errors import plain_errors
-
-logger = logging.getLogger(__name__)
 
 GIB = 2**30
 CPU = "cpu"
@@ -268,31 +257,3 @@ def check_precision(training_args, model_args, model_type: str, capability: tupl
             "infinite; the canary step before training refuses them. Half the memory and less time: load_in_4bit"
         )
     return notes
-
-
-def main(args: list[str]) -> None:
-    """Log the memory plan of the recipe named by `--config`; flags override its keys."""
-    # The plan stands above this table in the order of imports, and only the command needs both.
-    from histolab_sft.config.arguments import parse_recipe_elsewhere
-    from histolab_sft.data.rows import load_patches
-    from histolab_sft.hub_access import HubAccessError
-    from histolab_sft.memory.fit import measure_lengths
-    from histolab_sft.memory.plan import plan_for_recipe
-    from histolab_sft.models.load import load_base_processor
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parsed, on_gpu = parse_recipe_elsewhere(args)
-    histo_args, _, model_args = parsed
-    lengths = None
-    try:
-        processor = load_base_processor(model_args)
-        lengths = measure_lengths(load_patches(histo_args)["train"], processor)
-    except (OSError, ValueError, HubAccessError) as error:
-        # Data and gated tokenizer may be on the machine that will train.
-        logger.info("The rows can't be counted here: %s", str(error).splitlines()[0])
-    logger.info("%s", plan_for_recipe(*parsed, on_gpu=on_gpu, lengths=lengths))
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main(sys.argv[1:])

@@ -1,8 +1,4 @@
-"""
-Write `output_dir/space`, a folder that runs as a Gradio Space: the demo of one adapter, without the training stack:
-
-    python -m histolab_sft.demo.space --config RECIPE.yaml [--any_key value]
-"""
+"""Write `output_dir/space`, a folder that runs as a Gradio Space: one adapter's demo, without the training stack."""
 
 import json
 import logging
@@ -14,13 +10,12 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from trl import SFTConfig
 
-from histolab_sft.config.arguments import HistoArguments, parse_recipe
+from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.picture import choose_rendering
 from histolab_sft.demo.space_code import PACKAGE, copy_package, find_imports, pin_requirements
 from histolab_sft.demo.space_records import describe_records
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
-from histolab_sft.errors import plain_errors
 from histolab_sft.files import unfinished_folder
 from histolab_sft.models.load import (
     EMBEDDED,
@@ -31,7 +26,7 @@ from histolab_sft.models.load import (
     locate_base_model,
 )
 from histolab_sft.models.precision import Precision, read_precision
-from histolab_sft.publishing.hub import format_listing, list_files
+from histolab_sft.publishing.hub import list_files
 from histolab_sft.publishing.push_gate import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -63,12 +58,6 @@ if __name__ == "__main__":
 TARGET_ACCURACY = 0.9
 NOT_SCORED = "No answer is withheld: there is no current evaluation of this adapter with a validation split."
 PAINTED = "The examples are painted by code. They show no tissue, and answers to them say nothing about patients."
-
-
-def main(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = build_space(histo_args, training_args, model_args)
-    logger.info("%s\nThe Space is in %s; its README says which secret it needs.", format_listing(folder), folder)
 
 
 def build_space(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> Path:
@@ -213,7 +202,7 @@ def paint_examples(histo_args: HistoArguments, folder: Path) -> list[str]:
 def format_readme(settings: dict, gradio: str) -> str:
     """Return the README with the front matter that a Space is configured by."""
     environment = Environment(
-        loader=PackageLoader(PACKAGE, "publishing"),
+        loader=PackageLoader(PACKAGE, "demo"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -225,8 +214,3 @@ def format_readme(settings: dict, gradio: str) -> str:
 
 def _write_json(content: dict, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main(*parse_recipe())

@@ -11,7 +11,6 @@ rows have to be split and intervals clustered by slide: `group_by: "-(S\\d+)-"`.
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from filelock import FileLock
 from PIL import Image
 
 from histolab_sft.embedded.painting import balance_stains, draw_stain, draw_tissue, paint_tissue, stain_patch
-from histolab_sft.errors import plain_errors
 from histolab_sft.files import unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -168,9 +166,3 @@ def _paint_tints(patches_per_class: int, seed: int, size: int) -> Iterable[tuple
             rng = np.random.default_rng([seed, 10, class_number, number])
             maps = balance_stains(paint_tissue(draw_tissue(LYMPHOID, rng), size, rng), rng)
             yield Path(class_name, f"{class_name}-S{slide:02d}-{number:04d}.png"), stain_patch(maps, stain, rng)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with plain_errors():
-        write_synthetic_patches(sys.argv[1], DEMO_PATCHES)

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipe_args import BASE, PCAM
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe, read_recipe
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
-
-PCAM = {"name": "pcam", "source": "data/pcam", "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
-BASE = {"output_dir": "outputs/x", "use_cpu": True, "bf16": False, "datasets": [PCAM]}
 
 
 def write_recipe(folder, **keys):

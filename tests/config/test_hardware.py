@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 import yaml
-from test_arguments import PCAM
+from recipe_args import PCAM
 from trl import SFTConfig, TrlParser
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe, parse_recipe_elsewhere

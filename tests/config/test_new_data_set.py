@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from chest_fixture import write_16_bit
-from test_open_recipes import CPU, SMALL, run
+from recipe_commands import CPU, SMALL, run
 
 from histolab_sft import tasks
 from histolab_sft.config.dataset import DatasetConfig

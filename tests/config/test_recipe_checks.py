@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from test_arguments import BASE
+from recipe_args import BASE
 
 from histolab_sft.config.arguments import parse_recipe
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from encoded_pictures import make_dicom
 from open_fixture import write_data
 from PIL import Image
-from test_images import make_dicom
 
 from histolab_sft.config.arguments import parse_recipe, read_recipe
 from histolab_sft.data.rows import audit_recipe, format_patches, list_patches, load_patches

@@ -13,7 +13,6 @@ from transformers import AutoModelForImageTextToText
 
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.demo import cards
-from histolab_sft.demo.app import parse_options
 from histolab_sft.demo.batch import BatchRefused, classify_batch, format_csv, list_uploads
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.load import NO_ADAPTER, load_demo
@@ -30,6 +29,7 @@ from histolab_sft.demo.systems import (
 )
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.models.generate import render_completion, render_prompt
+from recipes.app import parse_options
 
 SURE = {"threshold": [0.9, 0.7, 0.5, 0.3], "coverage": [0.25, 0.5, 0.75, 1.0], "accuracy": [1.0, 0.92, 0.8, 0.7]}
 DATA_SET = DataSet("crc", ["Adipose", "Tumor"], "What is it?", {"finetuned": 0.7, "baseline": None}, 0.9)

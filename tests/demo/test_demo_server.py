@@ -17,7 +17,7 @@ import zlib
 import numpy as np
 import psutil
 import pytest
-from demo_run import app_command, call, file_data, find_function, request, running, send_upload, write_run
+from demo_run import APP, app_command, call, file_data, find_function, request, running, send_upload, write_run
 from fault_server import FaultServer
 from PIL import Image
 
@@ -400,7 +400,8 @@ def test_uploads_of_all_visitors_together_have_a_limit(tmp_path, monkeypatch):
 
 
 def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model, tmp_path):
-    code = "from histolab_sft.demo import app, page; page.DELETE_CACHE = (1, 1); app.main()"
+    code = "from histolab_sft.demo import page; page.DELETE_CACHE = (1, 1)"
+    code += f"; import runpy; runpy.run_path({APP!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, "--config", str(write_run(tmp_path, untrained_model))]
     with running(command, tmp_path) as (_, port):
         [own] = (tmp_path / "tmp").glob("histolab-demo-*")

@@ -26,7 +26,7 @@ def demo(tmp_path_factory):
     flags = ["--config", "recipes/demo.yaml", "--data_dir", str(folder), "--output_dir", str(folder / "out")]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     for command in (
-        [sys.executable, "-m", "histolab_sft.embedded.synthetic", str(folder / "data" / "synthetic")],
+        [sys.executable, "recipes/paint_patches.py", str(folder / "data" / "synthetic")],
         [*launch, "recipes/sft.py", *flags],
         [sys.executable, "recipes/evaluate.py", *flags],
     ):

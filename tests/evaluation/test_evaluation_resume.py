@@ -7,10 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import datetime
 
 import pandas as pd
 import pytest
+from compared_results import drop_times
 from conftest import BACH_CLASSES, PCAM_CLASSES, write_class_folders
 
 from histolab_sft.config.arguments import HistoArguments
@@ -132,19 +132,3 @@ def read_results(output):
     results = json.loads((output / "evaluation" / "results.json").read_text())
     assert results["recipe"].pop("output_dir") == str(output)
     return results
-
-
-def drop_times(value):
-    """The same record without what a clock wrote."""
-    if isinstance(value, dict):
-        return {key: drop_times(part) for key, part in value.items() if not is_time(part) and "seconds" not in key}
-    return [drop_times(part) for part in value] if isinstance(value, list) else value
-
-
-def is_time(value):
-    if not isinstance(value, str) or len(value) < 19:
-        return False
-    try:
-        return bool(datetime.fromisoformat(value))
-    except ValueError:
-        return False

@@ -4,12 +4,12 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from fabricated_evaluation import fabricate_evaluation, list_synthetic_datasets
+from html_page import Page
 from PIL import Image
 
 from histolab_sft.data.rows import select_dataset
@@ -20,26 +20,6 @@ from histolab_sft.evaluation.html_report import _say_least_p, write_report
 from histolab_sft.evaluation.predictions import write_predictions
 from histolab_sft.evaluation.report_tables import flatten, format_p, list_rungs, list_warnings
 from histolab_sft.evaluation.score_names import format_score
-
-
-class Page(HTMLParser):
-    """Headings, pictures, addresses and text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.headings, self.images, self.addresses, self.words = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if re.fullmatch(r"h\d", tag):
-            self.headings.append(int(tag[1]))
-        if tag == "img":
-            self.images.append(attrs)
-        self.addresses += [attrs[name] for name in ("src", "href", "action", "data", "srcset") if name in attrs]
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")

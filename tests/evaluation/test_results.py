@@ -3,39 +3,10 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import PCAM_CLASSES
+from scored_results import CONFIG, make_table, score
 
-from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.evaluation.results import format_table, score_dataset, score_overall, write_results
-
-CONFIG = DatasetConfig(name="pcam", source="x", class_names=PCAM_CLASSES)
-
-
-def make_table(n=80, right=0.5, seed=0, groups=True, generated=True):
-    """Answers of a system that is right on a share of the patches, sure when it is."""
-    rng = np.random.default_rng(seed)
-    labels = np.array(["Normal", "Tumor"])[np.arange(n) % 2]
-    hit = rng.random(n) < right
-    gold = (labels == "Tumor").astype(int)
-    likelier = np.where(hit, gold, 1 - gold)
-    scores = np.full((n, 2), -5.0)
-    scores[np.arange(n), likelier] = -np.where(hit, 0.1, 3.0)
-    table = pd.DataFrame({"id": [f"p{i}" for i in range(n)], "dataset": "pcam", "label": labels})
-    table["group"] = [f"s{i % 40}" for i in range(n)] if groups else None
-    table["log_likelihoods"] = list(scores)
-    if generated:
-        table["generated"] = np.array(["Normal", "Tumor"])[likelier]
-        table.loc[0, "generated"] = "unparsed"
-        table["answer"], table["truncated"] = "x", False
-    return table
-
-
-def score(finetuned=0.9, protocol="official", **keys):
-    test = {"baseline": make_table(right=0.5, **keys), "finetuned": make_table(right=finetuned, seed=1, **keys)}
-    validation = {system: make_table(right=0.7, seed=2, generated=False) for system in test}
-    return score_dataset(CONFIG, test, validation, floors={}, protocol=protocol)
 
 
 def test_an_entry_has_the_layout_of_results_json():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CRC_CLASSES, PCAM_CLASSES, write_class_folders
-from test_resolution import save_adapter
+from saved_adapters import save_adapter
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe

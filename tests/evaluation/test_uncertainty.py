@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from drawn_answers import draw_answers
 from scipy import stats
-from test_metrics_classification import draw_answers
 
 from histolab_sft.evaluation.uncertainty import (
     bootstrap,

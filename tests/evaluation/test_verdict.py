@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from fabricated_evaluation import fabricate_captions, fabricate_evaluation, list_synthetic_datasets
-from test_report import Page
+from html_page import Page
 
 from histolab_sft.embedded.synthetic import GROUP_BY, write_colour_only_patches, write_synthetic_patches
 from histolab_sft.evaluation.html_report import write_report

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from drawn_answers import draw_answers
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from histolab_sft.metrics.classification import UNPARSED, compute_classification
@@ -11,18 +12,6 @@ from histolab_sft.metrics.classification import UNPARSED, compute_classification
 CLASSES = ["Normal", "Benign", "Tumor"]
 LABELS = ["Normal", "Normal", "Normal", "Normal", "Tumor", "Tumor"]
 PREDICTIONS = ["Normal", "Normal", "Tumor", UNPARSED, "Tumor", "Benign"]
-
-
-def draw_answers(seed: int, n: int = 300, n_classes: int = 4):
-    """Random labels and answers of four classes, one answer in ten unparsed, with rounded (so tied) probabilities."""
-    generator = np.random.default_rng(seed)
-    classes = [f"class {k}" for k in range(n_classes)]
-    gold = generator.integers(n_classes, size=n)
-    odds = generator.integers(1, 6, size=(n, n_classes)) + 4.0 * np.eye(n_classes)[gold]
-    probabilities = odds / odds.sum(axis=1, keepdims=True)
-    names = np.array([*classes, UNPARSED])
-    answers = np.where(generator.random(n) < 0.1, n_classes, probabilities.argmax(axis=1))
-    return names[gold], names[answers], classes, probabilities, gold
 
 
 def test_scores_equal_those_worked_by_hand():

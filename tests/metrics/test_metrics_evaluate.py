@@ -3,7 +3,7 @@
 import evaluate
 import numpy as np
 import pytest
-from test_metrics_classification import draw_answers
+from drawn_answers import draw_answers
 
 from histolab_sft.metrics import patch_classification
 from histolab_sft.metrics.classification import compute_classification

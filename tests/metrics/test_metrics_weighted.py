@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from test_metrics_classification import draw_answers
+from drawn_answers import draw_answers
 
 from histolab_sft.metrics.classification import UNPARSED, compute_classification
 from histolab_sft.metrics.weighted import classification_measure

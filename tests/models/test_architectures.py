@@ -4,41 +4,32 @@ import copy
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from test_likelihood import ORDERS, assert_scored_like_one_by_one, name_classes
+from scored_likelihoods import ORDERS, assert_scored_like_one_by_one, name_classes
+from small_architectures import ANSWERS, QUESTION, build_model_args, build_rows, build_trainer, score
 from tiny_models import (
     build_idefics3,
     build_llava,
     build_paligemma,
     build_qwen2_5_vl,
-    format_row,
     load_tiny,
     paint_patches,
 )
 from transformers import AutoConfig, AutoModelForImageTextToText
-from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.data.loss_masks import audit_masks, count_filled_tokens
 from histolab_sft.models.generate import render_completion, render_prompt
-from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import (
     build_lora_config,
-    build_model_init_kwargs,
-    build_quantization_config,
     load_adapter,
     load_base_model,
 )
 from histolab_sft.models.trainable import find_parts, list_parameters
 from histolab_sft.models.turns import complete_turns
-from histolab_sft.training.trainer import PatchTrainer
 
 pytestmark = pytest.mark.model
 
-ANSWERS = ["The answer is: Tumor", "The answer is: In Situ Carcinoma", "The answer is: Normal"]
-QUESTION = "What type of tissue is shown?"
 # Turns as the families write them, in words of the tiny vocabulary; PaliGemma has none.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -74,47 +65,6 @@ def road(request, tmp_path_factory):
     # As Llama's tokenizer does, and the template of LLaVA relies on.
     processor.tokenizer.add_bos_token = request.param == "llava"
     return request.param, folder, complete_turns(processor)
-
-
-def build_model_args(folder, **keys):
-    return ModelConfig(
-        model_name_or_path=str(folder),
-        dtype="float32",
-        use_peft=True,
-        lora_r=4,
-        **{"lora_target_modules": ["q_proj", "v_proj", "qkv"]} | keys,
-    )
-
-
-def build_rows():
-    rows = [
-        format_row(image, QUESTION, ANSWERS[i % 3]) | {"id": f"row {i}", "dataset": "crc", "label": ANSWERS[i % 3]}
-        for i, image in enumerate(paint_patches(6))
-    ]
-    return Dataset.from_list(rows)
-
-
-def build_trainer(model_args, processor, folder, scope="language", parts=("language",), **keys):
-    args = SFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, max_length=None, disable_tqdm=True, save_strategy="no",
-        **{"per_device_train_batch_size": 3, "max_steps": 1, "logging_steps": 1, "learning_rate": 1e-2} | keys,
-    )  # fmt: skip
-    args.model_init_kwargs = build_model_init_kwargs(model_args)
-    trainer = PatchTrainer(
-        model=model_args.model_name_or_path,
-        args=args,
-        train_dataset=build_rows(),
-        eval_dataset=build_rows(),
-        processing_class=processor,
-        quantization_config=build_quantization_config(model_args),
-        peft_config=build_lora_config(model_args, scope, parts),
-        parts=parts,
-    )
-    return trainer
-
-
-def score(model, processor):
-    return label_log_likelihoods(model, processor, paint_patches(3, seed=1), [QUESTION] * 3, ANSWERS)[0]
 
 
 def test_the_parts_are_found_in_the_model(road):

@@ -9,9 +9,9 @@ import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from steady_runs import begin_recipe, write_inputs, write_recipe
-from test_checkpoints import RUN, write_checkpoint
 from tiny_models import LANGUAGE_LORA
 from transformers import AutoModelForImageTextToText
+from written_checkpoints import RUN, write_checkpoint
 
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.hub_access import resolve_commit

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from test_arguments import BASE
+from recipe_args import BASE
 from tiny_models import QUESTIONS, load_tiny, paint_patches
 
 from histolab_sft.config.arguments import parse_recipe

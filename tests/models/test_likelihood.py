@@ -1,10 +1,8 @@
-import itertools
-import random
-
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from scored_likelihoods import ORDERS, assert_scored_like_one_by_one, name_classes, score_one_by_one
 from tiny_models import (
     LANGUAGE_LORA,
     QUESTIONS,
@@ -12,11 +10,9 @@ from tiny_models import (
     build_llava,
     build_qwen2_vl,
     build_recurrent_llava,
-    format_row,
     load_tiny,
     paint_patches,
 )
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from histolab_sft.models import shared_prefix
 from histolab_sft.models.generate import encode_prompts, render_prompts
@@ -26,39 +22,6 @@ from histolab_sft.models.shared_prefix import shares_prefix
 pytestmark = pytest.mark.model
 
 ANSWERS = ["The answer is: " + name for name in ["Tumor", "Tumor stroma", "In Situ Carcinoma", "No", "Adipose"]]
-
-
-def score_one_by_one(model, processor, patch, question, answer):
-    """Log-likelihood and number of labels from one full forward pass over what the collator of training gives."""
-    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    batch = collator([format_row(patch, question, answer)])
-    labels = batch.pop("labels")[0, 1:]
-    with torch.no_grad():
-        log_probs = model(**batch).logits[0, :-1].double().log_softmax(-1)
-    scored = labels != -100
-    return log_probs[scored].gather(1, labels[scored, None]).sum().item(), int(scored.sum())
-
-
-def score_all_one_by_one(model, processor, patches, questions, candidates):
-    scores = [
-        [score_one_by_one(model, processor, patch, question, answer) for answer in answers]
-        for patch, question, answers in zip(patches, questions, candidates, strict=True)
-    ]
-    values = torch.tensor(scores, dtype=torch.float64)
-    return values[..., 0], values[..., 1].long()
-
-
-def assert_scored_like_one_by_one(model, processor, patches, candidates, batch_size, candidate_batch_size):
-    questions = [QUESTIONS[i % 3] for i in range(len(patches))]
-    expected, expected_counts = score_all_one_by_one(model, processor, patches, questions, candidates)
-    scores, counts = label_log_likelihoods(
-        model, processor, patches, questions, candidates, batch_size, candidate_batch_size
-    )
-    assert scores.dtype == torch.float64 and torch.equal(counts, expected_counts)
-    # Worth testing only if patch and answer matter.
-    assert expected.std(0).median() > 0.01 and expected.flatten().std() > 0.1
-    assert (scores - expected).abs().max() < 1e-5
-    return scores
 
 
 @pytest.fixture(scope="module", params=[16, 512], ids=["window_shorter_than_prompt", "window_longer_than_prompt"])
@@ -75,22 +38,6 @@ def test_scores_equal_full_forward_passes_at_any_batch_size(tiny, batch_size, ca
 def test_answers_without_common_words_and_answers_that_begin_others_are_exact(tiny):
     candidates = [["No", "No No", "No No No", "Yes", "Tumor."]] * 3
     assert_scored_like_one_by_one(*tiny, paint_patches(3), candidates, 2, 4)
-
-
-def name_classes(count):
-    """Names of one to six words, by length: the first chunks of a list hold far fewer tokens than the last."""
-    words = ["Tumor", "stroma", "Adipose", "Normal", "mucosa", "Debris", "Lymphocyte"]
-    every = (" ".join(name) for size in range(1, 7) for name in itertools.product(words, repeat=size))
-    by_size = itertools.groupby(every, key=lambda name: name.count(" "))
-    names = [name for _, group in by_size for name in itertools.islice(group, count // 6 + 2)][:count]
-    return [f"The answer is: {name}" for name in names]
-
-
-ORDERS = {
-    "short first": lambda names: sorted(names, key=len),
-    "long first": lambda names: sorted(names, key=len, reverse=True),
-    "mixed": lambda names: random.Random(1).sample(names, len(names)),
-}
 
 
 @pytest.mark.parametrize("count", [52, pytest.param(500, marks=pytest.mark.thorough)])

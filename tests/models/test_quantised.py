@@ -7,8 +7,8 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from conftest import PCAM_CLASSES
+from small_architectures import score
 from steady_runs import begin_recipe, hash_trained, logged, write_inputs, write_recipe
-from test_architectures import score
 
 from histolab_sft.config.arguments import parse_recipe_elsewhere
 from histolab_sft.models.load import load_base_model, load_finetuned, load_processor

@@ -6,7 +6,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from test_likelihood import assert_scored_like_one_by_one
+from saved_adapters import name_model, save_adapter
+from scored_likelihoods import assert_scored_like_one_by_one
 from tiny_models import LANGUAGE_LORA, QUESTIONS, build_llava, format_row, load_tiny, paint_patches
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -39,6 +40,14 @@ from histolab_sft.publishing.push_gate import PublishError, check_base_model
 OWN, SMALLER = (64, 16), [(32, 16), (32, 4)]
 ANSWERS = ["The answer is: Tumor", "The answer is: In Situ Carcinoma", "No"]
 CLASSES = {"a": "Adipose", "t": "Tumor", "s": "Stroma"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Folder of a tiny base model whose logits differ by whole nats."""
+    folder = tmp_path_factory.mktemp("resolution") / "base"
+    load_tiny(folder)[0].save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -83,18 +92,6 @@ def test_another_family_is_refused_by_name():
     with pytest.raises(ValueError, match="family llava, expected a Gemma 3"):
         set_resolution(build_llava()[0].config, 448, None)
     set_resolution(build_llava()[0].config, None, None)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Folder of a tiny base model whose logits differ by whole nats."""
-    folder = tmp_path_factory.mktemp("resolution") / "base"
-    load_tiny(folder)[0].save_pretrained(folder)
-    return folder
-
-
-def name_model(base, side=None, tokens=None, **keys):
-    return ModelConfig(str(base), dtype=keys.pop("dtype", "float32"), image_side=side, image_tokens=tokens, **keys)
 
 
 def load_both(model_args):
@@ -199,19 +196,6 @@ def test_every_resolution_has_a_cache_of_its_own(base, tmp_path, trained):
         model = get_peft_model(model, LoraConfig(target_modules=LANGUAGE_LORA, modules_to_save=trained))
         names.add(open_vision_cache(model, processor, tmp_path).folder.name)
     assert len(names) == 3
-
-
-def save_adapter(base, folder, side=None, tokens=None, **keys):
-    """Write an adapter as training does, one that changes the answers."""
-    model_args = name_model(base, side, tokens, use_peft=True, lora_target_modules=["q_proj", "v_proj"], **keys)
-    config, _ = build_starting_point(model_args, "language", None, ["language"])
-    config.base_model_name_or_path, config.init_lora_weights = str(base), False
-    torch.manual_seed(0)
-    get_peft_model(load_base_model(model_args), config).save_pretrained(folder)
-    # What TRL gives instead of a model's name is kept as it was written.
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": None, "init_lora_weights": True}))
-    return model_args
 
 
 @pytest.mark.model

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import PCAM_CLASSES
 from peft import get_peft_model_state_dict
+from phase_runs import train
 from safetensors.torch import load_file
+from small_architectures import build_model_args, build_trainer, score
 from steady_runs import begin_recipe, write_inputs, write_recipe
-from test_architectures import build_model_args, build_trainer, score
-from test_phases import train
 from tiny_models import build_llava
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe

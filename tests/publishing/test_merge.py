@@ -119,7 +119,7 @@ def test_a_merged_model_has_the_names_of_the_hub_and_passes(trained, output_dir)
     merged = merge_adapter(model_args, output_dir)
     assert keys(merged) == keys(folder / "base")
     assert {"processor_config.json", "tokenizer.json", "chat_template.jinja"} <= {
-        path.name for path in publish_merged.iterdir()
+        path.name for path in merged.iterdir()
     }
     parity = check_merge_parity(patches, histo_args, model_args, output_dir)
     assert {pair["agreement"] for pair in parity["pairs"].values()} == {1.0}
@@ -144,7 +144,7 @@ def test_merging_changes_the_answers_of_the_base_model(trained, output_dir):
     merged, base = load_merged(merge_adapter(model_args, output_dir)), load_merged(trained[0] / "base")
     changed = [
         name
-        for (name, value), other in zip(base.named_parameters(), publish_merged.parameters(), strict=True)
+        for (name, value), other in zip(base.named_parameters(), merged.parameters(), strict=True)
         if not torch.equal(value, other)
     ]
     assert len(changed) == 4 * 7

@@ -10,7 +10,7 @@ from chest_fixture import make_config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_open_recipes import CPU, SMALL, run
+from recipe_commands import CPU, SMALL, run
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.formats.coco import read_coco

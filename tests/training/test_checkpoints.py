@@ -6,12 +6,12 @@ import os
 import shutil
 
 import pytest
+from written_checkpoints import FILES, RUN, write_checkpoint
 
 from histolab_sft.training.checkpoints import (
     MANIFEST,
     MIB,
     CheckpointError,
-    begin_checkpoint,
     check_disk,
     choose_checkpoint,
     explain_failed_write,
@@ -21,26 +21,7 @@ from histolab_sft.training.checkpoints import (
     write_manifest,
 )
 
-RUN = {"data_fingerprint": "f00d", "base_model": "embedded", "revision": None, "seed": 42, "effective_batch": 16}
 RUN |= {"processes": 1, "compiled_layers": False, "id": "one", "changes": [], "keys": {"learning_rate": 0.01}}
-FILES = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-)
-
-
-def write_checkpoint(output_dir, step, whole=True, run=RUN):
-    folder = output_dir / f"checkpoint-{step}"
-    begin_checkpoint(folder, run)
-    for name in FILES:
-        folder.joinpath(name).write_bytes(f"{name} of step {step}".encode() * 20)
-    if whole:
-        write_manifest(folder, run)
-    return folder
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from conftest import PCAM_CLASSES, write_class_folders
 from published_run import write_run
 from safetensors.torch import save_file
-from test_results import score
-from test_trainer import make_trainer
+from scored_results import score
+from small_trainer import make_trainer
 from transformers import AutoModelForImageTextToText
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe

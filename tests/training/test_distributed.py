@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from compared_results import drop_times
 from distributed_runs import (
     DATASETS,
     PATIENCE,
@@ -28,7 +29,6 @@ from distributed_runs import (
 from peft import PeftModel
 from safetensors.torch import load_file
 from steady_runs import hash_adapter
-from test_evaluation_resume import drop_times
 from tiny_models import paint_patches
 from transformers import AutoModelForImageTextToText
 
@@ -39,7 +39,7 @@ from histolab_sft.training.checkpoints import find_whole_checkpoint, list_checkp
 pytestmark = [pytest.mark.model, pytest.mark.distributed]
 
 SINGLE = {"config": "cpu", "launch": ["--num_processes", "1"]}
-FSDP2 = {"config": "fsdp2", "script": "tests/fsdp_on_processors.py"}
+FSDP2 = {"config": "fsdp2", "script": "tests/fixtures/fsdp_on_processors.py"}
 ONE_BY_ONE = {"per_device_train_batch_size": 1}
 COMPILED = {"compiled_layers": "on"}
 # Four rows a step, dealt out in every way

@@ -1,21 +1,18 @@
 """The shipped recipes on records, run as they are but for model, data and steps, from the look ahead to the card."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from open_fixture import WRITERS, write_data
+from recipe_commands import CPU, SMALL, run
 
 from histolab_sft.config.arguments import read_recipe
 
 pytestmark = pytest.mark.model
 
-CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32", "--load_in_4bit", "false"]
-SMALL = ["--max_steps", 2, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
 SMALL += ["--dataloader_num_workers", 0, "--max_new_tokens", 4, "--save_strategy", "no", "--report_to", "none"]
 TASKS = {
     "captioning": {"report"},
@@ -29,17 +26,6 @@ WHOLE = {"immunopath": ["--constrained_decoding", "true", "--max_new_tokens", 16
 # What the page shows of an answer in the task's own form
 SHOWN = {"captioning": "Radiografía", "flare": "box", "explainmyxray": "Impression", "immunopath": "cd274_expression"}
 SHOWN |= {"chest_xrays": "No acute process"}
-
-
-def run(script, flags, monkeypatch):
-    """Run a recipe script in this process, which has imported already what would take each of them ten seconds."""
-    command = [f"recipes/{script}.py", *map(str, flags)]
-    monkeypatch.setattr(sys, "argv", command)
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def check_confidences(entry, table, page):

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from test_checkpoints import RUN, write_checkpoint
+from written_checkpoints import RUN, write_checkpoint
 
 from histolab_sft.training.checkpoints import (
     CheckpointError,

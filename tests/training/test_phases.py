@@ -2,9 +2,7 @@
 
 import json
 import os
-import runpy
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +11,10 @@ import torch
 import yaml
 from conftest import PCAM_CLASSES
 from peft import get_peft_model_state_dict
+from phase_runs import train
+from recipe_args import BASE
 from safetensors.torch import load_file
-from steady_runs import ROOT, SendSignals, hash_adapter, start_recipe, write_inputs, write_recipe
-from test_arguments import BASE
+from steady_runs import SendSignals, hash_adapter, start_recipe, write_inputs, write_recipe
 from transformers.integrations import HfDeepSpeedConfig
 
 from histolab_sft.config.arguments import parse_recipe
@@ -44,16 +43,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phases")
     write_inputs(folder)
     return folder
-
-
-def train(recipe, *flags, script="recipes/sft.py"):
-    """Run a script in this process; return what its main function does, an exit code in training."""
-    before, sys.argv = sys.argv, [script, "--config", str(recipe), *flags]
-    try:
-        main = runpy.run_path(str(ROOT / script))["main"]
-        return main(*parse_recipe(sys.argv[1:]))
-    finally:
-        sys.argv = before
 
 
 def write_phases(folder, output_dir, phases=PHASES, **keys):

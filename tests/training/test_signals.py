@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from test_errors import ROOT, write_recipe
+from broken_recipes import ROOT, write_recipe
 
 from histolab_sft import signals
 from histolab_sft.signals import EXIT_CODE, StopSignals, ending_on_signals

@@ -3,52 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PCAM_CLASSES, write_class_folders
+from conftest import PCAM_CLASSES
+from small_trainer import make_trainer
 from transformers import TrainerCallback
-from trl import SFTConfig
 
-from histolab_sft.config.arguments import HistoArguments
-from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.data.rows import load_patches
 from histolab_sft.models.likelihood import label_log_likelihoods
-from histolab_sft.models.load import (
-    build_lora_config,
-    build_model_init_kwargs,
-    build_quantization_config,
-    load_processor,
-)
-from histolab_sft.training.trainer import PatchTrainer
 
 pytestmark = pytest.mark.model
-
-
-def make_trainer(folder, base_model, load_in_4bit=True, **keys):
-    write_class_folders(folder / "pcam", PCAM_CLASSES, per_class=12)
-    histo_args = HistoArguments(
-        datasets=[{"name": "pcam", "source": "pcam", "class_names": PCAM_CLASSES}], data_dir=str(folder)
-    )
-    model_args = ModelConfig(
-        model_name_or_path=str(base_model),
-        load_in_4bit=load_in_4bit,
-        use_bnb_nested_quant=load_in_4bit,
-        use_peft=True,
-        lora_target_modules=["q_proj", "v_proj"],
-    )
-    defaults = {"per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
-    training_args = SFTConfig(
-        output_dir=str(folder / "out"), use_cpu=True, bf16=False, max_length=None, **defaults | keys
-    )
-    training_args.model_init_kwargs = build_model_init_kwargs(model_args)
-    patches = load_patches(histo_args)
-    return PatchTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=patches["train"],
-        eval_dataset=patches["validation"],
-        processing_class=load_processor(str(base_model)),
-        quantization_config=build_quantization_config(model_args),
-        peft_config=build_lora_config(model_args, "language"),
-    )
 
 
 def weights(trainer, lora):

@@ -18,8 +18,8 @@ _SIZE = 128
 def describe_look(image: Image.Image) -> np.ndarray:
     """Return colour and texture statistics of a patch (8-bit RGB), float64 (8,), in the order of `FEATURE_NAMES`.
 
-    Amounts of stain as in `histolab_sft.data.pictures.stain`, at 128 x 128 px; a texture is the mean gradient of an amount, a
-    95th percentile tells crowded nuclei from an even blue.
+    Amounts of stain as in `histolab_sft.data.pictures.stain`, at 128 x 128 px; a texture is the mean gradient of an
+    amount, a 95th percentile tells crowded nuclei from an even blue.
     """
     small = np.asarray(image.resize((_SIZE, _SIZE), Image.Resampling.BOX), dtype=np.float64)
     amounts = -np.log10(np.maximum(small, 0.5) / 255) @ np.linalg.inv(STAINS)

@@ -209,7 +209,7 @@ def _say_where_from(source: Path) -> str:
     if source.parent.name == "datasets" and source.name in BENCHMARKS:
         return f"download it by `make data DATASETS={source.name}`, or "
     if source.parent.name == "synthetic":
-        return f"paint it by `python -m histolab_sft.embedded.synthetic {source.parent}`, or "
+        return f"paint it by `python recipes/paint_patches.py {source.parent}`, or "
     return ""
 
 

@@ -1,10 +1,9 @@
-"""Download, verify and unpack public data sets: python -m histolab_sft.data.public.download crc pcam bach
+"""Download, verify and unpack public data sets.
 
 A file counts only after its size and checksum are right; it then gets its name in one rename, is unpacked and noted
 in .verified.json, so that a second call only looks and downloads nothing. A cut download resumes where it stopped.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -18,32 +17,13 @@ import httpx2
 from filelock import FileLock, Timeout
 
 from histolab_sft.data.pictures import archives
-from histolab_sft.data.public.benchmarks import BENCHMARKS, Benchmark, RemoteFile
+from histolab_sft.data.public.benchmarks import Benchmark, RemoteFile
 from histolab_sft.data.public.fetch import check_file, fetch, write_json
 from histolab_sft.data.public.published_counts import check_folder, image_files
-from histolab_sft.errors import plain_errors
 
 logger = logging.getLogger(__name__)
 
 MARKER = ".verified.json"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Download every data set named; return 1 if one of them failed, after trying all."""
-    parser = argparse.ArgumentParser(prog="histolab_sft.data.public.download", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=sorted(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--folder", type=Path, default=Path("data/datasets"), help="each data set gets FOLDER/NAME")
-    options = parser.parse_args(arguments)
-    failed = []
-    for name in dict.fromkeys(options.names):
-        try:
-            download(BENCHMARKS[name], options.folder / name)
-        except (OSError, ValueError) as error:
-            logger.error("%s: FAILED: %s", name, error)
-            failed.append(name)
-    if failed:
-        logger.error("%d of %d data sets failed: %s", len(failed), len(set(options.names)), ", ".join(failed))
-    return 1 if failed else 0
 
 
 def download(benchmark: Benchmark, folder: Path) -> None:
@@ -165,10 +145,3 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise OSError(f"Found another download at work in {folder}, expected none; wait for it to end") from error
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    with plain_errors():
-        raise SystemExit(main())

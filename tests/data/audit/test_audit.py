@@ -1,11 +1,11 @@
 """Audit of the splits: copies, groups, classes, shortcuts, and the near-duplicate search behind it."""
 
-import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from audited_patches import compress, make_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
@@ -17,22 +17,6 @@ from histolab_sft.data.audit.audit_checks import compute_association
 from histolab_sft.data.audit.copies import find_near_copies, leaking_rows
 from histolab_sft.data.audit.near_copies import SAME_PICTURE, find_near_duplicates
 from histolab_sft.data.pictures.inspection import check_images
-
-
-def make_patch(seed: int, side: int = 96) -> Image.Image:
-    """Blurred noise in the colours of H&E: structure at all scales, different for every seed."""
-    noise = np.random.default_rng(seed).normal(size=(3, side, side))
-    wave = np.abs(np.fft.fftfreq(side))[:, None] + np.abs(np.fft.fftfreq(side))[None]
-    field = np.fft.ifft2(np.fft.fft2(noise) / (wave + 0.02)).real
-    field = field / field.std(axis=(1, 2), keepdims=True)
-    colours = np.array([190, 120, 170])[:, None, None] + 30 * field[:1] + 6 * field
-    return Image.fromarray(colours.transpose(1, 2, 0).clip(0, 255).astype(np.uint8))
-
-
-def compress(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
 
 
 def shrink(image: Image.Image) -> np.ndarray:

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from audited_patches import compress, make_patch
 from conftest import PCAM_CLASSES
 from PIL import Image
-from test_audit import compress, make_patch
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.audit.audit import format_audit

@@ -6,8 +6,8 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from audited_patches import make_patch
 from conftest import PCAM_CLASSES
-from test_audit import make_patch
 
 pytest.importorskip("cv2", reason="needs the extra `siblings`")
 

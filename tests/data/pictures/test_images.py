@@ -3,12 +3,10 @@
 import io
 import os
 import signal
-import struct
 import tarfile
 import threading
 import time
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -17,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from encoded_pictures import encode, encode_deep_tiff, encode_png, make_dicom, make_tissue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,48 +24,6 @@ from histolab_sft.data.pictures import containers
 from histolab_sft.data.pictures.containers import ImageRefused, index_tar, read_patch
 from histolab_sft.data.pictures.decoding import decode_image, open_patch
 from histolab_sft.tasks.parsing.box_geometry import place_whole
-
-
-def make_tissue(seed: int = 0, width: int = 40, height: int = 32) -> Image.Image:
-    """A pink picture with coloured noise, never symmetric."""
-    noise = np.random.default_rng(seed).integers(0, 50, (height, width, 3))
-    slope = np.linspace(0, 60, width, dtype=int)[None, :, None]
-    return Image.fromarray((np.array([190, 110, 160]) - slope + noise - 25).clip(0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def encode_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG by hand: Pillow writes no 16-bit colour, and wouldn't write a bomb in reasonable time."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def encode_deep_tiff(values: np.ndarray, sample_format: int = 1) -> bytes:
-    """A TIFF (H, W, 3) of 16-bit integers (sample format 1) or 32-bit floats (3), which Pillow can't write."""
-    height, width, channels = values.shape
-    bits = 32 if sample_format == 3 else 16
-    data = values.astype("<f4" if sample_format == 3 else "<u2").tobytes()
-    tags = [(256, width), (257, height), (258, None), (259, 1), (262, 2), (273, None), (277, channels)]
-    tags += [(278, height), (279, len(data)), (339, None)]
-    lists = 8 + 2 + 12 * len(tags) + 4
-    places = {258: lists, 339: lists + 2 * channels, 273: lists + 4 * channels}
-    out = b"II" + struct.pack("<HIH", 42, 8, len(tags))
-    for tag, value in tags:
-        if tag in (258, 339):
-            out += struct.pack("<HHII", tag, 3, channels, places[tag])
-        else:
-            out += struct.pack("<HHII", tag, 4, 1, places.get(tag, value))
-    return out + struct.pack(f"<I{2 * channels}H", 0, *[bits] * channels, *[sample_format] * channels) + data
 
 
 def test_a_16_bit_grey_picture_is_scaled_not_clipped():
@@ -320,27 +277,6 @@ def test_forked_workers_read_a_container_that_the_parent_has_open(tmp_path, kind
     truth = _sum_patches(path, rows)
     with get_context("fork").Pool(3) as pool:
         assert pool.starmap(_sum_patches, [(path, rows)] * 6) == [truth] * 6
-
-
-def make_dicom(pixels: np.ndarray, photometric: str, **elements) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset.PatientName, dataset.PatientID = "Secret^Person", "ID-4711"
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    dataset.PhotometricInterpretation, dataset.PixelRepresentation, dataset.PlanarConfiguration = photometric, 0, 0
-    dataset.BitsAllocated = dataset.BitsStored = pixels.dtype.itemsize * 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelData = pixels.tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def test_a_colour_dicom_keeps_its_pixels():

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from encoded_pictures import encode, encode_deep_tiff, encode_png, make_tissue
 from PIL import Image
-from test_images import encode, encode_deep_tiff, encode_png, make_tissue
 
 from histolab_sft.data.pictures import inspection
 from histolab_sft.data.pictures.inspection import check_images, compute_background_fraction

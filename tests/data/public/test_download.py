@@ -14,7 +14,8 @@ from histolab_sft.data.pictures.archives import UnsafeArchiveError
 from histolab_sft.data.public import download as download_module
 from histolab_sft.data.public import fetch as fetch_module
 from histolab_sft.data.public.benchmarks import Benchmark, RemoteFile
-from histolab_sft.data.public.download import download, main
+from histolab_sft.data.public.download import download
+from recipes import download as command
 
 COUNTS = {"ADI": 3, "TUM": 2}
 
@@ -170,16 +171,16 @@ def test_two_downloads_into_one_folder_do_not_mix(server, tmp_path):
 
 def test_the_command_tries_every_data_set_and_returns_one_if_any_failed(server, tmp_path, monkeypatch, caplog):
     broken = toy(server, name="broken", files=(RemoteFile(server.url("gone.zip"), None, None, "GONE", 10),))
-    monkeypatch.setattr(download_module, "BENCHMARKS", {"toy": toy(server), "broken": broken})
-    assert main(["broken", "toy", "--folder", str(tmp_path)]) == 1
+    monkeypatch.setattr(command, "BENCHMARKS", {"toy": toy(server), "broken": broken})
+    assert command.main(["broken", "toy", "--folder", str(tmp_path)]) == 1
     assert "1 of 2 data sets failed: broken" in caplog.text
-    assert main(["toy", "--folder", str(tmp_path)]) == 0
+    assert command.main(["toy", "--folder", str(tmp_path)]) == 0
 
 
 def test_a_data_set_to_be_placed_by_hand_tells_where_from_and_what(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert main(["mhist", "--folder", str(tmp_path)]) == 1
+    assert command.main(["mhist", "--folder", str(tmp_path)]) == 1
     assert "https://bmirds.github.io/MHIST" in caplog.text and "annotations.csv" in caplog.text
     (tmp_path / "breakhis").mkdir()
-    assert main(["breakhis", "--folder", str(tmp_path)]) == 1
+    assert command.main(["breakhis", "--folder", str(tmp_path)]) == 1
     assert "malignant: found 0 images, expected 5429" in caplog.text

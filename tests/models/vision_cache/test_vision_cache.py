@@ -58,7 +58,7 @@ def encoded(monkeypatch):
     """Numbers of pictures that went through the tower, one a batch."""
     batches, encode = [], features._encode
     monkeypatch.setattr(
-        vision_cache,
+        features,
         "_encode",
         lambda gemma, pixels, pooled: batches.append(len(pixels)) or encode(gemma, pixels, pooled),
     )

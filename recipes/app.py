@@ -1,7 +1,7 @@
 """
 Show the base model and the adapter of a recipe side by side, in a browser on this machine:
 
-    python -m histolab_sft.demo.app --config recipes/demo.yaml [--examples FOLDER] [--port 7860] [--any_key value]
+    python recipes/app.py --config recipes/demo.yaml [--examples FOLDER] [--port 7860] [--any_key value]
 
 FOLDER holds `<data set>/<class>/picture`. Without it, the data sets that can be painted get painted examples. Of data
 sets with a format the rows are read, for their questions.
