@@ -68,6 +68,7 @@ setup(
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],
         "test": [
+            "axe-playwright-python>=0.1.4",
             "pytest>=8",
             "pytest-socket>=0.7",
             "pytest-xdist>=3.6",

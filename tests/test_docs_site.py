@@ -23,6 +23,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.phase import PhaseConfig
 
 pytest.importorskip("mkdocs", reason="needs the package mkdocs")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the package axe-playwright-python")
 
 
 def load_hook(name):
@@ -60,7 +61,7 @@ def test_the_reference_has_every_key_of_this_project_and_every_key_of_a_recipe()
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert set(recipe) <= names
     page = REFERENCE.write_page()
-    assert [name for kind, name in listed if f"#### `{name}` {{ #" not in page] == []
+    assert [name for kind, name in listed if f"\n### `{name}` {{ #" not in page] == []
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", Path("docs/recipes.md").read_text(), re.DOTALL))
@@ -143,4 +144,7 @@ def test_every_page_of_the_site_opens_without_a_fault(site, browser, name, width
     assert [url for url in asked if not url.startswith((site, "data:", "blob:"))] == []
     assert page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)") == []
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    found = axe.Axe().run(page, context="main", options={"resultTypes": ["violations"]})
+    grave = [entry for entry in found.response["violations"] if entry["impact"] in ("serious", "critical")]
+    assert [(entry["id"], entry["nodes"][0]["html"][:120]) for entry in grave] == []
     page.close()

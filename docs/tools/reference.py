@@ -155,7 +155,7 @@ def _format_key(entry: dataclasses.Field, kind: type) -> str:
     example = find_example(entry.name, kind)
     return "\n".join(
         [
-            f"#### `{entry.name}` {{ #{level}{entry.name} }}\n",
+            f"### `{entry.name}` {{ #{level}{entry.name} }}\n",
             f"{explain(entry, kind)}\n",
             f"{'; '.join(facts)}.\n",
             f"```yaml\n{example}\n```\n" if example else "",
