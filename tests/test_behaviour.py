@@ -24,6 +24,17 @@ def leave(folder, started="2026-01-01T10:00:00+00:00", accuracy=0.5, truth="Tumo
     return folder / "kept"
 
 
+def test_the_order_of_the_layers_of_an_adapter_is_no_difference(tmp_path):
+    kept = []
+    for i, layers in enumerate((["q_proj", "v_proj"], ["v_proj", "q_proj"])):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}/adapter_config.json").write_text(json.dumps({"target_modules": layers}))
+        kept.append(tmp_path / f"kept{i}")
+        kept[i].mkdir()
+        keep(tmp_path / f"{i}", kept[i], {})
+    assert compare(*kept) == []
+
+
 def test_times_and_places_are_no_difference(tmp_path):
     before = leave(tmp_path / "before")
     after = leave(tmp_path / "elsewhere", started="2027-02-03T11:22:33+00:00")
