@@ -95,6 +95,15 @@ def test_the_page_of_messages_has_every_cure():
     assert "| unknown key in …: … | correct or remove it |" in page
 
 
+def test_every_picture_of_the_report_is_cut_at_headings_that_it_has():
+    pictures = load_hook("pictures")
+    templates = "".join(path.read_text() for path in Path("histolab_sft/evaluation").glob("*.jinja"))
+    headings = {heading for parts in pictures.PICTURES.values() for part in parts for heading in part}
+    own = {heading for heading in headings if not heading.startswith(("#data-", "header"))}
+    assert [h for h in own if f'id="{h[1:]}"' not in templates and f">{h}<" not in templates] == []
+    assert {f"{name}.png" for name in pictures.PICTURES} == {path.name for path in Path("docs/pictures").iterdir()}
+
+
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 NAV = yaml.safe_load(Path("mkdocs.yml").read_text(encoding="utf-8"))["nav"]
