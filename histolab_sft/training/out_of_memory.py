@@ -1,14 +1,62 @@
 """When the memory of the device is too small: say what to change, or go on with smaller micro-batches."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 
 
 class OutOfMemoryError(RuntimeError):
     """A step doesn't fit into memory, and the message says what to change."""
+
+
+@contextmanager
+def explaining_out_of_memory(inputs: Mapping, args, step: int, training: bool) -> Iterator[None]:
+    """Turn an allocator's error under the block into an `OutOfMemoryError`; see `explain_out_of_memory`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise OutOfMemoryError(explain_out_of_memory(error, inputs, args, step, training)) from error
+
+
+def fit_micro_batch(trainer, run: Callable, inputs: dict, halve: bool):
+    """Run a micro-batch forwards and backwards, in parts of as many rows as fit into memory, and return its loss.
+
+    Args:
+        trainer (`PatchTrainer`): Its `micro_batch` is the largest part so far that fits, None for a whole micro-batch.
+        run: Of a batch, adds its gradients and returns its loss, the sum over its tokens divided by those of the
+            whole step, so that the losses and gradients of parts add up.
+        inputs (`dict`): The collated micro-batch.
+        halve (`bool`): Whether to try again with half the rows; costs a copy of the gradients.
+
+    Raises:
+        OutOfMemoryError: A part doesn't fit, and can't or shall not be halved.
+    """
+    while True:
+        parts = split_batch(inputs, trainer.micro_batch) if trainer.micro_batch else [inputs]
+        before = _copy_gradients(trainer.model) if halve else []
+        try:
+            with explaining_out_of_memory(parts[0], trainer.args, trainer.state.global_step + 1, training=True):
+                return sum([run(part) for part in parts])
+        except OutOfMemoryError as error:
+            rows = len(parts[0]["labels"])
+            if not halve or rows == 1:
+                raise
+            message = str(error)
+        # Out of the handler, whose error held the failed step's tensors.
+        trainer.micro_batch = rows // 2
+        logger.warning("%s. Going on with micro-batches of %d", message, trainer.micro_batch)
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 def split_batch(inputs: Mapping, size: int) -> list[dict]:
@@ -60,6 +108,11 @@ def explain_out_of_memory(error: Exception, inputs: Mapping, args, step: int, tr
     if pictures > rows:
         advice.append(f"fewer pictures a row (now {pictures / rows:g})")
     return f"{found}. Change, in this order: {'; '.join(advice)}"
+
+
+def _copy_gradients(model: nn.Module) -> list[tuple]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [(p, None if p.grad is None else p.grad.clone()) for p in trained]
 
 
 def _cut(value, start: int, end: int, rows: int):

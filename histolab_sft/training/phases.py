@@ -157,8 +157,12 @@ def describe_start(run: RunRecord, phase: Phase, trainer) -> None:
 def describe_phase(run: dict, phase: Phase, trainer) -> None:
     """Put into the record of a run how a phase of it ended."""
     entry = run if phase.config is None else run.setdefault("phases", {}).setdefault(phase.config.name, {})
-    entry["steps"] = trainer.state.global_step
-    run["exit_reason"] = trainer.describe_end()
+    step = entry["steps"] = trainer.state.global_step
+    if trainer.interrupted:
+        run["exit_reason"] = f"{trainer.interrupted.name} after step {step}"
+    else:
+        finished = step >= trainer.state.max_steps
+        run["exit_reason"] = "finished" if finished else f"early stopping after step {step}"
 
 
 def copy_result(phase: Phase, output_dir: str | Path) -> None:

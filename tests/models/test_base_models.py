@@ -21,6 +21,7 @@ from histolab_sft.models.load import load_base_model, load_finetuned
 from histolab_sft.publishing.merge import load_trained
 from histolab_sft.publishing.push_gate import PublishError, check_base_model
 from histolab_sft.training.checkpoints import CheckpointError, choose_checkpoint
+from histolab_sft.training.exact_resume import describe_run
 
 pytestmark = pytest.mark.model
 
@@ -107,7 +108,7 @@ def test_training_records_base_model_and_commit_with_the_adapter(cached, tmp_pat
     write_inputs(tmp_path)
     recipe = write_recipe(tmp_path, tmp_path / "run", model_name_or_path=NEXT, leaks="allow")
     trainer, _, _ = begin_recipe(recipe)
-    assert trainer.describe_run()["base_model"] == NEXT and trainer.describe_run()["revision"] == COMMIT
+    assert describe_run(trainer)["base_model"] == NEXT and describe_run(trainer)["revision"] == COMMIT
     trainer.save_model()
     saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert (saved["base_model_name_or_path"], saved["revision"]) == (NEXT, COMMIT)
