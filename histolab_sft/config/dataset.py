@@ -22,7 +22,7 @@ class DatasetConfig:
             paths start at the recipe's `data_dir`.
         streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
             picture is needed, a row group at a time, and keep none of its files on disk.
-        format (`str`, *optional*): Name of a record reader (`histolab_sft.data.formats.RECORDS`), for data whose rows
+        format (`str`, *optional*): Name of a record reader (`histolab_sft.data.formats.READERS`), for data whose rows
             bring their own questions and answers.
         task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
             Without one it is `"classification"`.

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
 from histolab_sft.config.picture import choose_rendering
-from histolab_sft.data.formats import READER_KEYS, RECORDS
+from histolab_sft.data.formats import READER_KEYS, READERS
 from histolab_sft.data.formats.listing import OTHER_PICTURES, PICTURES, count_unread, tell_unread
 from histolab_sft.data.formats.words import map_splits
 from histolab_sft.data.pictures.decoding import open_patch
@@ -40,7 +40,7 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
         FileNotFoundError: The source, or a picture, isn't there.
         ValueError: An unknown format or task, several tasks in one data set, or splits without train.
     """
-    for key, value, known in (("format", config.format, RECORDS), ("task", config.task or "report", TASKS)):
+    for key, value, known in (("format", config.format, READERS), ("task", config.task or "report", TASKS)):
         if value not in known:
             raise ValueError(f"data set {config.name!r}: {key} is {value!r}, expected one of {', '.join(known)}")
     strange = set(config.reader_keys) - READER_KEYS.get(config.format, set())
@@ -56,7 +56,7 @@ def list_questions(config: DatasetConfig, histo_args: HistoArguments) -> pd.Data
     source = Path(histo_args.data_dir, config.source)
     if not source.exists():
         raise FileNotFoundError(f"data set {config.name!r}: {source} doesn't exist; correct `source` or `data_dir`")
-    questions = _choose_task(RECORDS[config.format](source, config, **config.reader_keys), config)
+    questions = _choose_task(READERS[config.format](source, config, **config.reader_keys), config)
     # Of a format, only its reader knows what the files beside the pictures are for.
     unread = count_unread(source, questions["images"].explode()) if source.is_dir() else {}
     not_read = tell_unread({kind: unread[kind] for kind in (PICTURES, OTHER_PICTURES) if kind in unread}, config.name)

@@ -10,9 +10,9 @@ import pandas as pd
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import read_size
 from histolab_sft.data.formats.flare import NO_QUESTIONS, FlareRecord, list_flare
 from histolab_sft.data.formats.flare_answers import is_hidden, parse_options
+from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import multilabel, quantity, report
 from histolab_sft.tasks.parsing import box_codecs

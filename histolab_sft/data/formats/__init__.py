@@ -19,7 +19,7 @@ from histolab_sft.data.formats.padchest_gr import read_padchest_gr
 from histolab_sft.data.formats.questions import read_questions
 from histolab_sft.data.formats.yolo_seg import read_yolo_seg
 
-RECORDS = {
+READERS = {
     "biomarkers": read_biomarkers,
     "captions": read_captions,
     "chestxray14": read_chestxray14,
@@ -34,7 +34,7 @@ RECORDS = {
     "questions": read_questions,
     "yolo_seg": read_yolo_seg,
 }
-# Keys of a data set that one reader alone takes, as keywords.
+# Format -> keys of a data set that its reader alone takes, as keyword arguments.
 READER_KEYS = {
     "biomarkers": {"style"},
     "chexpert": {"uncertain", "views"},

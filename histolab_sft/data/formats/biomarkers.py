@@ -1,4 +1,4 @@
-"""Read the manifest that `recipes/prepare_biomarkers.py` writes: one record a patient, with several images."""
+"""Read the manifest that `recipes/prepare_biomarkers.py` writes: one question a patient, with several images."""
 
 import json
 import re
@@ -15,9 +15,9 @@ KEYS = ("patient", "images", "split", "cancer_type", "record")
 
 
 def read_biomarkers(source: Path, config: DatasetConfig, style: str = "training") -> pd.DataFrame:
-    """Return one `biomarkers` record a patient, who is its group.
+    """Return one `biomarkers` row a patient, who is its group.
 
-    If the fitted statistics lie beside the manifest, all but the training patients are checked against them.
+    Where `fitted.json` lies beside the manifest, its statistics must not have been fitted on a held-out patient.
 
     Args:
         source: The manifest (JSON lines), or the folder with `manifest.jsonl`.
@@ -25,7 +25,7 @@ def read_biomarkers(source: Path, config: DatasetConfig, style: str = "training"
 
     Raises:
         FileNotFoundError: The manifest or an image isn't there.
-        ValueError: A line isn't a record, a patient stands in two, or the labels were fitted on a held-out patient.
+        ValueError: A line lacks a key, a patient stands in two, or the labels were fitted on a held-out patient.
     """
     path = find_file(source, "manifest.jsonl", config)
     question = QUESTIONS[style] if config.instruction is None else config.instruction
@@ -33,7 +33,7 @@ def read_biomarkers(source: Path, config: DatasetConfig, style: str = "training"
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            record = _read_record(line, f"data set {config.name!r}: {path}, line {number}")
+            record = _read_line(line, f"data set {config.name!r}: {path}, line {number}")
             rows.append(
                 {
                     "images": [str(path.parent / image) for image in record["images"]],
@@ -51,14 +51,14 @@ def read_biomarkers(source: Path, config: DatasetConfig, style: str = "training"
         held_out = [row["group"] for row in rows if row["split"] != "train"]
         for name in ("signatures", "label_rules"):
             refuse_leak(statistics[name], held_out)
-    return build_table(rows, {}, config)
+    return build_table(rows, config)
 
 
-def _read_record(line: str, place: str) -> dict:
+def _read_line(line: str, where: str) -> dict:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: {error}, expected a JSON object a line; prepare the records again") from error
+        raise ValueError(f"{where}: {error}, expected a JSON object a line; prepare the data again") from error
     if not isinstance(record, dict) or not set(KEYS) <= set(record) or not record["images"]:
-        raise ValueError(f"{place}: {line[:60]!r}, expected {', '.join(KEYS)} and one image or more; correct the line")
+        raise ValueError(f"{where}: {line[:60]!r}, expected {', '.join(KEYS)} and one image or more; correct the line")
     return record

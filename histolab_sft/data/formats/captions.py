@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import find_group
-from histolab_sft.data.formats.rows import build_table, check_columns
+from histolab_sft.data.formats.rows import build_table, check_columns, find_group
 from histolab_sft.data.formats.tables import TEXT_TABLES, read_table
 from histolab_sft.data.formats.words import split_of
 
@@ -16,7 +15,7 @@ CAPTION_COLUMN = "caption"
 
 
 def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return one `report` record a row, asked for in the style `caption`.
+    """Return one `report` question a row, asked in the style `caption`.
 
     Columns: `image` (or `image_column`), `caption` (or `label_column`), and where they are there `split_column` and a
     group. Paths are relative to the manifest's folder or the one above it, as captions are published as
@@ -51,7 +50,7 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
                     "answer": row[caption].strip(),
                 }
             )
-    return build_table(rows, left_out, config)
+    return build_table(rows, config, left_out)
 
 
 def list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
@@ -67,10 +66,10 @@ def list_manifests(source: Path, config: DatasetConfig) -> list[Path]:
     return paths
 
 
-def find_picture(folder: Path, place: str) -> str:
-    """Return the path of the picture at `place`, seen from the manifest's folder or the one above it."""
-    below = folder / place
-    return str(below if below.is_file() else folder.parent / place)
+def find_picture(folder: Path, name: str) -> str:
+    """Return the path of a picture whose `name` is relative to the manifest's folder or the one above it."""
+    below = folder / name
+    return str(below if below.is_file() else folder.parent / name)
 
 
 def _find_flaw(image, caption) -> str | None:
@@ -81,15 +80,13 @@ def _find_flaw(image, caption) -> str | None:
 
 def drop_empty(row: dict) -> dict:
     """Return the cells of a row that hold something."""
-    return {key: value for key, value in row.items() if isinstance(value, list | dict) or not _is_empty(value)}
-
-
-def _is_empty(value) -> bool:
-    return pd.isna(value) or value == ""
+    return {
+        key: value for key, value in row.items() if isinstance(value, list | dict) or pd.notna(value) and value != ""
+    }
 
 
 def find_split(row: dict, path: Path, config: DatasetConfig) -> str:
-    """Return the row's own word for its split, else the manifest's name where that is a split's."""
+    """Return the name of a row's split from its own column, else from the manifest's file name, else ''."""
     own = row.get(config.split_column)
     if isinstance(own, str) and own.strip():
         return own

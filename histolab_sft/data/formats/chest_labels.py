@@ -1,4 +1,4 @@
-"""What the readers of labelled chest X-rays share: which labels are asked for, and what an uncertain one means."""
+"""What the readers of labelled chest X-rays share: the labels that are asked for, and what an uncertain one means."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def check_choice(key: str, value: object, choices: Sequence[str], config: Datase
         )
 
 
-def ask_for(names: Mapping[str, str], cells: Mapping[str, str], uncertain: str) -> tuple[dict, list[str], int]:
+def read_labels(names: Mapping[str, str], cells: Mapping[str, str], uncertain: str) -> tuple[dict, list[str], int]:
     """Return `ask` and `answer` of a `multilabel` row, and how many of its labels are uncertain.
 
     Args:
@@ -69,7 +69,7 @@ def ask_for(names: Mapping[str, str], cells: Mapping[str, str], uncertain: str) 
     return ask, [words for label, words in names.items() if read[label]], sum(value < 0 for value in found.values())
 
 
-def tell_uncertain(count: int, total: int, uncertain: str, config: DatasetConfig) -> None:
-    """Say how many labels are uncertain, and what becomes of them."""
+def log_uncertain(count: int, total: int, uncertain: str, config: DatasetConfig) -> None:
+    """Log how many labels are uncertain, and what becomes of them."""
     meaning = {None: "aren't asked for", False: "count as absent", True: "count as present"}[POLICIES[uncertain]]
     logger.info("data set %r: %d of %d labels are uncertain and %s", config.name, count, total, meaning)

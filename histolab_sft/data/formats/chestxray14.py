@@ -16,9 +16,9 @@ import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.chest_labels import check_choice, choose_labels
-from histolab_sft.data.formats.exact import read_size, refuse_records
-from histolab_sft.data.formats.rows import build_table, check_columns, check_pictures, find_file
+from histolab_sft.data.formats.rows import build_table, check_columns, check_pictures, find_file, refuse_problems
 from histolab_sft.data.formats.tables import read_table, read_text
+from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
 from histolab_sft.tasks.multilabel import CHEST_QUESTION
@@ -33,7 +33,7 @@ TABLE = "Data_Entry_2017*.csv"
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 BOXES = "BBox_List_2017.csv"
-# Its header, `Bbox [x,y,w,h]`, falls apart at the commas.
+# The header `Bbox [x,y,w,h]` is one title with commas in it, so it is read as four columns.
 BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 BOX_SIZE = (1024, 1024)  # of the published pictures, in whose pixels boxes are
 OTHER_WORDS = {"Infiltrate": "Infiltration"}  # in the list of boxes
@@ -43,10 +43,10 @@ _NAME = re.compile(r"(\d+)_\d+\.png")
 def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
     """Return one `multilabel` row a picture, or with `task: boxes` one for each with boxes; the patient is the group.
 
-    `split` is `train` or `test`, as the official lists have it; validation is dealt out of train, by patient. The
-    labels asked for are the 14 findings, or those of `class_names`; a picture with none of them is answered so. Boxes
-    are those around these findings: others of the same picture may have none. Pictures may lie anywhere below
-    `source`. Those of neither list are left out and counted.
+    `split` is `train` or `test`, as in the official lists; validation patients are drawn from train later. The labels
+    asked for are the 14 findings, or those of `class_names`; a picture without any of them has an empty answer. With
+    `task: boxes` the answers are the boxes around these findings; the published list has boxes for some findings only.
+    Pictures may lie anywhere below `source`. Those of neither list are left out and counted.
 
     Raises:
         FileNotFoundError: The table, a list, or a picture that they name isn't there.
@@ -91,12 +91,12 @@ def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "answer": [words for label, words in names.items() if label in labels],
             }
         )
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     if task == "boxes":
         check_pictures((row["images"][0] for row in rows), config)
-        _locate(rows, boxes, problems)
-        refuse_records(problems, source, config)
-    return build_table(rows, left_out, config)
+        _turn_into_boxes(rows, boxes, problems)
+        refuse_problems(problems, source, config)
+    return build_table(rows, config, left_out)
 
 
 def _read_lists(
@@ -145,8 +145,8 @@ def _read_boxes(folder: Path, names: dict[str, str], config: DatasetConfig, prob
     return boxes
 
 
-def _locate(rows: list[dict], boxes: dict[str, list], problems: list[str]) -> None:
-    """Turn rows of labels into rows of boxes."""
+def _turn_into_boxes(rows: list[dict], boxes: dict[str, list], problems: list[str]) -> None:
+    """Give rows of labels the question and the answer of boxes, in place."""
     for row in rows:
         [path] = row["images"]
         if (size := read_size(path)) != BOX_SIZE:

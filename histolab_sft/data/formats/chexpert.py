@@ -14,13 +14,12 @@ from histolab_sft.data.formats.chest_labels import (
     OBSERVATIONS,
     POLICIES,
     VIEWS,
-    ask_for,
     check_choice,
     choose_labels,
-    tell_uncertain,
+    log_uncertain,
+    read_labels,
 )
-from histolab_sft.data.formats.exact import refuse_records
-from histolab_sft.data.formats.rows import build_table, check_columns
+from histolab_sft.data.formats.rows import build_table, check_columns, refuse_problems
 from histolab_sft.data.formats.tables import read_table
 
 TABLES = ("train.csv", "valid.csv", "test.csv")
@@ -56,7 +55,7 @@ def read_chexpert(
         for study, (labels, pictures) in _read_studies(table, names, config, problems).items():
             name = f"{table.stem}/{study}"
             shown = [path for view, _, path in sorted(pictures) if views == "all" or view == "frontal"]
-            ask, answer, doubtful = ask_for(names, labels, uncertain)
+            ask, answer, doubtful = read_labels(names, labels, uncertain)
             n_uncertain, n_labels = n_uncertain + doubtful, n_labels + len(names)
             reason = None if ask["vocabulary"] else "no label that is certain"
             reason = reason if shown else "no frontal picture"
@@ -66,9 +65,9 @@ def read_chexpert(
             row = {"images": shown, "split": table.stem, "group": study.partition("/")[0]}
             row |= {"id": f"{config.name}/{name}", "task": "multilabel", "ask": ask, "answer": answer}
             rows.append(row)
-    refuse_records(problems, source, config)
-    tell_uncertain(n_uncertain, n_labels, uncertain, config)
-    return build_table(rows, left_out, config)
+    refuse_problems(problems, source, config)
+    log_uncertain(n_uncertain, n_labels, uncertain, config)
+    return build_table(rows, config, left_out)
 
 
 def _list_tables(source: Path, config: DatasetConfig) -> list[Path]:
@@ -100,7 +99,7 @@ def _read_studies(
                 raise ValueError(
                     f"column 'Path': {row['Path']!r:.80}, expected .../train/patient00001/study1/view1_frontal.jpg"
                 )
-            ask_for(names, cells, "zeros")
+            read_labels(names, cells, "zeros")
             below, patient, number, view, kind = match.groups()
             study = f"{patient}/{number}"
             known, pictures = studies.setdefault(study, (cells, []))

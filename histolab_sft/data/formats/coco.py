@@ -1,4 +1,4 @@
-"""COCO detection: `{images: [...], annotations: [{image_id, category_id, bbox}], categories: [...]}`."""
+"""Read COCO detection: `{images: [...], annotations: [{image_id, category_id, bbox}], categories: [...]}`."""
 
 import logging
 import math
@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import build_exact_table, find_group, read_size, refuse_records
-from histolab_sft.data.formats.rows import check_pictures
+from histolab_sft.data.formats.rows import build_table, check_pictures, find_group, refuse_problems
 from histolab_sft.data.formats.tables import read_json
 from histolab_sft.data.formats.words import split_of
+from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
 from histolab_sft.tasks.masks import OUTLINE_QUESTION
@@ -36,7 +36,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: Pictures are missing.
-        ValueError: Records can't be understood; names file and position of the first ones and what was found.
+        ValueError: Entries can't be understood; names file and position of the first ones and what was found.
     """
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
@@ -70,10 +70,10 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
             things = outlines[number] if task == "masks" else [list(box) for part in inside for box in part]
             row["answer"] = things if "annotations" in data else None
             rows.append(row)
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     if crowds:
         logger.warning("data set %r: %d boxes around crowds left out", config.name, crowds)
-    return build_exact_table(rows, config)
+    return build_table(rows, config)
 
 
 def _find_split(path: Path, config: DatasetConfig) -> str:
@@ -83,7 +83,7 @@ def _find_split(path: Path, config: DatasetConfig) -> str:
 
 
 def _find_pictures(entries: list, file: Path, split: str, problems: list[str]) -> dict[object, tuple[str, dict]]:
-    """Return image id -> (path, entry); a picture that isn't there has the first path where it might be."""
+    """Return image id -> (path, entry); of a picture that isn't there, the first of the paths that were tried."""
     bases = [file.parent, file.parent / "images", file.parent.parent, file.parent.parent / "images"]
     folders = [*bases, *(base / split for base in bases if split)]
     shaped = [isinstance(e, dict) and "id" in e and isinstance(e.get("file_name"), str) for e in entries]
@@ -97,8 +97,8 @@ def _find_pictures(entries: list, file: Path, split: str, problems: list[str]) -
     problems += [f"{file}: {n} images with the id {number}, expected one" for number, n in counts.items() if n > 1]
     pictures = {}
     for entry in entries:
-        places = [folder / entry["file_name"] for folder in folders]
-        pictures[entry["id"]] = str(next((place for place in places if place.is_file()), places[0])), entry
+        paths = [folder / entry["file_name"] for folder in folders]
+        pictures[entry["id"]] = str(next((path for path in paths if path.is_file()), paths[0])), entry
     return pictures
 
 

@@ -1,4 +1,4 @@
-"""FLARE 2025/2026 task 5 (MLLM 2D): question files of many data sets and tasks under folders of splits.
+"""Read FLARE 2025/2026 task 5 (MLLM 2D): question files of many data sets and tasks under folders of splits.
 
     <split>/<category>/<data set>/*.json       questions
     <split>/<category>/<data set>/images*/     pictures
@@ -16,15 +16,16 @@ from typing import NamedTuple
 import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import build_exact_table, find_group, read_size, refuse_records
 from histolab_sft.data.formats.flare_answers import TASKS, collect_known, find_kind, is_hidden, read_answer
-from histolab_sft.data.formats.rows import check_pictures
+from histolab_sft.data.formats.rows import build_table, check_pictures, find_group, refuse_problems
 from histolab_sft.data.formats.tables import read_json
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
+from histolab_sft.data.pictures.decoding import read_size
+from histolab_sft.errors import say_count
 
 logger = logging.getLogger(__name__)
 
-# Folder (with `-` for `_`) -> the word for it in the table. Copies of the data name the folders in several ways.
+# Name of a folder (with `-` for `_`) -> name of its split. Copies of the data name the folders in several ways.
 SPLIT_FOLDERS = {
     "training": "training",
     "train": "training",
@@ -76,16 +77,16 @@ def read_flare(source: Path, config: DatasetConfig, subset: str | None = None) -
     """Return one row a question.
 
     `split` is `training`, `validation-public`, `validation-hidden` or `testing`, whatever the copy calls its folders.
-    The group is the case: the picture's name without the number of the view, unless the recipe has `group_by`; of
-    several pictures the first counts. An answer is None where the split hides it. Questions that list no options (or
-    labels) have those that other rows of their data set are answered with.
+    The group is the case: the first picture's name without the number of the view, unless the recipe has `group_by`.
+    An answer is None where the split hides it. A question that lists no options (or labels) gets those that occur as
+    answers in its data set.
 
     Args:
         subset (`str`, *optional*): Name of the one data set to read (the folder of its questions).
 
     Raises:
         FileNotFoundError: Pictures are missing.
-        ValueError: Records can't be understood; names file and position of the first ones and what was found.
+        ValueError: Questions can't be understood; names file and position of the first ones and what was found.
     """
     records = [record for record in list_flare(source, config) if subset in (None, record.dataset)]
     by_dataset = defaultdict(list)
@@ -112,10 +113,14 @@ def read_flare(source: Path, config: DatasetConfig, subset: str | None = None) -
             continue
         row = {"images": record.images, "split": record.split, "group": group, "id": record.id}
         rows.append(row | {"task": TASKS[record.kind], "ask": ask, "answer": answer})
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     if guessed:
-        logger.warning("data set %r: %d records have no TaskType; question and answer tell it", config.name, guessed)
-    return build_exact_table(rows, config)
+        logger.warning(
+            "data set %r: %s without TaskType; question and answer tell it",
+            config.name,
+            say_count(guessed, "question"),
+        )
+    return build_table(rows, config)
 
 
 def list_flare(source: Path, config: DatasetConfig) -> list[FlareRecord]:
@@ -144,7 +149,7 @@ def list_flare(source: Path, config: DatasetConfig) -> list[FlareRecord]:
                 records.append(FlareRecord(file, index, split, entry, find_kind(entry), images))
             except ValueError as error:
                 problems.append(f"{file}[{index}]: {error}")
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     return records
 
 
@@ -186,16 +191,16 @@ def _image_names(values: dict) -> list[str]:
 
 def _index_pictures(folder: Path):
     """Return a function that finds a picture of a data set by its name, wherever its archive was unpacked to."""
-    places = {}
+    paths = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            places.setdefault(path.name, path)
+            paths.setdefault(path.name, path)
 
     def find(name: str) -> str:
         relative = PurePosixPath(name)
         inside = not relative.is_absolute() and ".." not in relative.parts
         exact = folder / (relative if inside else relative.name)
-        return str(exact if exact.is_file() else places.get(relative.name, exact))
+        return str(exact if exact.is_file() else paths.get(relative.name, exact))
 
     return find
 

@@ -1,4 +1,4 @@
-"""Read one FLARE record: what kind of question it is, what the task needs to ask it, and the true answer."""
+"""Read one question of FLARE: its kind, what the task needs to word it, and the true answer."""
 
 import json
 import math
@@ -42,7 +42,7 @@ class Known(NamedTuple):
 
 
 def is_hidden(answer: object) -> bool:
-    """Whether a record has no answer: no such field, null, NaN or an empty text."""
+    """Whether a question has no answer: no such field, null, NaN or an empty text."""
     blank = isinstance(answer, str) and not answer.strip()
     return answer is None or blank or (isinstance(answer, float) and math.isnan(answer))
 
@@ -105,7 +105,7 @@ def parse_label_list(question: str) -> list[str]:
 
 
 def collect_known(records: list[tuple[str, dict]]) -> Known:
-    """Return what is answered to those questions, (kind, record) each, of one data set that list no options."""
+    """Return the answers to the questions, (kind, record) each, of one data set that list no options."""
     answers, labels, spelling = {}, [], {}
     for kind, record in records:
         question, answer = str(record.get("Question")), record.get("Answer")
@@ -202,7 +202,7 @@ def _read_boxes(answer: object, size: tuple[int, int], labelled: bool) -> list[l
 
 
 def _pool(answers: dict[str, set[str]]) -> dict[str, list[str]]:
-    """Join the answers of questions that share one: the same thing is asked in many wordings."""
+    """Return question -> answers to it and to all questions that share one: they ask the same in other words."""
     groups = []
     for found in answers.values():
         shared = [group for group in groups if group & found]
@@ -211,5 +211,5 @@ def _pool(answers: dict[str, set[str]]) -> dict[str, list[str]]:
 
 
 def _plain(text: str) -> str:
-    """Lower case, without a final stop; blanks, `_`, `-` and brackets all are one blank."""
+    """Return a text as texts are compared: lower case, no final stop, one blank for blanks, `_`, `-` and brackets."""
     return " ".join(re.sub(r"[_()-]", " ", text.casefold()).split()).rstrip(".")

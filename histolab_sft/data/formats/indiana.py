@@ -15,7 +15,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.rows import build_table, check_columns
 
 MASK = "XXXX"
-# Together with what a hyphen ties to it: of `x-XXXX` no word would be left, and `x-ray` would be a guess.
+# With the words that hyphens join to it: `x-XXXX` without the mask would be a lone `x`.
 _MASKED = re.compile(rf"\b(?:\w+-)*{MASK}(?:-\w+)*\b")
 
 
@@ -29,7 +29,7 @@ class Study(NamedTuple):
 
 
 def read_indiana(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return one `report` record a study, with all its pictures; they may lie anywhere below the folder `source`.
+    """Return one `report` row a study, with all its pictures; they may lie anywhere below the folder `source`.
 
     The folder has `indiana_reports.csv` and `indiana_projections.csv`, or `*.xml` reports (`ecgen-radiology`). The
     answer has the sections that the report has, FINDINGS before IMPRESSION, without the marks of de-identification.
@@ -63,7 +63,7 @@ def read_indiana(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "answer": "\n\n".join(texts),
             }
         )
-    return build_table(rows, left_out, config)
+    return build_table(rows, config, left_out)
 
 
 def drop_masks(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Find every file below a source and say what becomes of it: nothing lies there that isn't read or counted."""
+"""List the files below a source, and count by kind those that no row comes from.
+
+A `name` is a path relative to the source, with `/` between its parts.
+"""
 
 import logging
 import mimetypes
@@ -19,36 +22,36 @@ SYSTEM_NAMES = (
     *("@eadir", "lost+found"),
 )
 HIDDEN, PICTURES, OTHER_PICTURES = "hidden or of the system", "pictures", "pictures of another format"
-# Beside those whose name says `image`: whole slides, and JPEG 2000.
+# Whole slides and JPEG 2000, which `mimetypes` doesn't call images.
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".czi", ".jp2", ".j2k", ".dicom")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
-MIME_TYPES = mimetypes.MimeTypes()  # Python's own, whatever else this system knows
+MIME_TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every system
 EXAMPLES = 3
 
 
-def is_side_file(place: str) -> bool:
-    """Whether a path, seen from the source, is hidden or of the operating system, or lies in such a folder."""
-    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in place.split("/"))
+def is_side_file(name: str) -> bool:
+    """Whether a file is hidden or written by the operating system, or lies in such a folder."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in name.split("/"))
 
 
 def list_files(source: Path) -> list[str]:
-    """Return every file below `source`, to any depth, as paths seen from there, folder by folder. Links are followed.
+    """Return the names of all files below `source`, at any depth, sorted folder by folder. Links are followed.
 
     Raises:
         PermissionError: A folder may not be read.
     """
-    # Texts, as a hundred thousand `Path`s take half a minute.
+    # Plain texts: a hundred thousand `Path` objects take half a minute.
     start = len(os.path.join(str(source), ""))
-    return sorted((path[start:] for path in _walk(str(source), ())), key=lambda place: place.split("/"))
+    return sorted((path[start:] for path in _walk(str(source), ())), key=lambda name: name.split("/"))
 
 
 def list_visible(source: Path) -> list[str]:
-    """Return what `list_files` does, but for hidden files and those of the operating system."""
-    return [place for place in list_files(source) if not is_side_file(place)]
+    """Return what `list_files` does without hidden files and those of the operating system."""
+    return [name for name in list_files(source) if not is_side_file(name)]
 
 
 def find_as_spelled(path: str) -> str:
-    """Return the path on disk that is `path` but for its Unicode form (é is one character or two), else `path`."""
+    """Return `path` in the Unicode form that it has on disk (é is one character or two), else `path` unchanged."""
     if path.isascii() or os.path.exists(path):
         return path
     folder, name = os.path.split(path)
@@ -64,23 +67,18 @@ def _list_by_form(folder: str, _changed: int) -> dict[str, str]:
     return {normalize("NFC", name): name for name in os.listdir(folder)}
 
 
-def get_suffix(place: str) -> str:
-    """Return the end of a name from its last dot on, in lower case."""
-    return os.path.splitext(place)[1].lower()
-
-
-def is_picture(place: str) -> bool:
-    return place.lower().endswith(IMAGE_SUFFIXES)
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def count_unread(source: Path, read: Iterable[str]) -> dict[str, int]:
-    """Return how many files below `source` are not in `read`, which are paths, by kind, most first.
+    """Return by kind, most first, how many files below `source` are not among the paths `read`.
 
     Kinds are `HIDDEN`, `PICTURES`, `OTHER_PICTURES` and the suffixes of other files.
     """
     read = {os.path.abspath(path) for path in set(read)}
     above = os.path.abspath(source)
-    return count_kinds(source, [place for place in list_files(source) if f"{above}/{place}" not in read])
+    return count_kinds(source, [name for name in list_files(source) if f"{above}/{name}" not in read])
 
 
 def tell_unread(kinds: dict[str, int], name: str) -> dict[str, int]:
@@ -91,9 +89,9 @@ def tell_unread(kinds: dict[str, int], name: str) -> dict[str, int]:
     return kinds
 
 
-def count_kinds(source: Path, places: Iterable[str]) -> dict[str, int]:
+def count_kinds(source: Path, names: Iterable[str]) -> dict[str, int]:
     """Return the number of files of each kind, most first."""
-    return dict(Counter(_name_kind(source, place) for place in places).most_common())
+    return dict(Counter(_name_kind(source, name) for name in names).most_common())
 
 
 def format_kinds(kinds: dict[str, int]) -> str:
@@ -101,13 +99,13 @@ def format_kinds(kinds: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-def describe_files(source: Path, places: Sequence[str]) -> str:
+def describe_files(source: Path, names: Sequence[str]) -> str:
     """Return what lies below a folder in a few words, for somebody who expected something else there."""
-    if not places:
+    if not names:
         return "it is empty"
-    folders = sorted({place.split("/")[0] for place in places if "/" in place})
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
     where = f" (in {list_some(folders)})" if folders else ""
-    return f"it holds {format_kinds(count_kinds(source, places))}{where}"
+    return f"it holds {format_kinds(count_kinds(source, names))}{where}"
 
 
 def list_some(names: Sequence[str], most: int = EXAMPLES) -> str:
@@ -127,14 +125,14 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
                 yield from _walk(entry.path, above)
 
 
-def _name_kind(source: Path, place: str) -> str:
-    if is_side_file(place):
+def _name_kind(source: Path, name: str) -> str:
+    if is_side_file(name):
         return HIDDEN
-    if is_picture(place):
+    if is_picture(name):
         return PICTURES
-    suffix = get_suffix(place)
-    kind = MIME_TYPES.guess_type(os.path.basename(place))[0] or ""
-    if kind.startswith("image/") or suffix in SLIDE_SUFFIXES or _looks_like_a_picture(source / place, suffix):
+    suffix = os.path.splitext(name)[1].lower()
+    kind = MIME_TYPES.guess_type(os.path.basename(name))[0] or ""
+    if kind.startswith("image/") or suffix in SLIDE_SUFFIXES or _looks_like_a_picture(source / name, suffix):
         return OTHER_PICTURES
     return suffix or "without a suffix"
 

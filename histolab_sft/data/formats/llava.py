@@ -1,4 +1,4 @@
-"""LLaVA conversations: JSON lines (or one JSON list) of `{image, conversations: [{from, value}, ...]}`."""
+"""Read LLaVA conversations: JSON lines (or one JSON list) of `{image, conversations: [{from, value}, ...]}`."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import build_exact_table, find_group, refuse_records
+from histolab_sft.data.formats.rows import build_table, find_group, refuse_problems
 from histolab_sft.data.formats.tables import read_json
 from histolab_sft.data.formats.words import split_of
 from histolab_sft.tasks import report
@@ -30,7 +30,7 @@ def read_llava(source: Path, config: DatasetConfig, image_folder: str = "") -> p
 
     Raises:
         FileNotFoundError: Pictures are missing.
-        ValueError: Records can't be understood; names file and position of the first ones and what was found.
+        ValueError: Conversations can't be understood; names file and position of the first ones and what was found.
     """
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
     rows, problems = [], []
@@ -56,8 +56,8 @@ def read_llava(source: Path, config: DatasetConfig, image_folder: str = "") -> p
                         "answer": answer,
                     }
                 )
-    refuse_records(problems, source, config)
-    return build_exact_table(rows, config)
+    refuse_problems(problems, source, config)
+    return build_table(rows, config)
 
 
 def _load_records(file: Path, problems: list[str]) -> list[tuple[int, object]]:

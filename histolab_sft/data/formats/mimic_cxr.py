@@ -17,26 +17,25 @@ from histolab_sft.data.formats.chest_labels import (
     OBSERVATIONS,
     POLICIES,
     VIEWS,
-    ask_for,
     check_choice,
     choose_labels,
-    tell_uncertain,
+    log_uncertain,
+    read_labels,
 )
-from histolab_sft.data.formats.exact import refuse_records
 from histolab_sft.data.formats.indiana import MASK, drop_masks
-from histolab_sft.data.formats.rows import build_table, check_columns, find_file
+from histolab_sft.data.formats.rows import build_table, check_columns, find_file, refuse_problems
 from histolab_sft.data.formats.tables import read_table, read_text
 
 SECTIONS = ("findings", "impression")
 FRONTAL = ("PA", "AP")
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,-]+):(?=\s|$)", re.MULTILINE)
-# What headings call a section. As in the data set's own parser, a heading that names both is an impression, and one
-# that names a view alone ("CHEST, TWO VIEWS") opens the findings.
+# Headings of each section. As in the data set's own parser, a heading that names both is an impression, and one that
+# names only a view ("CHEST, TWO VIEWS") begins the findings.
 _NAMES = {
     "impression": re.compile(r"IMPRESSION|CONCLUSION"),
     "findings": re.compile(r"FINDING|^(?:PORTABLE|FRONTAL|PA|AP|LATERAL|UPRIGHT|CHEST)\b(?!.*\bCOMPARISON)"),
 }
-_DEIDENTIFIED = re.compile(r"\w*__\w*")  # with what is written to it without a blank: `___F`
+_DEIDENTIFIED = re.compile(r"\w*__\w*")  # with letters that touch it: `___F`
 
 
 class Study(NamedTuple):
@@ -83,7 +82,7 @@ def read_mimic_cxr(
         check_choice("uncertain", uncertain, tuple(POLICIES), config)
     problems, left_out = [], defaultdict(list)
     studies = _read_studies(source, config, views, problems)
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     shown = {name: study for name, study in studies.items() if study.pictures}
     left_out["no frontal picture"] = [name for name in studies if name not in shown]
     if task == "report":
@@ -103,7 +102,7 @@ def read_mimic_cxr(
         for name, study in shown.items()
         if name in answers
     ]
-    return build_table(rows, {reason: names for reason, names in left_out.items() if names}, config)
+    return build_table(rows, config, {reason: names for reason, names in left_out.items() if names})
 
 
 def read_sections(text: str) -> dict[str, str]:
@@ -146,12 +145,12 @@ def _read_studies(source: Path, config: DatasetConfig, views: str, problems: lis
                 f"{path}, line {line}: study {name} is of patient {subject} in {row['split']}, expected "
                 f"{known.subject} in {known.split} as in an earlier line"
             )
-        place = source / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{name}" / f"{row['dicom_id']}.jpg"
+        picture = source / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{name}" / f"{row['dicom_id']}.jpg"
         lateral = positions.get(row["dicom_id"], "") not in FRONTAL
         if views == "all" or not lateral:
-            pictures[name].append((lateral, str(place)))
+            pictures[name].append((lateral, str(picture)))
     return {
-        name: study._replace(pictures=[place for _, place in sorted(pictures[name])])
+        name: study._replace(pictures=[picture for _, picture in sorted(pictures[name])])
         for name, study in studies.items()
     }
 
@@ -160,7 +159,7 @@ def _read_reports(
     source: Path, studies: dict[str, Study], sections: list[str], left_out: dict, config: DatasetConfig
 ) -> dict[str, tuple[dict, str]]:
     """Return study -> `ask` and `answer`."""
-    folder = next((place for place in (source / "mimic-cxr-reports", source) if (place / "files").is_dir()), source)
+    folder = next((part for part in (source / "mimic-cxr-reports", source) if (part / "files").is_dir()), source)
     files = {
         name: folder / "files" / f"p{study.subject[:2]}" / f"p{study.subject}" / f"s{name}.txt"
         for name, study in studies.items()
@@ -193,7 +192,7 @@ def _read_labels(
     answers, problems, n_uncertain = {}, [], 0
     for line, row in enumerate(table.to_dict("records"), 2):
         try:
-            ask, answer, doubtful = ask_for(names, row, uncertain)
+            ask, answer, doubtful = read_labels(names, row, uncertain)
         except ValueError as error:
             problems.append(f"{path}, line {line}, {error}")
             continue
@@ -202,10 +201,10 @@ def _read_labels(
             n_uncertain += doubtful
         elif row["study_id"] in studies:
             left_out["no label that is certain"].append(row["study_id"])
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     unknown = set(studies) - set(table["study_id"])
     left_out[f"no row in {path.name}"] = [name for name in studies if name in unknown]
-    tell_uncertain(n_uncertain, len(answers) * len(names), uncertain, config)
+    log_uncertain(n_uncertain, len(answers) * len(names), uncertain, config)
     return answers
 
 

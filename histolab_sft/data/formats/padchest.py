@@ -1,6 +1,6 @@
 """Read PadChest: one X-ray a row, its target a sectioned report made of the labels (BIMCV-PadChest, CSV of 2019).
 
-The data set has no split of its own: `group` is the patient, so that the splits dealt out by seed keep patients apart.
+The data set has no split of its own: `group` is the patient, so that splits drawn by seed keep patients apart.
 """
 
 import ast
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 PATTERN = "PADCHEST*.csv*"
 PHOTOMETRIC = "PhotometricInterpretation_DICOM"
-# The file has 36 columns; who the patient was is none of the model's business.
+# Of 36 columns. Those that describe the patient aren't read: the model has no use for them.
 COLUMNS = (
     *("ImageID", "ImageDir", "PatientID", "Projection", PHOTOMETRIC, "MethodLabel"),
     *("Labels", "LabelsLocalizationsBySentence"),
@@ -30,11 +30,11 @@ UNKNOWN = "unknown"
 
 
 def read_padchest(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return one `report` record a picture; `source` is the CSV or its folder, `<ImageDir>/<ImageID>` lie beside it.
+    """Return one `report` row a picture; `source` is the CSV or its folder, `<ImageDir>/<ImageID>` lie beside it.
 
-    What holds for a picture is its `Labels`; the sentences only add where a finding lies. A picture of which nothing
+    The findings of a picture are its `Labels`; the sentences only add their locations. A picture of which nothing
     is known (no labels, `exclude`, only `unchanged`) is left out and counted, never taken for a normal one. A picture
-    that was MONOCHROME1 is a negative, as its PNG has the DICOM file's values.
+    that was MONOCHROME1 is inverted: its PNG holds the DICOM file's values, where large means dark.
 
     Raises:
         FileNotFoundError: The CSV, or a picture that it names, isn't there.
@@ -66,7 +66,7 @@ def read_padchest(source: Path, config: DatasetConfig) -> pd.DataFrame:
             }
         )
     _log_caveats(table, config)
-    return build_table(rows, left_out, config)
+    return build_table(rows, config, left_out)
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -88,12 +88,12 @@ def locate_findings(labels: str, sentences: str) -> list[tuple[str, list[str]]]:
     findings = image_findings(read_list(labels))
     if findings == [NORMAL]:
         return [(NORMAL, [])]  # a location beside it says what was looked at, not what is affected
-    places = {}
+    located = {}
     for sentence in read_sentences(sentences):
         for name, locations in read_sentence(sentence):
-            places[name] = [*places.get(name, []), *locations]
-    ordered = [name for name in places if name in findings] + [name for name in findings if name not in places]
-    return [(name, list(dict.fromkeys(places.get(name, [])))) for name in ordered]
+            located[name] = [*located.get(name, []), *locations]
+    ordered = [name for name in located if name in findings] + [name for name in findings if name not in located]
+    return [(name, list(dict.fromkeys(located.get(name, [])))) for name in ordered]
 
 
 def read_sentences(cell: str) -> list[list[str]]:
@@ -140,7 +140,7 @@ def _find_flaw(row: dict[str, str]) -> str | None:
 
 
 def _log_caveats(table: pd.DataFrame, config: DatasetConfig) -> None:
-    """Say how many labels are a model's, and how many pictures are negatives."""
+    """Log how many rows a physician labelled, and how many pictures are inverted."""
     written = (table["MethodLabel"] == "Physician").sum()
     inverted = (table[PHOTOMETRIC] == "MONOCHROME1").sum()
     logger.info(

@@ -1,4 +1,4 @@
-"""Read PadChest-GR: chest X-rays whose reports say where each finding lies (grounded_reports_20240819.json)."""
+"""Read PadChest-GR: chest X-rays with a box for each finding of the report (grounded_reports_20240819.json)."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats import padchest
-from histolab_sft.data.formats.exact import read_size
 from histolab_sft.data.formats.rows import build_table, check_columns, check_pictures, find_file
+from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
 from histolab_sft.tasks.parsing.box_geometry import Size, clip_boxes
@@ -26,7 +26,7 @@ MAX_OVERHANG = 1
 
 
 def read_padchest_gr(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return one record a study: `boxes`, or a sectioned `report` where the data set's `task` is that.
+    """Return one row a study: `boxes`, or a sectioned `report` where the data set's `task` is that.
 
     `source` is the folder with the JSON file and `master_table.csv` (split and patient), or the JSON file. Only the
     first reader's `boxes` are taken: `extra_boxes` are another reader's of the same findings. A study without an
@@ -65,7 +65,7 @@ def read_padchest_gr(source: Path, config: DatasetConfig) -> pd.DataFrame:
             }
         )
     check_pictures((row["images"][0] for row in rows), config)
-    table = build_table([row | read_rest(row) for row in rows], left_out, config)
+    table = build_table([row | read_rest(row) for row in rows], config, left_out)
     if task == "boxes":
         listed = sum(len(finding["boxes"]) for row in rows for finding in _abnormal(row["study"]))
         dropped = listed - table["answer"].map(len).sum()
@@ -81,7 +81,7 @@ def _read_boxes(row: dict) -> dict:
 
 def _read_report(row: dict) -> dict:
     findings = [
-        (label, [" ".join(place.split()).removeprefix("loc ") for place in finding["locations"]])
+        (label, [" ".join(location.split()).removeprefix("loc ") for location in finding["locations"]])
         for finding in _abnormal(row["study"])
         for label in finding["labels"]
     ]

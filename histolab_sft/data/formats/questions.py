@@ -1,4 +1,4 @@
-"""Read rows of any task: manifests of questions and answers, one file, or a folder with one a split."""
+"""Read manifests of questions and answers of any task: one file, or a folder with a file for each split."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.captions import drop_empty, find_picture, find_split, list_manifests
-from histolab_sft.data.formats.exact import build_exact_table, find_group, refuse_records
-from histolab_sft.data.formats.rows import check_columns
+from histolab_sft.data.formats.rows import build_table, check_columns, find_group, refuse_problems
 from histolab_sft.data.formats.tables import read_table
 from histolab_sft.data.formats.words import GROUP_COLUMNS
 from histolab_sft.tasks import TASKS
@@ -16,10 +15,11 @@ ANSWER_COLUMN = "answer"
 
 
 def read_questions(source: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return one record of the data set's `task` a row.
+    """Return one question of the data set's `task` a row.
 
     Columns: `image` (or `image_column`), a path as in captions or a list of them; `answer` (or `label_column`), empty
-    where it is hidden; where they are there `split_column` and a group. All others are the row's `ask`.
+    where it is hidden; where they are there `split_column` and a group. From all other columns (the row's `ask`) the
+    task words its question.
 
     Raises:
         FileNotFoundError: There is no manifest, or a picture isn't there.
@@ -43,11 +43,11 @@ def read_questions(source: Path, config: DatasetConfig) -> pd.DataFrame:
             used = {image, answer, config.split_column, config.group_by, *GROUP_COLUMNS}
             ask = {key: value for key, value in cells.items() if key not in used}
             try:
-                places = [cells[image]] if isinstance(cells[image], str) else list(cells[image])
+                names = [cells[image]] if isinstance(cells[image], str) else list(cells[image])
                 task.format_question(ask, config)
                 if answer in cells:
                     task.format_answer(ask, cells[answer], config)
-                group = find_group(places[0], config, cells)
+                group = find_group(names[0], config, cells)
             except (KeyError, TypeError, ValueError) as error:
                 problems.append(
                     f"{path}, row {number}: {type(error).__name__} {error}, expected what {config.task} asks"
@@ -55,7 +55,7 @@ def read_questions(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 continue
             rows.append(
                 {
-                    "images": [find_picture(path.parent, place) for place in places],
+                    "images": [find_picture(path.parent, name) for name in names],
                     "split": find_split(row, path, config),
                     "group": group,
                     "id": f"{config.name}/{path.stem}/{number}",
@@ -64,5 +64,5 @@ def read_questions(source: Path, config: DatasetConfig) -> pd.DataFrame:
                     "answer": cells.get(answer),
                 }
             )
-    refuse_records(problems, source, config)
-    return build_exact_table(rows, config)
+    refuse_problems(problems, source, config)
+    return build_table(rows, config)

@@ -1,8 +1,8 @@
-"""Read the index of patches, labels and groups out of each layout on disk, without opening a picture.
+"""Read the labels and groups of patches from manifests, HDF5 files and tar shards, without opening a picture.
 
-Every reader gives a table with `path` and `row` (where the picture lies: a file of its own has row -1), `label`,
-`split` (the data's own word, empty where there is none) and, where the data name them, `column` (or key, of the
-picture inside the file) and `group`. Listings are sorted.
+Every reader gives a table in sorted order with the columns `path` and `row` (-1: the file is the picture), `label`,
+`split` (the data's own name for it, empty where there is none) and, where the data have them, `column` (or key, that
+holds the picture inside the file) and `group`.
 """
 
 import json
@@ -48,7 +48,7 @@ SAVED_NOTES = ("state.json", "dataset_info.json")
 
 
 def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
-    """A table of pictures in files of their own, or with them inside; on disk, or a parquet file on the Hub."""
+    """Read a table that names files of pictures or holds the pictures; on disk, or a parquet file on the Hub."""
     table = _read_any(path, config)
     inside = list_picture_columns(path, table)
     # Where a row has both, the picture itself rather than the path of where it once lay.
@@ -62,15 +62,15 @@ def read_manifest(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
             "name yours with image_column and label_column"
         )
     if image_column in inside:
-        places, rows = [str(path)] * len(table), range(len(table))
+        paths, rows = [str(path)] * len(table), range(len(table))
     elif is_remote(path):
         raise ValueError(
             f"data set {config.name!r}: {path} names its pictures by path, expected them inside the file to stream; "
             "set streaming: false"
         )
     else:
-        places, rows = _find_pictures(path, table[image_column], config), [-1] * len(table)
-    table = table.assign(path=places, row=list(rows), column=image_column)
+        paths, rows = _find_pictures(path, table[image_column], config), [-1] * len(table)
+    table = table.assign(path=paths, row=list(rows), column=image_column)
     table["label"] = "" if config.label_by else [read_label(value, config) for value in table[config.label_column]]
     return _name_columns(table, config)
 
@@ -81,7 +81,7 @@ def list_metadata(folder: Path, config: DatasetConfig) -> list[Path]:
     That is the layout `imagefolder` of the library `datasets`: the table stands beside its pictures.
     """
     ends = tuple(f"metadata{suffix}" for suffix in METADATA_SUFFIXES)
-    paths = [folder / place for place in list_visible(folder) if place.lower().endswith(ends)]
+    paths = [folder / name for name in list_visible(folder) if name.lower().endswith(ends)]
     return [path for path in paths if path.stem.lower() == "metadata" and lists_pictures(path, config)]
 
 
@@ -93,7 +93,7 @@ def lists_pictures(path: Path, config: DatasetConfig) -> bool:
 
 
 def read_metadata(path: Path, folder: Path, config: DatasetConfig) -> pd.DataFrame:
-    """Return what `read_manifest` does; without splits of its own, a table has that of the folder it lies in."""
+    """Return what `read_manifest` does; a table without a split column has the split of the folder it lies in."""
     table = read_manifest(path, config)
     folders = [name for name in path.relative_to(folder).parts[:-1] if split_of(name, config)]
     understood = table["split"].map(lambda word: split_of(word, config) != "")
@@ -140,14 +140,14 @@ def _read_any(path: Path | str, config: DatasetConfig) -> pd.DataFrame:
         raise ValueError(f"data set {config.name!r}: {error}") from error
 
 
-def _find_pictures(manifest: Path, places: pd.Series, config: DatasetConfig) -> list[str]:
-    empty = places.isna() | (places == "")
+def _find_pictures(manifest: Path, names: pd.Series, config: DatasetConfig) -> list[str]:
+    empty = names.isna() | (names == "")
     if empty.any():
         raise ValueError(
             f"data set {config.name!r}: {manifest} has {say_count(empty.sum(), 'row')} without a picture, expected "
             "one each; take them out"
         )
-    paths = [find_as_spelled(str(manifest.parent / str(place))) for place in places]
+    paths = [find_as_spelled(str(manifest.parent / str(name))) for name in names]
     gone = [path for path in paths if not Path(path).is_file()]
     if gone:
         raise FileNotFoundError(
@@ -251,7 +251,7 @@ def read_shards(paths: list[Path], config: DatasetConfig) -> pd.DataFrame:
         for row, name in enumerate(names):
             keys = _name_keys(name)
             found = [facts[key] for key in keys if key in facts][:1]
-            # What stands under the short key of several pictures and differs between them tells of none.
+            # A short key that several pictures share, with different facts, belongs to none of them.
             if len(found) != 1 or len(found[0]) != 1 or config.label_column not in found[0][0]:
                 raise ValueError(
                     f"data set {config.name!r}: {name} in {path} has no label, expected {keys[0]}.cls or "
@@ -269,12 +269,12 @@ def read_shards(paths: list[Path], config: DatasetConfig) -> pd.DataFrame:
 
 def _name_keys(name: str) -> list[str]:
     """Return the keys that a member of a shard may have: its name up to the last dot, and up to the first."""
-    place = PurePath(name)
-    return list(dict.fromkeys([str(place.with_suffix("")), str(place.with_name(place.name.split(".")[0]))]))
+    path = PurePath(name)
+    return list(dict.fromkeys([str(path.with_suffix("")), str(path.with_name(path.name.split(".")[0]))]))
 
 
 def _read_shard_facts(path: Path, config: DatasetConfig) -> dict[str, list[dict]]:
-    """Return what a shard tells of each key, under a short key (`_name_keys`) each different thing told."""
+    """Return key -> the facts in a shard; under a short key (`_name_keys`), those of each long key it stands for."""
     facts, long = {}, {}
     with tarfile.open(unpack_shard(str(path)), "r:") as shard:
         for member in shard:
@@ -286,7 +286,7 @@ def _read_shard_facts(path: Path, config: DatasetConfig) -> dict[str, list[dict]
                 facts.setdefault(key, {}).update(told)
                 long.setdefault(_name_keys(member.name)[-1], {})[key] = facts[key]
     merged = {key: list(told.values()) for key, told in long.items()}
-    # Parts of one sample, such as `KEY.label.cls` and `KEY.meta.json`, add up as long as they don't contradict.
+    # Facts of one sample may be in several files, such as `KEY.label.cls` and `KEY.meta.json`.
     short = {key: _merge(told) for key, told in merged.items()}
     return short | {key: [told] for key, told in facts.items()}
 
@@ -301,7 +301,7 @@ def _merge(told: list[dict]) -> list[dict]:
 
 
 def _name_columns(table: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
-    """Return the columns that all readers share, under their common names."""
+    """Return the columns of a reader's table (see the head of this file), from a table with the data's own columns."""
     patches = table[[name for name in ("path", "row", "column", "label") if name in table.columns]].copy()
     column = find_split_column(table, config)
     patches["split"] = "" if column is None else [read_word(value) or "" for value in table[column]]

@@ -1,7 +1,7 @@
-"""Read tables as others write them: `.csv` and `.tsv` with any separator, `.json`, `.jsonl`, `.parquet`, `.arrow`.
+"""Read tables: `.csv` with any separator, `.tsv`, `.json`, `.jsonl`, each also as `.gz`, `.parquet` and `.arrow`.
 
-Text may be in any encoding that can be told. What can't be read is an error with file, line and, where it is known,
-column. Text tables may be compressed (`.csv.gz`), as large data sets publish them.
+Text is UTF-8, or UTF-16 with its byte order mark; a `.csv` may also be Windows' cp1252. What can't be read is an error
+with the file, the line and, where it is known, the column.
 """
 
 import codecs
@@ -58,7 +58,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_columns(path: Path | str) -> pd.DataFrame:
     """Return the columns of a parquet file, here or on the Hub, or of an Arrow file that `save_to_disk` wrote.
 
-    Columns that hold bytes, which are pictures, aren't read: they are there, and empty.
+    Columns of bytes, which are pictures, come out empty: their content isn't read here.
 
     Raises:
         ValueError: It can't be read; the message names the file.
@@ -74,7 +74,7 @@ def read_columns(path: Path | str) -> pd.DataFrame:
             def read(columns):
                 return pq.read_table(file, columns=columns)
 
-        light = [name for name, kind in zip(schema.names, schema.types, strict=True) if not _holds_bytes(kind)]
+        light = [name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" not in str(kind)]
         # Columns as they are stored: pandas would make an index of some, and decimals of integers with a gap.
         table = read(light).to_pandas(ignore_metadata=True, integer_object_nulls=True)
     except pa.ArrowException as error:
@@ -83,7 +83,7 @@ def read_columns(path: Path | str) -> pd.DataFrame:
     for name, words in _class_labels(schema).items():
         table[name] = _name_classes(path, name, table[name], words)
     for name in set(schema.names) - set(light):
-        table[name] = None  # present, and read picture by picture when it is needed
+        table[name] = None  # the column is there; its pictures are read one by one later
     return table
 
 
@@ -157,7 +157,7 @@ def _read_csv(path: Path, separator: str | None) -> pd.DataFrame:
     text = read_text(path, fallback="cp1252")
     if separator is None:
         header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
-        # The one that makes most columns of the first line; of two, the one named first.
+        # The sign that makes most columns of the first line; of equals, the first of SEPARATORS.
         separator = max(SEPARATORS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
     lines, names, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), None, []
     try:
@@ -186,7 +186,7 @@ def _read_csv(path: Path, separator: str | None) -> pd.DataFrame:
 
 def _read_lines(path: Path, text: str) -> list:
     rows = []
-    # Only at line feeds: other line ends of Unicode may stand inside of JSON's texts.
+    # Only at line feeds: `splitlines` would also split at Unicode's line ends inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -220,7 +220,3 @@ def _name_classes(path: Path | str, column: str, positions: pd.Series, words: li
             f"{path}: column {column!r} holds {strange}, expected positions in {words}; write the file again"
         )
     return [None if value is None or value < 0 else words[value] for value in values]
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return "binary" in str(kind)

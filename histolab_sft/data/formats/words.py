@@ -1,4 +1,4 @@
-"""What the words of a table mean: labels, patients and splits, and which values say that there is none."""
+"""Read labels, groups and splits from the cells of a table, and tell which values mean that there is none."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from histolab_sft.errors import say_count
 
 logger = logging.getLogger(__name__)
 
-# Taken for the patient or slide where the recipe has no group_by.
+# Columns that hold the patient or slide where the recipe has no group_by.
 GROUP_COLUMNS = ("group", "patient_id", "slide_id", "wsi")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -20,7 +20,7 @@ SPLIT_NAMES = {
 }
 # Columns that are likely to hold a split where none is named `split_column`.
 SPLIT_COLUMNS = ("split", "splits", "fold", "folds", "kfold", "partition", "data_split", "dataset_split")
-# As libraries write a value that isn't there; -1 is the label of unlabelled rows in the library `datasets`.
+# How libraries write a missing value; -1 is the label of unlabelled rows in the library `datasets`.
 NOTHING = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "-1")
 NOBODY = (*NOTHING, "unknown", "?", "-")
 
@@ -54,7 +54,7 @@ def read_group(value: object) -> str | None:
 
 
 def split_of(name: object, config: DatasetConfig) -> str:
-    """Return `train`, `validation` or `test` for the data's own word for it, else an empty string."""
+    """Return `train`, `validation` or `test` for the data's own name of a split, else an empty string."""
     word = read_word(name) or ""
     if isinstance(config.splits, dict):
         return next((split for split in SPLITS if word in list_own_words(split, config)), "")
@@ -62,7 +62,7 @@ def split_of(name: object, config: DatasetConfig) -> str:
 
 
 def words_of_files(words: list[str], config: DatasetConfig) -> list[str]:
-    """Return words in files' names that may be splits; none of them is, where nobody has said what any means."""
+    """Return the words if `splits` is given or one of them is known as a split, else an empty text for each."""
     known = isinstance(config.splits, dict) or any(split_of(word, config) for word in words)
     return words if known else [""] * len(words)
 
@@ -74,7 +74,7 @@ def list_own_words(split: str, config: DatasetConfig) -> list[str]:
 
 
 def find_split_column(table: pd.DataFrame, config: DatasetConfig) -> str | None:
-    """Return the column that holds splits, or looks as if it did: by its name, or by nothing but names of splits.
+    """Return the column of splits: `split_column`, one with a usual name, or one that holds only names of splits.
 
     Raises:
         ValueError: The recipe names a column that isn't there.
@@ -97,13 +97,13 @@ def find_split_column(table: pd.DataFrame, config: DatasetConfig) -> str | None:
 
 
 def map_splits(own: pd.Series, config: DatasetConfig, what: str = "patch") -> pd.Series:
-    """Return `train`, `validation` or `test` for the data's own words, empty where the data name none.
+    """Return `train`, `validation` or `test` for the data's own names, empty where the data have none.
 
-    With `splits` as a mapping, the words that it doesn't name give None: those rows are left out.
+    Rows whose name isn't in the recipe's mapping `splits` have None: they are left out.
 
     Raises:
-        ValueError: The data bring words that nobody has said the meaning of, or `splits` names words that the data
-            don't hold; the message has the block that maps them.
+        ValueError: The data have a name of a split that isn't known, or `splits` has one that the data lack; the
+            message suggests a mapping.
     """
     words = own.map(lambda value: read_word(value) or "")
     counts = words[words != ""].value_counts(sort=False)
@@ -131,7 +131,7 @@ def map_splits(own: pd.Series, config: DatasetConfig, what: str = "patch") -> pd
 
 
 def suggest_block(words: list[str], config: DatasetConfig) -> str:
-    """Return a recipe's `splits` that gives every word a split, for a person to correct."""
+    """Return a mapping `splits` in YAML that gives every name a split, for a person to correct."""
     block = {split: [word for word in words if split_of(word, config) == split] for split in SPLITS}
     strange = [word for word in words if not split_of(word, config)]
     free = [split for split in ("test", "validation") if not block[split]]
@@ -142,7 +142,7 @@ def suggest_block(words: list[str], config: DatasetConfig) -> str:
 
 
 def leave_out(patches: pd.DataFrame, config: DatasetConfig, unlabelled: str) -> tuple[pd.DataFrame, list[dict]]:
-    """Return the patches with a label, and of a split that `splits` doesn't pass over, and counts of the others.
+    """Return the patches that have a label and a split, and the counts of those left out.
 
     Args:
         unlabelled (`str`): `stop`, or `drop` to leave patches without a label out.
@@ -180,7 +180,7 @@ def leave_out(patches: pd.DataFrame, config: DatasetConfig, unlabelled: str) -> 
 
 
 def question_groups(patches: pd.DataFrame, config: DatasetConfig) -> None:
-    """Refuse patients or slides that can't be any: the classes themselves, or one for all; warn of one a row.
+    """Refuse groups that can't be patients or slides: the classes, or one for all patches; warn of one for each patch.
 
     Raises:
         ValueError: `group_by`, or the column that is taken without it, gives the classes or a single group.

@@ -1,4 +1,4 @@
-"""YOLO segmentation: one `.txt` a picture, each line `class x1 y1 ... xn yn`, a polygon on sides of 1."""
+"""Read YOLO segmentation: one `.txt` a picture, each line `class x1 y1 ... xn yn`, in fractions of its sides."""
 
 import logging
 from pathlib import Path
@@ -7,9 +7,10 @@ import pandas as pd
 import yaml
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import build_exact_table, find_group, read_size, refuse_records
+from histolab_sft.data.formats.rows import build_table, find_group, refuse_problems
 from histolab_sft.data.formats.words import split_of
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
+from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
 from histolab_sft.tasks.masks import OUTLINE_QUESTION
 from histolab_sft.tasks.parsing.box_codecs import read_outlines, read_polygons
@@ -66,18 +67,17 @@ def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
         row = {"images": [str(picture)], "split": split, "group": group, "id": f"{config.name}/{name.as_posix()}"}
         ask = {"question": question, "size": list(size), "label_aware": True}
         rows.append(row | {"task": task, "ask": ask, "answer": things})
-    refuse_records(problems, source, config)
+    refuse_problems(problems, source, config)
     if empty:
         logger.info("data set %r: %d pictures without a file of labels show none", config.name, empty)
-    return build_exact_table(rows, config)
+    return build_table(rows, config)
 
 
 def _labels_of(picture: Path) -> Path:
     """Return where the labels of a picture lie: the last folder `images` on its path is `labels` there."""
     parts = list(picture.with_suffix(".txt").parts)
     if "images" in parts[:-1]:
-        place = len(parts) - 1 - parts[::-1].index("images")
-        parts[place] = "labels"
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -91,6 +92,36 @@ def decode_image(
         raise ImageRefused(name, f"image_steps: {error}") from error
     image.info = {"source_mode": mode, "source_format": kind, "placement": placement}
     return image, conversions
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Return width and height in pixels of the upright picture, as `open_patch` gives it, from the header.
+
+    Raises:
+        ImageRefused: There is no such file, or its header can't be read.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            size, turned = image.size, False
+            # Pillow has turned TIFF files itself, and decodes a PNG to find its orientation.
+            if image.format != "TIFF" and (image.format != "PNG" or _has_notes(path)):
+                turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+        reason = f"its size can't be read ({type(error).__name__}), expected a picture as {', '.join(FORMATS)}"
+        raise ImageRefused(path, f"{reason}; export it again") from error
+    return size[::-1] if turned else size
+
+
+def _has_notes(path: str) -> bool:
+    """Whether a PNG file has a chunk of EXIF or text, anywhere, that could hold its orientation."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def _decode_file(

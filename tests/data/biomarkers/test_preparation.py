@@ -17,7 +17,7 @@ from histolab_sft.config.arguments import HistoArguments, read_recipe
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.audit.audit import format_audit
-from histolab_sft.data.formats import READER_KEYS, RECORDS
+from histolab_sft.data.formats import READER_KEYS, READERS
 from histolab_sft.data.rows import load_audited_patches, select_dataset
 
 
@@ -103,7 +103,7 @@ def test_every_key_of_every_recipe_is_read_or_passed_on_to_trl():
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     for name, keys in READER_KEYS.items():
         # Handed over by name: a reader that didn't take one would raise a TypeError.
-        assert keys <= set(inspect.signature(RECORDS[name]).parameters)
+        assert keys <= set(inspect.signature(READERS[name]).parameters)
         read |= keys
     ours = {entry.name for entry in (*dataclasses.fields(HistoArguments), *dataclasses.fields(DatasetConfig))}
     assert ours <= read, f"keys without an effect: {sorted(ours - read)}"

@@ -22,10 +22,9 @@ from flare_fixture import (
 from PIL import Image
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.exact import read_size
 from histolab_sft.data.formats.flare import list_flare, read_flare
 from histolab_sft.data.formats.flare_answers import TASK_TYPES, find_kind, parse_label_list, parse_options
-from histolab_sft.data.pictures.decoding import open_patch
+from histolab_sft.data.pictures.decoding import open_patch, read_size
 from histolab_sft.tasks import TASKS
 
 CONFIG = DatasetConfig(name="flare", source=".", format="flare")
@@ -161,7 +160,7 @@ def test_numbers_are_counts_or_measurements_whether_text_int_or_float(table):
 def test_a_missing_task_type_is_told_by_the_record_and_counted(flare, caplog):
     with caplog.at_level(logging.WARNING):
         read_flare(flare, CONFIG)
-    assert "1 records have no TaskType" in caplog.text
+    assert "1 question without TaskType" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -371,7 +370,7 @@ def test_a_record_that_cant_be_understood_is_named_with_what_was_found(tmp_path,
     write_questions(path, [GOOD, values])
     with pytest.raises(ValueError, match=found) as error:
         read_flare(tmp_path, CONFIG)
-    assert f"{path}[1]: " in str(error.value) and "1 records" in str(error.value)
+    assert f"{path}[1]: " in str(error.value) and "1 row of" in str(error.value)
 
 
 @pytest.mark.parametrize("names", [None, "", [], [""], {"a": 1}, [3]])
@@ -385,7 +384,7 @@ def test_a_record_without_a_picture_is_refused(tmp_path, names):
 
 def test_all_bad_records_are_told_at_once(tmp_path):
     write_questions(tmp_path / "training/Xray/set/q.json", [GOOD | {"Answer": "Z"}] * 25)
-    with pytest.raises(ValueError, match="25 records") as error:
+    with pytest.raises(ValueError, match="25 rows") as error:
         read_flare(tmp_path, CONFIG)
     assert str(error.value).count("answer 'Z'") == 10 and "and 15 more" in str(error.value)
 

@@ -153,13 +153,13 @@ def test_groups_come_from_the_record_or_from_the_path(tmp_path):
 def test_a_broken_conversation_is_named(tmp_path, entry, found):
     with pytest.raises(ValueError, match=found) as error:
         read_llava(write_talks(tmp_path / "a.jsonl", [TALKS[0], entry]), config())
-    assert "a.jsonl[1]: " in str(error.value) and "1 records" in str(error.value)
+    assert "a.jsonl[1]: " in str(error.value) and "1 row of" in str(error.value)
 
 
 def test_lines_that_are_no_json_are_counted(tmp_path):
     path = write_talks(tmp_path / "a.jsonl")
     path.write_text(path.read_text() + "\n{broken\n\n{\n")
-    with pytest.raises(ValueError, match=r"2 records (.|\n)*a.jsonl\[4\](.|\n)*a.jsonl\[6\]"):
+    with pytest.raises(ValueError, match=r"2 rows (.|\n)*a.jsonl\[4\](.|\n)*a.jsonl\[6\]"):
         read_llava(path, config())
     with pytest.raises(ValueError, match="holds dict, expected a list"):
         read_llava(write_json(tmp_path / "b.json", {"a": 1}), config())
@@ -351,7 +351,7 @@ def test_class_names_can_stand_in_a_text_file(tmp_path):
 def test_a_broken_file_of_polygons_is_named(tmp_path, text, found):
     with pytest.raises(ValueError, match=found) as error:
         read_yolo_seg(write_yolo(tmp_path, labels={"labels/train/a.txt": text}), config())
-    assert "a.txt" in str(error.value) and "1 records" in str(error.value)
+    assert "a.txt" in str(error.value) and "1 row of" in str(error.value)
 
 
 def test_labels_without_a_picture_are_refused(tmp_path):
