@@ -1,15 +1,23 @@
-"""Take the pictures of the documents from the report of a real run: `make demo`, then run this file.
+"""Take the pictures of the documents from the pages of a real run: `make demo`, then run this file.
 
-Each picture is one or several parts of the page, from one heading to another.
+A picture of the report is one or several parts of it, from one heading to another. That of the page that asks both
+models shows it after one question.
 """
 
 import argparse
 import io
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "pictures"
 WIDTH = 1100
@@ -34,8 +42,12 @@ PICTURES = {
 DATA_SET = "section[aria-labelledby=data-pcam]"
 
 
-def take_pictures(report: Path, folder: Path) -> None:
-    """Write `folder/NAME.png` for each of `PICTURES`, in a palette, to stay small in the repository.
+def take_pictures(report: Path, recipe: Path, patch: Path, folder: Path) -> None:
+    """Write `folder/NAME.png` for each of `PICTURES`, and `app.png`, in a palette, to stay small in the repository.
+
+    Args:
+        report: That of the demo.
+        recipe: The demo's, whose models are asked about `patch`.
 
     Raises:
         FileNotFoundError: There is no report, or no Chromium.
@@ -52,9 +64,52 @@ def take_pictures(report: Path, folder: Path) -> None:
         page.goto(report.resolve().as_uri())
         for name, parts in PICTURES.items():
             picture = stack([cut(page, *part) for part in parts])
-            # The page has few colours beside the patches, and a palette takes a third of the bytes.
-            picture.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+            save(picture, folder / f"{name}.png")
+        with serve(recipe) as address:
+            save(ask(browser, address, patch), folder / "app.png")
         browser.close()
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture; pages have few colours beside the patches, and a palette takes a third of the bytes."""
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+@contextmanager
+def serve(recipe: Path) -> Iterator[str]:
+    """Run `make app` on a free port, and yield the address of its page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "recipes/app.py", "--config", str(recipe)]
+    server = subprocess.Popen(command, env=os.environ | {"GRADIO_SERVER_PORT": str(port)})
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if server.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {server.returncode}, expected a page; see above")
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def ask(browser: Browser, address: str, patch: Path) -> Image.Image:
+    """Return the page after it was asked about `patch`."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 800}, device_scale_factor=1.25)
+    page.goto(address)
+    page.wait_for_selector("#classify")
+    page.set_input_files("#upload input[type=file]", patch)
+    page.wait_for_selector("#picture img")
+    page.click("#classify")
+    page.wait_for_function("document.querySelectorAll('#answers [data-system]').length == 2", timeout=120_000)
+    page.wait_for_function("!document.querySelector('#answers').innerText.includes('waiting')", timeout=120_000)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    page.close()
+    return picture
 
 
 def cut(page: Page, first: str, until: str) -> Image.Image:
@@ -84,5 +139,7 @@ def stack(parts: list[Image.Image]) -> Image.Image:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--report", type=Path, default=Path("outputs/demo/evaluation/report.html"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
+    parser.add_argument("--patch", type=Path, default=Path("data/synthetic/crc/TUM/TUM-S00-0008.tif"))
     parser.add_argument("--folder", type=Path, default=FOLDER)
     take_pictures(**vars(parser.parse_args()))
