@@ -1,4 +1,4 @@
-"""Every knob of a recipe that TRL doesn't have already, and the one parser that all recipe scripts share."""
+"""The keys of a recipe that TRL doesn't have, and the parser that all commands share."""
 
 import itertools
 import json
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from trl import SFTConfig, TrlParser
 
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.config.checks import check_consistency, check_keys, check_values
+from histolab_sft.config.checks import check_keys, check_values, key
+from histolab_sft.config.contradictions import check_consistency
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.hardware import (
     NO_PROFILE,
@@ -18,7 +19,7 @@ from histolab_sft.config.hardware import (
     detect_capability,
     detect_profile,
 )
-from histolab_sft.config.phase import TrainingParts, check_parts, read_phases
+from histolab_sft.config.phase import read_phases
 from histolab_sft.config.recipe_file import read_recipe, read_yaml
 from histolab_sft.secrets import check_secrets
 from histolab_sft.workers import count_loader_workers
@@ -54,8 +55,8 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     check_keys(flags, known, "the command line")
     recipe, own_flags = {}, args
     if path := _find_recipe(args):
-        place = args.index("--config")
-        recipe, own_flags = read_recipe(path), args[:place] + args[place + 2 :]
+        at = args.index("--config")
+        recipe, own_flags = read_recipe(path), args[:at] + args[at + 2 :]
         check_secrets(recipe, "the recipe")
         check_keys(recipe, known, "the recipe")
         check_values(recipe, kinds)
@@ -63,19 +64,18 @@ def parse_recipe(args: list[str] | None = None) -> tuple["HistoArguments", SFTCo
     profile, values, notes = resolve_profile(args, written)
     check_gpu(values | resolve_recipe(args))
     parser.set_defaults(**values)
-    # In place of `parse_args_and_config`, which would read the file again, and its words as numbers and truth values.
+    # Not `parse_args_and_config`: it reads the file again, and labels such as `No` and `01` as other than text.
     parser.set_defaults_with_config(**recipe)
     parsed = parser.parse_args_into_dataclasses(own_flags)
     given = {name: value for part in parsed for name, value in vars(part).items() if name in flags}
     check_values(given, kinds)
     parsed[0].hardware, parsed[0].profile_notes, parsed[0].written = profile, notes, written
     check_consistency(*parsed)
-    check_parts(*parsed)
     return parsed
 
 
 def parse_recipe_elsewhere(args: list[str] | None = None) -> tuple[tuple, bool]:
-    """Parse a recipe that is only looked at: one that is meant for a GPU also on a machine without one.
+    """Parse a recipe to inspect it, not to run it: one that is meant for a GPU also on a machine without one.
 
     Returns:
         `tuple`: What `parse_recipe` gives, and whether the recipe is meant for a GPU.
@@ -90,7 +90,7 @@ def parse_recipe_elsewhere(args: list[str] | None = None) -> tuple[tuple, bool]:
 
 
 def resolve_profile(args: list[str], written: set[str]) -> tuple[str, dict, list[str]]:
-    """Return the profile that `hardware` names, `auto` resolved; the values that it adds; what it would change."""
+    """Return the name of the recipe's profile (`auto` resolved), the values that it adds, and notes about them."""
     name = resolve_recipe(args).get("hardware", NO_PROFILE)
     if name == NO_PROFILE:
         return name, {}, []
@@ -109,7 +109,7 @@ def resolve_recipe(args: list[str]) -> dict:
 
 
 def _find_recipe(args: list[str]) -> str | None:
-    """Return the path behind `--config`; None where a recipe's keys stand on the command line alone."""
+    """Return the path after `--config`; None where all keys of the recipe are on the command line."""
     if "--config" not in args:
         if not any(flag.startswith("--datasets") for flag in args):
             raise ValueError("no recipe, expected --config RECIPE.yaml; recipes/ holds some to copy")
@@ -121,169 +121,143 @@ def _find_recipe(args: list[str]) -> str | None:
 
 
 def _refuse_command_line(message: str) -> None:
-    """Stand in for `ArgumentParser.error`, which would print every key of three dataclasses before its message."""
+    """Replace `ArgumentParser.error`, which would print every key of three dataclasses before its message."""
     raise ValueError(f"{message} on the command line; correct it, `--help` lists every key")
 
 
 @dataclass
-class HistoArguments(TrainingParts):
+class HistoArguments:
     """Keys of a recipe beside those of `trl.SFTConfig` and `trl.ModelConfig`."""
 
-    hardware: str = field(
-        default=NO_PROFILE,
-        metadata={
-            "help": "Profile of a card (`hardware.PROFILES`) whose values stand for the keys that the recipe leaves "
-            "out; `auto` chooses by compute capability and free memory.",
-            "choices": [NO_PROFILE, "auto", *PROFILES],
-        },
+    adapter_name_or_path: str | None = key(None, "Adapter to continue training, a folder or an id on the Hub.")
+    train_projector: bool = key(
+        False, "Train all weights of the projector too, without LoRA; the adapter's folder then holds them."
     )
-    bnb_4bit_compute_dtype: str | None = field(
-        default=None, metadata={"help": "In which 4-bit layers multiply, if not in `dtype`.", "choices": DTYPES}
+    train_vision: bool = key(False, "Train all weights of the vision tower too, without LoRA.")
+    projector_learning_rate: float | None = key(None, "Learning rate of the projector, in place of learning_rate.")
+    vision_learning_rate: float | None = key(
+        None, "Learning rate of the vision tower, or of the LoRA in it, in place of learning_rate."
     )
-    vision_tower_dtype: str | None = field(
-        default=None, metadata={"help": "Of the vision tower, if not `dtype`.", "choices": DTYPES}
+    phases: str | None = key(
+        None, "Phases of training, one after the other: a YAML list, or JSON on the command line."
     )
-    candidate_batch_size: int = field(
-        default=96, metadata={"help": "Answers whose logits are held at once in scoring."}
+    hardware: str = key(
+        NO_PROFILE,
+        "Profile of a graphics card (`hardware.PROFILES`). Its values are the defaults of keys that the recipe "
+        "leaves out; `auto` chooses one by compute capability and free memory.",
+        [NO_PROFILE, "auto", *PROFILES],
     )
-    datasets: str = field(
-        default="", metadata={"help": "Data sets of the run: a YAML list, or JSON on the command line."}
+    bnb_4bit_compute_dtype: str | None = key(None, "Type in which 4-bit layers multiply, if not `dtype`.", DTYPES)
+    vision_tower_dtype: str | None = key(None, "Type of the vision tower's weights, if not `dtype`.", DTYPES)
+    candidate_batch_size: int = key(96, "How many candidate answers are scored at once.")
+    datasets: str = key("", "Data sets of the run: a YAML list, or JSON on the command line.")
+    data_dir: str = key(".", "Folder to which the sources of data sets are relative.")
+    max_samples: int | None = key(None, "Most patches of each data set, balanced over the classes.")
+    max_test_samples: int | None = key(None, "Most patches of each data set's test split, balanced over the classes.")
+    split_protocol: str = key(
+        "official",
+        "`official` keeps the splits of the data; `seed` assigns all patches to splits at random, to compare with "
+        "runs that did so. Patients then leak between splits unless `group_by` names them.",
+        ["official", "seed"],
     )
-    data_dir: str = field(default=".", metadata={"help": "Folder that relative sources of data sets start at."})
-    max_samples: int | None = field(default=None, metadata={"help": "Class-balanced cap for each data set."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "The same for the test split alone."})
-    split_protocol: str = field(
-        default="official",
-        metadata={
-            "help": "`official` keeps the splits that the data bring; `seed` deals all patches out at random; "
-            "patients that `group_by` doesn't name leak then, and it is for comparison with runs that did so.",
-            "choices": ["official", "seed"],
-        },
+    split_seed: int = key(42, "Seed of the splits that are drawn, and of the patches that `max_samples` keeps.")
+    validation_fraction: float = key(0.15, "Share for validation, where the data have no validation split.")
+    test_fraction: float = key(0.15, "Share for the test, where the data have no test split.")
+    refused_images: str = key(
+        "stop",
+        "What to do about pictures that can't be used: `stop`, or `quarantine` to leave them out.",
+        ["stop", "quarantine"],
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the splits and of the cap."})
-    validation_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no validation split."})
-    test_fraction: float = field(default=0.15, metadata={"help": "Where the data bring no test split."})
-    refused_images: str = field(
-        default="stop",
-        metadata={"help": "What to do about pictures that can't be used.", "choices": ["stop", "quarantine"]},
+    unlabelled: str = key(
+        "stop",
+        "What to do about rows whose label is empty, null or -1: `drop` leaves them out and counts them.",
+        ["stop", "drop"],
     )
-    unlabelled: str = field(
-        default="stop",
-        metadata={
-            "help": "What to do about rows whose label is empty, null or -1: `drop` leaves them out and counts them.",
-            "choices": ["stop", "drop"],
-        },
+    leaks: str = key(
+        "stop",
+        "What to do when the audit of the splits refuses: `drop` takes copies, near copies and patients that are "
+        "also in a later split out of the earlier one, and counts them; `allow` trains all the same.",
+        ["stop", "drop", "allow"],
     )
-    leaks: str = field(
-        default="stop",
-        metadata={
-            "help": "What to do when the audit of the splits refuses: `drop` takes copies, near copies and patients "
-            "that are also in a later split out of the earlier one, and counts them; `allow` trains all the same.",
-            "choices": ["stop", "drop", "allow"],
-        },
+    changed_split: str = key(
+        "stop",
+        "What to score where validation or test hold pictures, near copies, patients or slides of what was trained "
+        "on, because data or splits have changed since: `stop` with the counts, the `frozen` split of training as "
+        "far as its pictures are still there, or the `new` one without those rows.",
+        ["stop", "frozen", "new"],
     )
-    changed_split: str = field(
-        default="stop",
-        metadata={
-            "help": "What to score where validation or test hold pictures, near copies, patients or slides of what "
-            "was trained on, because data or splits have changed since: `stop` with the counts, the `frozen` split of "
-            "training as far as its pictures are still there, or the `new` one without those rows.",
-            "choices": ["stop", "frozen", "new"],
-        },
+    find_siblings: bool = key(
+        False,
+        "Search also for patches cut from one picture and turned by any angle, mirrored or cropped, and treat them "
+        "like near copies. Takes minutes for 10,000 patches, and needs `histolab_sft[siblings]`.",
     )
-    find_siblings: bool = field(
-        default=False,
-        metadata={
-            "help": "Look also for patches that were cut from one picture, turned by any angle, mirrored and cropped, "
-            "and treat them like near copies; takes minutes for 10,000 patches, and `histolab_sft[siblings]`."
-        },
+    prompt_style: str = key(
+        "generic",
+        "Wording of the question: one for all data sets, or the data set's own.",
+        ["generic", "dataset_specific"],
     )
-    prompt_style: str = field(
-        default="generic",
-        metadata={"help": "Question of the task.", "choices": ["generic", "dataset_specific"]},
+    lora_scope: str = key(
+        "language",
+        "Which parts of the model get LoRA in the layers of `lora_target_modules`.",
+        ["language", "language_and_vision"],
     )
-    lora_scope: str = field(
-        default="language",
-        metadata={"help": "Where lora_target_modules are looked for.", "choices": ["language", "language_and_vision"]},
+    resume_changes: list[str] | None = key(
+        None,
+        "Keys that may differ from the run that is resumed, such as [learning_rate]; `run.json` notes each change "
+        "with its step. Any other difference is refused.",
     )
-    resume_changes: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Keys that a resumed run takes with other values than it had, such as [learning_rate]; `run.json` "
-            "notes each change with its step. Any other difference is refused."
-        },
+    oom: str = key(
+        "stop",
+        "When memory runs out in training: `stop` with advice, or `halve` the micro-batch and double gradient "
+        "accumulation, which keeps the rows of a step and the loss the same.",
+        ["stop", "halve"],
     )
-    oom: str = field(
-        default="stop",
-        metadata={
-            "help": "When memory runs out in training: `stop` with advice, or `halve` the micro-batch and accumulate "
-            "twice as many, for the same rows a step and the same loss.",
-            "choices": ["stop", "halve"],
-        },
+    early_stopping: str = key(
+        "none", "Rule that stops training early, on the smoothed metric.", ["none", "threshold", "plateau"]
     )
-    early_stopping: str = field(
-        default="none",
-        metadata={"help": "Rule on the smoothed metric.", "choices": ["none", "threshold", "plateau"]},
+    early_stopping_metric: str = key("loss", "Logged value that the rule of early stopping smooths.")
+    early_stopping_patience: int = key(50, "Optimiser steps for which the rule must hold.")
+    early_stopping_threshold: float = key(0.001, "The rule `threshold` holds beyond this value.")
+    early_stopping_min_delta: float = key(0.001, "The rule `plateau` holds while the metric gains less than this.")
+    ema_decay: float = key(0.9, "Weight of the earlier steps in the smoothed metric.")
+    generate_answers: bool = key(
+        True, "Score the answers that the model writes as well as the likelihood of each class."
     )
-    early_stopping_metric: str = field(default="loss", metadata={"help": "Logged value that the rule watches."})
-    early_stopping_patience: int = field(default=50, metadata={"help": "Optimiser steps for which the rule holds."})
-    early_stopping_threshold: float = field(default=0.001, metadata={"help": "Level of the rule `threshold`."})
-    early_stopping_min_delta: float = field(default=0.001, metadata={"help": "Least gain of the rule `plateau`."})
-    ema_decay: float = field(default=0.9, metadata={"help": "Weight of the past in the smoothed metric, per step."})
-    generate_answers: bool = field(
-        default=True,
-        metadata={"help": "Score also what the systems write, beside the likelihood of each class."},
+    max_new_tokens: int | None = key(
+        None, "Longest generated answer in tokens; if omitted 64, or with a `format` what the task needs."
     )
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={"help": "Longest generated answer in tokens; 64 if omitted, and for records as long as their task."},
+    constrained_decoding: bool = key(False, "Restrict generated JSON answers to the form of the task's fields.")
+    augmentation: str = key(
+        "none",
+        "Random change of the train patches in each epoch: one of the eight flips and rotations by 90 degrees "
+        "(`symmetries`), HED colour jitter (`stain`), or both (`all`).",
+        ["none", "symmetries", "stain", "all"],
     )
-    constrained_decoding: bool = field(
-        default=False, metadata={"help": "Let JSON answers be written in no other form than that of their fields."}
+    vision_cache: str = key(
+        "auto",
+        "Encode each picture once and keep its features on disk: `auto` where the vision tower is frozen, time is "
+        "saved and there is room; `off`; or a folder for the features.",
     )
-    augmentation: str = field(
-        default="none",
-        metadata={
-            "help": "Change train patches anew each epoch: one of the eight flips and quarter turns (`symmetries`), "
-            "HED colour jitter (`stain`), or both (`all`).",
-            "choices": ["none", "symmetries", "stain", "all"],
-        },
+    compiled_layers: str = key(
+        "auto",
+        "Compile the language model's layers for training and for likelihood: `auto` on a GPU where the time saved "
+        "is more than compiling takes; `on`; `off`.",
+        ["auto", "on", "off"],
     )
-    vision_cache: str = field(
-        default="auto",
-        metadata={
-            "help": "Encode each picture once and keep its features on disk: `auto` where the vision tower is frozen, "
-            "it pays and there is room; `off`; or a folder."
-        },
+    sensitivity: str = key(
+        "none",
+        "Score a part of the test split again with other wordings and orders of the classes (`prompt`), or also with "
+        "changed pictures (`all`).",
+        ["none", "prompt", "all"],
     )
-    compiled_layers: str = field(
-        default="auto",
-        metadata={
-            "help": "Compile the language model's layers for training and for likelihood: `auto` on a GPU where the "
-            "time saved is more than compiling takes; `on`; `off`.",
-            "choices": ["auto", "on", "off"],
-        },
+    sensitivity_sides: list[int] | None = key(
+        None,
+        "Other picture sides in pixels, such as [448, 672], at which the adapter is scored too: on the patches of "
+        "`sensitivity`, with the same number of image tokens. Gemma 3 only.",
     )
-    sensitivity: str = field(
-        default="none",
-        metadata={
-            "help": "Score a part of the test split again under other wordings and orders of the classes (`prompt`), "
-            "and under changes of the pictures as well (`all`).",
-            "choices": ["none", "prompt", "all"],
-        },
-    )
-    sensitivity_sides: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Other sides in pixels at which the same adapter is scored as well, on the patches that "
-            "`sensitivity` asks about and with as many image tokens, such as [448, 672]. Gemma 3 only."
-        },
-    )
-    sensitivity_samples: int = field(
-        default=200, metadata={"help": "Class-balanced cap for each data set on the patches that it asks about."}
-    )
+    sensitivity_samples: int = key(200, "Most patches of each data set for `sensitivity`, balanced over the classes.")
 
-    # What `parse_recipe` found: what the profile would have changed, and the keys that somebody wrote.
+    # Filled by `parse_recipe`: notes about the profile, and the keys that the recipe or the command line has.
     profile_notes: list[str] = field(default_factory=list, init=False)
     written: set[str] = field(default_factory=set, init=False)
 

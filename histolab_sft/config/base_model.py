@@ -1,27 +1,25 @@
-"""The keys of a recipe that say which base model is loaded, and how: TRL's, and the resolution of its pictures."""
+"""The keys of a recipe about the base model: TRL's, and the resolution of its pictures."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trl
+
+from histolab_sft.config.checks import key
 
 
 @dataclass
 class ModelConfig(trl.ModelConfig):
     """Keys of a recipe that are about the base model; the first ones are TRL's."""
 
-    image_side: int | None = field(
-        default=None,
-        metadata={
-            "help": "Side in pixels to which every picture is scaled, if not the base model's own (896): a multiple "
-            "of the tower's patch size. The tower's position embeddings are interpolated to it. Gemma 3 only."
-        },
+    image_side: int | None = key(
+        None,
+        "Side in pixels to which every picture is scaled, if not the base model's own (896): a multiple of the "
+        "tower's patch size. The tower's position embeddings are interpolated to it. Gemma 3 only.",
     )
-    image_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that each picture has in the language model, if not the base model's own (256): a square "
-            "whose side divides the tower's patches a side, such as 64 or 256 at 448 pixels. Gemma 3 only."
-        },
+    image_tokens: int | None = key(
+        None,
+        "Tokens that each picture has in the language model, if not the base model's own (256): a square whose side "
+        "divides the tower's patches a side, such as 64 or 256 at 448 pixels. Gemma 3 only.",
     )
 
     @property

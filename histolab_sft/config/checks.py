@@ -1,14 +1,14 @@
-"""What is wrong with a recipe, said all at once, before anything is loaded."""
+"""Declare the keys of a recipe, and check each alone: that it exists, and its value's type and range."""
 
 import dataclasses
 import difflib
 import enum
-import importlib.util
 import typing
+from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
-# Names that recipes elsewhere use, where the nearest spelling would mislead.
+# Names of other projects' recipes, for which the nearest spelling would be a wrong suggestion.
 RENAMED = {
     "base_model": "model_name_or_path",
     "batch_size": "per_device_train_batch_size",
@@ -71,11 +71,16 @@ RANGES = {
 }
 
 
-def check_keys(found, known, place: str) -> None:
+def key(default: object, help: str, choices: Sequence | None = None):
+    """Return the field of a dataclass for a key of a recipe: its default, its help text and its allowed values."""
+    return dataclasses.field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+def check_keys(found, known, where: str) -> None:
     """Raise a `ValueError` that names every key of `found` not in `known`, with the nearest that is."""
     complaints = [f"{key!r}{_suggest(key, known)}" for key in found if key not in known]
     if complaints:
-        raise ValueError(f"unknown key in {place}: {', '.join(complaints)}; correct or remove it")
+        raise ValueError(f"unknown key in {where}: {', '.join(complaints)}; correct or remove it")
 
 
 def check_values(recipe: dict, dataclass_types) -> None:
@@ -93,131 +98,6 @@ def check_values(recipe: dict, dataclass_types) -> None:
         for entry in dataclasses.fields(dataclass_type):
             if entry.name in recipe and entry.name not in ("datasets", "phases"):
                 complaints += _complain(entry, hints[entry.name], recipe[entry.name])
-    if complaints:
-        raise ValueError("; ".join(complaints))
-
-
-def check_consistency(histo_args, training_args, model_args) -> None:
-    """Raise a `ValueError` that names every contradiction between keys."""
-    quantised = model_args.load_in_4bit or model_args.load_in_8bit
-    metric = histo_args.early_stopping_metric
-    records = any(config.format is not None for config in histo_args.datasets)
-    unanswerable = {
-        "generate_answers: false": not histo_args.generate_answers,
-        f"sensitivity: {histo_args.sensitivity}": histo_args.sensitivity != "none",
-        f"augmentation: {histo_args.augmentation}": histo_args.augmentation != "none",
-        f"prompt_style: {histo_args.prompt_style}": histo_args.prompt_style != "generic",
-    }
-    stopping = histo_args.early_stopping != "none"
-    gemma3 = any(name in str(model_args.model_name_or_path).lower() for name in ("gemma-3", "medgemma"))
-    rules = [
-        (
-            quantised and not model_args.use_peft,
-            "load_in_4bit or load_in_8bit without an adapter: quantised weights can't be trained; set use_peft: true",
-        ),
-        (
-            model_args.use_peft and not (model_args.lora_target_modules or histo_args.adapter_name_or_path),
-            "use_peft is on and lora_target_modules is empty; name linear layers such as [q_proj, v_proj]",
-        ),
-        (
-            stopping and training_args.logging_strategy == "no",
-            "early_stopping reads the log and logging_strategy is no; set logging_strategy: steps",
-        ),
-        (
-            stopping and metric.startswith("eval_") and training_args.eval_strategy == "no",
-            f"early_stopping_metric {metric} is never logged with eval_strategy: no; set eval_strategy: steps",
-        ),
-        (
-            records and any(unanswerable.values()),
-            f"{', '.join(key for key, given in unanswerable.items() if given)}: data sets with a format bring their "
-            "own questions, their answers are written, and turning a picture would move boxes and sides; remove it",
-        ),
-        (
-            records and "balanced_accuracy" in f"{metric if stopping else ''} {training_args.metric_for_best_model}",
-            "eval_balanced_accuracy is measured on class folders alone; with a format, watch loss or eval_loss",
-        ),
-        (
-            histo_args.constrained_decoding and any(config.format != "biomarkers" for config in histo_args.datasets),
-            "constrained_decoding needs the form of a JSON answer, which only data sets with format: biomarkers have; "
-            "remove it, or give them a recipe of their own",
-        ),
-        (
-            histo_args.constrained_decoding and importlib.util.find_spec("llguidance") is None,
-            "constrained_decoding needs llguidance, which isn't here; run `pip install histolab_sft[constrained]`",
-        ),
-        (
-            histo_args.find_siblings and importlib.util.find_spec("cv2") is None,
-            "find_siblings needs OpenCV, which isn't here; run `pip install histolab_sft[siblings]`",
-        ),
-        (
-            training_args.trust_remote_code,
-            "trust_remote_code runs code that comes with the weights; remove it, no model here needs it",
-        ),
-        (
-            training_args.packing or training_args.padding_free,
-            "packing and padding_free don't exist for pictures in TRL; remove them",
-        ),
-        (
-            training_args.completion_only_loss is False or training_args.assistant_only_loss,
-            "the loss is on the answer only; remove completion_only_loss and assistant_only_loss",
-        ),
-        (
-            "flash" in str(model_args.attn_implementation),
-            "flash attention drops Gemma 3's two-way attention among image tokens, without an error; "
-            "remove attn_implementation (sdpa is used)",
-        ),
-        (
-            gemma3 and (training_args.fp16 or model_args.dtype == "float16"),
-            "Gemma 3 overflows in float16; set dtype: bfloat16 and fp16: false",
-        ),
-        (
-            training_args.hub_token is not None,
-            "a recipe takes no token; remove hub_token and log in with `hf auth login` or set HF_TOKEN",
-        ),
-        (
-            training_args.push_to_hub,
-            "push_to_hub uploads all that lies in output_dir; remove it and use recipes/push_adapter.py",
-        ),
-        (
-            training_args.save_only_model or training_args.ignore_data_skip,
-            "save_only_model and ignore_data_skip make runs that can't go on exactly; remove them",
-        ),
-        (
-            training_args.enable_jit_checkpoint,
-            "enable_jit_checkpoint saves in the middle of a step; remove it, stop signals save at the step's end",
-        ),
-        (
-            training_args.auto_find_batch_size,
-            "auto_find_batch_size starts the run again with other steps; set oom: halve in its place",
-        ),
-        (
-            histo_args.vision_cache not in ("auto", "off")
-            and (histo_args.augmentation in ("stain", "all") or histo_args.lora_scope != "language"),
-            f"vision_cache {histo_args.vision_cache}: features stay the same only while no stain jitter changes the "
-            "pictures and no adapter the vision tower; set vision_cache: off",
-        ),
-        (
-            histo_args.vision_cache not in ("auto", "off")
-            and (histo_args.sensitivity == "all" or histo_args.sensitivity_sides)
-            and not training_args.use_cpu,
-            "sensitivity: all and sensitivity_sides ask about changed pictures, for which the vision tower must be on "
-            f"the GPU, and vision_cache: {histo_args.vision_cache} keeps it off; set sensitivity: prompt without "
-            "sensitivity_sides, or vision_cache: auto",
-        ),
-        (
-            histo_args.sensitivity_sides and histo_args.sensitivity == "none",
-            "sensitivity_sides asks about the patches of sensitivity, which is none; set sensitivity: prompt or all",
-        ),
-        (
-            histo_args.sensitivity_sides and not model_args.use_peft,
-            "sensitivity_sides compares one adapter on base models of several sides, and use_peft is off; remove it",
-        ),
-        (
-            training_args.load_best_model_at_end and training_args.eval_strategy == "no",
-            "load_best_model_at_end compares evaluations and eval_strategy is no; set eval_strategy: steps",
-        ),
-    ]
-    complaints = [message for broken, message in rules if broken]
     if complaints:
         raise ValueError("; ".join(complaints))
 

@@ -22,8 +22,8 @@ class DatasetConfig:
             paths start at the recipe's `data_dir`.
         streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
             picture is needed, a row group at a time, and keep none of its files on disk.
-        format (`str`, *optional*): Name of a record reader (`histolab_sft.data.formats.READERS`), for data whose rows
-            bring their own questions and answers.
+        format (`str`, *optional*): Name of a reader (`histolab_sft.data.formats.READERS`), for data whose rows have
+            questions and answers of their own.
         task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
             Without one it is `"classification"`.
         class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
@@ -93,116 +93,108 @@ class DatasetConfig:
 
     @property
     def reader_keys(self) -> dict[str, str | list[str]]:
-        """The keys of the recipe that only the reader of one format knows."""
+        """The keys of the recipe that are for the reader of one format alone."""
         keys = ("subset", "style", "image_folder", "uncertain", "sections", "views")
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def __post_init__(self):
-        if not isinstance(self.streaming, bool) or (self.streaming and self.format is not None):
-            raise ValueError(
-                f"data set {self.name!r}: streaming is {self.streaming!r}, expected true or false, and false with a "
-                "format; correct or remove it"
-            )
         try:
-            read_window(self.intensity_window)
-            read_steps(self.image_steps or [])
+            self._check()
         except ValueError as error:
             raise ValueError(f"data set {self.name!r}: {error}") from error
+
+    def _check(self):
+        if not isinstance(self.streaming, bool) or (self.streaming and self.format is not None):
+            raise ValueError(
+                f"streaming is {self.streaming!r}, expected true or false, and false with a format; correct it"
+            )
+        read_window(self.intensity_window)
+        read_steps(self.image_steps or [])
         if self.format is None:
             self._check_classes()
         else:
-            self._check_records()
+            self._check_format()
         if isinstance(self.splits, str) and self.splits not in OFFICIAL_SPLITS:
             raise ValueError(
-                f"data set {self.name!r}: splits is {self.splits!r}, expected a mapping of splits to the data's names "
-                f"or one of {', '.join(OFFICIAL_SPLITS)}"
+                f"splits is {self.splits!r}, expected a mapping of splits to the data's names or one of "
+                f"{', '.join(OFFICIAL_SPLITS)}; correct it"
             )
         if isinstance(self.splits, dict):
             self._check_splits()
         least = len(self.class_names) if self.class_names else 2
         if self.max_samples is not None and self.max_samples < least:
             raise ValueError(
-                f"data set {self.name!r}: max_samples is {self.max_samples}, expected at least one patch for each of "
-                f"its {least} classes"
+                f"max_samples is {self.max_samples}, expected at least one patch for each of its {least} classes"
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(
-                f"data set {self.name!r}: max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it"
-            )
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it")
         for key, kind in (("label_by", "no"), ("group_by", "neither a column nor a")):
             try:
                 re.compile(getattr(self, key) or "")
             except re.error as error:
                 raise ValueError(
-                    f"data set {self.name!r}: {key} {getattr(self, key)!r} is {kind} regular expression ({error}); "
-                    "correct it"
+                    f"{key} {getattr(self, key)!r} is {kind} regular expression ({error}); correct it"
                 ) from error
 
     def _check_splits(self):
-        """Raise ValueError for splits that have no words of the data, or share one."""
-        check_keys(self.splits, SPLITS, f"splits of data set {self.name!r}")
+        """Raise ValueError for splits without a name in the data, or two with one name."""
+        check_keys(self.splits, SPLITS, "splits")
         own = [word for words in self.splits.values() for word in (words if isinstance(words, list) else [words])]
         if not all(isinstance(word, str) and word.strip() for word in own) or [] in self.splits.values():
             raise ValueError(
-                f"data set {self.name!r}: splits is {self.splits!r}, expected for each split the data's name for it "
-                "or a list of names, as text; correct it, and quote what is no text"
+                f"splits is {self.splits!r}, expected for each split the data's name for it or a list of names, as "
+                "text; correct it, and quote what is no text"
             )
         if len(set(map(compose, own))) < len(own):
-            raise ValueError(
-                f"data set {self.name!r}: splits names one part of the data twice in {self.splits!r}; remove one"
-            )
+            raise ValueError(f"splits names one part of the data twice in {self.splits!r}; remove one")
         self.splits = {
             split: list(map(compose, words)) if isinstance(words, list) else compose(words)
             for split, words in self.splits.items()
         }
 
-    def _check_records(self):
-        """Raise ValueError for keys that say nothing to a record reader."""
+    def _check_format(self):
+        """Raise ValueError for keys that have no meaning with a `format`."""
         if self.question is not None:
             raise ValueError(
-                f"data set {self.name!r} has format: {self.format} and question, expected the data's own questions; "
-                "remove it, or change the wording about the answer's form by instruction"
+                f"format: {self.format} and question, expected the data's own questions; remove it, or change the "
+                "wording about the answer's form by instruction"
             )
         if self.label_by is not None:
             raise ValueError(
-                f"data set {self.name!r} has format: {self.format} and label_by, expected answers of the format's "
-                "own; remove label_by"
+                f"format: {self.format} and label_by, expected answers of the format's own; remove label_by"
             )
         if self.task == "masks" and self.image_steps:
             raise ValueError(
-                f"data set {self.name!r} has task: masks and image_steps, expected pictures as they are stored, since "
-                "outlines aren't moved along; remove image_steps"
+                "task: masks and image_steps, expected pictures as they are stored, since outlines aren't moved along "
+                "with them; remove image_steps"
             )
         if self.class_names is not None and not isinstance(self.class_names, dict):
             raise ValueError(
-                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of labels to words; "
-                "correct or remove it"
+                f"class_names is {self.class_names!r}, expected a mapping of labels to words; correct or remove it"
             )
-        check_text(self.class_names or {}, f"data set {self.name!r}")
+        check_text(self.class_names or {})
         if isinstance(self.splits, str):
             raise ValueError(
-                f"data set {self.name!r} has format: {self.format} and splits: {self.splits}, expected a mapping of "
-                "splits to the data's names; a published split is one of class folders"
+                f"format: {self.format} and splits: {self.splits}, expected a mapping of splits to the data's names: "
+                "published splits are for class folders; correct it"
             )
 
     def _check_classes(self):
-        """Raise ValueError for class names that can't be asked and told apart."""
+        """Raise ValueError for keys that need a `format`, and for class names that answers can't tell apart."""
         given = {"instruction": self.instruction, "codec": self.codec, "fields": self.fields}
         useless = [*(key for key, value in given.items() if value is not None), *self.reader_keys]
-        if useless or self.task not in (None, "classification"):
-            found = [*useless, *([f"task: {self.task}"] if self.task not in (None, "classification") else [])]
+        useless += [f"task: {self.task}"] if self.task not in (None, "classification") else []
+        if useless:
             raise ValueError(
-                f"data set {self.name!r} has {found} and no format, expected one of classification from class folders "
-                "or manifests, or a format; add `format` or remove them"
+                f"{useless} and no format, expected these keys with a `format` only, or classification from class "
+                "folders or manifests; add `format` or remove them"
             )
         if self.label_by is not None and self.label_column != "label":
-            raise ValueError(
-                f"data set {self.name!r} has label_by and label_column, expected one place of the label; remove one"
-            )
+            raise ValueError("label_by and label_column, expected one place of the label; remove one")
         self.task = "classification"
         if not isinstance(self.class_names, dict) or len(self.class_names) < 2:
             raise ValueError(
-                f"data set {self.name!r}: class_names is {self.class_names!r}, expected a mapping of at least two "
-                "labels to words; list every label of the data"
+                f"class_names is {self.class_names!r}, expected a mapping of at least two labels to words; list every "
+                "label of the data"
             )
-        self.class_names = check_class_names(self.class_names, f"data set {self.name!r}")
+        self.class_names = check_class_names(self.class_names)

@@ -1,4 +1,4 @@
-"""What fits which card: the recipe's keys that depend on it, with the reason for each."""
+"""Profiles of graphics cards: the keys of a recipe that depend on the card, each with its reason."""
 
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -79,7 +79,10 @@ PROFILES = {
         "gradient_accumulation_steps": (16, _STEP),
         "per_device_eval_batch_size": (1, "as in training"),
         "candidate_batch_size": (1, "the logits of each answer that is read take 20 MiB"),
-        "vision_cache": ("outputs/vision_cache", "a folder never declines; the tower (0.8 GiB) has no room here"),
+        "vision_cache": (
+            "outputs/vision_cache",
+            "a folder always encodes first; the tower (0.8 GiB) has no room",
+        ),
         "optim": ("adamw_bnb_8bit", "two moments of 8.9 million weights in 8 bits take 17 MiB in place of 68"),
     },
     "gpu_16gb_turing": _EVERY_GPU
@@ -130,7 +133,7 @@ def detect_available() -> int:
     if not torch.cuda.is_available():
         return psutil.virtual_memory().available
     free, total = torch.cuda.mem_get_info()
-    # The question itself has made a context, which every plan includes. Whoever shares a card may have set a cap.
+    # Asking has made a CUDA context, which every plan includes. On a shared card, PyTorch may have a limit set.
     return min(free, int(torch.cuda.get_per_process_memory_fraction() * total)) + CUDA_CONTEXT
 
 

@@ -1,4 +1,4 @@
-"""Regular expressions of a recipe, which may be written so that they run for years on a file name."""
+"""Search with the regular expressions of a recipe, within a limit of time: some would never end."""
 
 import regex
 
@@ -9,7 +9,7 @@ def search(pattern: str, text: str) -> regex.Match | None:
     """Return the first match of a pattern in a text.
 
     Raises:
-        ValueError: It is no regular expression, or finds no end.
+        ValueError: It is no regular expression, or takes too long.
     """
     try:
         return regex.search(pattern, text, timeout=SECONDS)

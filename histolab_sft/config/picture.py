@@ -1,10 +1,11 @@
-"""The keys of a data set that say how its stored pictures become those that the model sees."""
+"""Read `intensity_window` and `image_steps`, the keys that say how stored pictures become those for the model."""
 
 import json
+import math
 import re
 
 FULL, MINMAX = "full", "minmax"
-# `intensity_window` where the data set names none. PadChest stores 12 bits or so in 16; ExplainMyXray's percentiles.
+# Default of `intensity_window` by format: PadChest stores about 12 bits in 16. The percentiles are ExplainMyXray's.
 WINDOWS = {"padchest": ["1%", "99%"], "padchest_gr": ["1%", "99%"]}
 MAX_GREY = 65535
 MAX_SIDE = 4096  # pixels; the model's own square has 896
@@ -45,8 +46,9 @@ def read_steps(value: object) -> list[list]:
     for entry in value if isinstance(value, list) else [value]:
         name, numbers = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, [])
         count = STEPS.get(name) if isinstance(name, str) else None
-        whole = isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
-        if count is None or not whole or len(numbers) != count or (name == "resize" and not _fits(numbers)):
+        low, high = (1, MAX_SIDE) if name == "resize" else (0, math.inf)
+        fits = isinstance(numbers, list) and all(type(number) is int and low <= number <= high for number in numbers)
+        if count is None or not fits or len(numbers) != count:
             raise ValueError(
                 f"image_steps has {entry!r}, expected a list of pad_to_square, crop_dark_edges, resize: [width, "
                 f"height] of 1 to {MAX_SIDE} pixels and crop: [left, top, right, bottom]; correct or remove it"
@@ -56,7 +58,7 @@ def read_steps(value: object) -> list[list]:
 
 
 def choose_rendering(config, inverted: bool = False) -> str:
-    """Return what `open_patch` does to the pictures of a data set, which stand there as negatives if `inverted`."""
+    """Return what `open_patch` does to the pictures of a data set; `inverted` ones are stored from white to black."""
     window = WINDOWS.get(config.format) if config.intensity_window is None else config.intensity_window
     return format_rendering(read_window(window), inverted, read_steps(config.image_steps or []))
 
@@ -74,7 +76,3 @@ def _read_bound(bound: object) -> float | None:
         return float(share[1]) if share and float(share[1]) <= 100 else None
     number = isinstance(bound, int | float) and not isinstance(bound, bool)
     return bound if number and 0 <= bound <= MAX_GREY else None
-
-
-def _fits(sides: list[int]) -> bool:
-    return all(1 <= side <= MAX_SIDE for side in sides)

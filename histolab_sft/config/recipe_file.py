@@ -1,4 +1,4 @@
-"""Read a recipe's YAML, with the words of data sets as they stand there."""
+"""Read the YAML of a recipe, with labels and class names as text, whatever YAML would make of them."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -7,7 +7,7 @@ import yaml
 
 from histolab_sft.config.dataset import DatasetConfig
 
-# Keys of a data set under which everything is text, keys and values alike.
+# Keys of a data set under which all keys and values are text.
 WORDS = ("class_names", "splits")
 MOST_VALUES = 100_000
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
@@ -18,7 +18,7 @@ def read_recipe(path: str) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no YAML in UTF-8, holds no mapping, or words with one key twice.
+        ValueError: It isn't YAML in UTF-8, holds no mapping, or has a key twice.
     """
     try:
         recipe = read_yaml(Path(path).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def read_recipe(path: str) -> dict:
 
 
 def read_yaml(text: str) -> object:
-    """Return what a YAML text holds; of data sets, labels, class names and other words are text as they stand there.
+    """Return what a YAML text holds; in data sets, labels, class names and other names stay text as written.
 
     YAML by itself reads `No` as false, `null` as nothing, `01` as 1, `1e3` as 1000 and `2026-01-01` as a date.
     """
@@ -61,7 +61,7 @@ def read_yaml(text: str) -> object:
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Raise ValueError for a key that stands twice in a mapping, and for aliases that unfold beyond all measure."""
+    """Raise ValueError for a key that a mapping has twice, and for aliases that unfold to too many values."""
     sizes: dict[int, int] = {}
 
     def measure(node: yaml.Node, above: tuple[int, ...]) -> int:
@@ -88,7 +88,7 @@ def _check_nodes(root: yaml.Node) -> None:
 
 
 def _keep_words(entry: yaml.Node) -> None:
-    """Make text of the scalars of a data set that are words, whatever YAML takes them for."""
+    """Mark the labels, class names and text keys of a data set as text, in place."""
     text_keys = {field.name for field in fields(DatasetConfig) if field.type in (str, str | None)}
     for key, value in _pairs(entry):
         if key.value in WORDS and isinstance(value, yaml.MappingNode):
@@ -106,7 +106,7 @@ def _make_text(node: yaml.Node) -> None:
 
 
 def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return keys and values of a mapping; what is merged into it (`<<`) stands in the mapping that it comes from."""
+    """Return keys and values of a mapping, without those merged into it by `<<`, which another mapping holds."""
     if not isinstance(node, yaml.MappingNode):
         return []
     return [pair for pair in node.value if not pair[0].tag.endswith(":merge")]

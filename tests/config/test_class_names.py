@@ -90,12 +90,12 @@ DIFFERENT = [
 @pytest.mark.parametrize(("first", "second"), SAME)
 def test_names_that_an_answer_could_confuse_are_refused(first, second):
     with pytest.raises(ValueError, match="two labels share one name"):
-        check_class_names({"a": first, "b": second}, "data set 'd'")
+        check_class_names({"a": first, "b": second})
 
 
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
 def test_names_that_differ_in_signs_digits_or_order_are_told_apart(first, second):
-    names = list(check_class_names({"a": first, "b": second}, "data set 'd'").values())
+    names = list(check_class_names({"a": first, "b": second}).values())
     for name in names:
         assert parse_answer(format_target(name), names) == name
         assert parse_answer(f"I see {name} here", names) == name
@@ -104,13 +104,13 @@ def test_names_that_differ_in_signs_digits_or_order_are_told_apart(first, second
 @pytest.mark.parametrize("name", ["", " ", "Tumor ", "\tTumor", "a\nb", "...", "Tu\u200bmor", "unparsed", "Answer: a"])
 def test_a_name_that_no_answer_could_give_is_refused(name):
     with pytest.raises(ValueError, match="class_names has 'a'"):
-        check_class_names({"a": name, "b": "Normal"}, "data set 'd'")
+        check_class_names({"a": name, "b": "Normal"})
 
 
 def test_labels_that_are_one_in_another_unicode_form_are_refused():
     with pytest.raises(ValueError, match="the label 'Gefäß' twice"):
-        check_class_names({"Gefäß": "a", "Gefa\u0308ß": "b"}, "data set 'd'")
-    assert check_class_names({"Gefa\u0308ß": "Gefa\u0308ß", "N": "Nerv"}, "d") == {"Gefäß": "Gefäß", "N": "Nerv"}
+        check_class_names({"Gefäß": "a", "Gefa\u0308ß": "b"})
+    assert check_class_names({"Gefa\u0308ß": "Gefa\u0308ß", "N": "Nerv"}) == {"Gefäß": "Gefäß", "N": "Nerv"}
     assert compose("Gefa\u0308ß") == "Gefäß"
 
 

@@ -10,7 +10,7 @@ from trl import SFTConfig, TrlParser
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe, parse_recipe_elsewhere
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.config.checks import check_consistency
+from histolab_sft.config.contradictions import check_consistency
 from histolab_sft.config.hardware import (
     BATCH,
     GIB,

@@ -146,7 +146,7 @@ def class_lists(draw):
     kept = []
     for name in draw(st.lists(names | st.text("abAB12 +-%<.", min_size=1, max_size=5), min_size=2, max_size=6)):
         try:
-            kept = list(check_class_names({str(i): each for i, each in enumerate([*kept, name])}, "x").values())
+            kept = list(check_class_names({str(i): each for i, each in enumerate([*kept, name])}).values())
         except ValueError:
             continue
     return kept
