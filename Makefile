@@ -4,6 +4,8 @@ RECIPE ?= recipes/histolab_5k.yaml
 ACCELERATE_CONFIG ?= accelerate_configs/single_gpu.yaml
 DATASETS ?= crc pcam bach
 ARGS ?=
+FORMAT ?= gguf
+QUANT ?=
 PYTHON ?= python3
 
 VENV := .venv
@@ -12,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-thorough test-kill test-distributed test-browser quality docs data check train evaluate submission push-adapter push-merged app space bench bench-gpu clean
+.PHONY: help install demo test test-fast test-thorough test-kill test-distributed test-browser quality docs data check train evaluate submission push-adapter push-merged export app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -23,7 +25,7 @@ install: $(INSTALLED) ## make .venv with the tested versions
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,docs,siblings,slides,test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[constrained,demo,deepspeed,dicom,docs,export,siblings,slides,test]"
 	touch $(INSTALLED)
 
 demo: export HF_HUB_OFFLINE = 1
@@ -91,6 +93,9 @@ push-adapter: install ## publish the adapter of RECIPE (ARGS="--dry_run true" on
 
 push-merged: install ## publish base model and adapter of RECIPE as one, if it answers as the adapter does
 	$(BIN)/python recipes/push_merged.py --config "$(RECIPE)" $(ARGS)
+
+export: install ## write the model of RECIPE for FORMAT=gguf|ollama|vllm|merged, QUANT=q8_0|q4_k_m|bf16, and compare
+	$(BIN)/python recipes/export.py --config "$(RECIPE)" --format $(FORMAT) $(if $(QUANT),--quant $(QUANT)) $(ARGS)
 
 app: install ## ask base model and adapter of RECIPE in a browser, on this machine only
 	$(BIN)/python recipes/app.py --config "$(RECIPE)" $(ARGS)

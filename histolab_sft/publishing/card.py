@@ -68,6 +68,7 @@ def format_card(
     training_args: SFTConfig,
     model_args: ModelConfig,
     parity: dict | None = None,
+    exported: dict | None = None,
 ) -> str:
     """Return README.md: metadata that the Hub accepts, `model-index` among them, and the text.
 
@@ -78,6 +79,8 @@ def format_card(
         figures (`list[str]`): File names in `figures/`.
         repo_id (`str`): Where the weights go, for the loading code.
         parity (`dict`, *optional*): Of a merged model: the proof of `merge.check_merge_parity`, which is then told.
+        exported (`dict`, *optional*): Of a merged model in another engine's format: what `export.export_model` found,
+            which is then told with the commands that run it.
 
     Raises:
         ValueError: The metadata aren't valid.
@@ -115,6 +118,8 @@ def format_card(
         + (describe_dropped(audit) if "dropped" in audit else []),
         sha256=results["provenance"]["adapter_sha256"],
         parity=parity,
+        exported=exported,
+        parity_table=_format_engine(exported) if exported else None,
         training=format_table(["setting", "value"], _list_settings(histo_args, training_args, model_args)),
         carbon=estimate_carbon(run),
         origin=format_table(["", ""], _list_origin(results["provenance"], run)),
@@ -175,6 +180,19 @@ def _describe_data(config: DatasetConfig, benchmark: Benchmark | None, data_dir:
     if benchmark is None:
         return "a data set of the author's own; its licence and consent aren't recorded here."
     return f"{benchmark.title}, {benchmark.source}. Licence: {benchmark.licence}. Its protocol: {benchmark.protocol}."
+
+
+def _format_engine(exported: dict) -> str:
+    parts = {**exported["datasets"], "all": exported["all"]}
+    lines = [
+        [
+            *(name, part["n_patches"], f"{part['agreement']:.1%}"),
+            *("-" if part[gap] is None else f"{part[gap]:.3f}" for gap in ("mean_gap", "largest_gap")),
+        ]
+        for name, part in parts.items()
+    ]
+    head = ["data set", "patches", "same answer", "mean difference, nats", "largest difference, nats"]
+    return format_table(head, lines)
 
 
 def _describe_base(model_args: ModelConfig, commit: str | None) -> dict:

@@ -120,12 +120,13 @@ def write_evidence(
     training_args: SFTConfig,
     model_args: ModelConfig,
     parity: dict | None = None,
+    exported: dict | None = None,
 ) -> None:
-    """Write scores, figures and the card to `folder`; `parity` as in `format_card`."""
+    """Write scores, figures and the card to `folder`; `parity` and `exported` as in `format_card`."""
     results = evidence["results"]
     figures = _copy_figures(Path(training_args.output_dir, "evaluation", "figures"), folder / "figures")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    arguments = (repo_id, histo_args, training_args, model_args, parity)
+    arguments = (repo_id, histo_args, training_args, model_args, parity, exported)
     card = format_card(results, evidence["run"], evidence["audit"], figures, *arguments)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -90,8 +90,7 @@ def check_merge_parity(
         "merged": lambda: load_merged(merged_dir, precision),
     }
     processor = load_base_processor(model_args)
-    indices = np.unique(np.linspace(0, len(patches) - 1, PARITY_PATCHES).astype(int))
-    rows = patches.select(indices)
+    rows = select_rows(patches)
     scores = {name: _score(load, processor, rows, histo_args) for name, load in systems.items()}
     parity = compare_scores(scores) | {
         "adapter_sha256": compute_sha256(output_dir / ADAPTER),
@@ -104,6 +103,11 @@ def check_merge_parity(
             f"{output_dir / PARITY_FILE}, and publish the adapter instead"
         )
     return parity
+
+
+def select_rows(patches: Dataset) -> Dataset:
+    """Return the patches that systems are compared on: 64 of the split, evenly spaced."""
+    return patches.select(np.unique(np.linspace(0, len(patches) - 1, PARITY_PATCHES).astype(int)))
 
 
 def compare_scores(scores: dict[str, np.ndarray]) -> dict:

@@ -42,6 +42,11 @@ def build_merged_folder(
     if (output_dir / "merged").is_symlink():
         raise PublishError(f"{output_dir / 'merged'} is a link, expected a folder to write to; remove it")
     # All that can be refused at once is, before minutes of merging.
+    if records := [config.name for config in histo_args.datasets if config.format is not None]:
+        raise PublishError(
+            f"{', '.join(records)} has a format, expected data sets of classes, whose probabilities prove that a "
+            "merged model answers as the adapter does; publish the adapter"
+        )
     evidence = collect_evidence(histo_args, training_args, model_args)
     check_adapter(output_dir / ADAPTER)
     check_base_model(output_dir / ADAPTER_CONFIG, model_args)

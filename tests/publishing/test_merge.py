@@ -7,9 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.data.rows import load_patches
 from histolab_sft.models.load import load_base_model
-from histolab_sft.publishing import engines, merge, publish_merged
+from histolab_sft.publishing import merge, publish_merged
 from histolab_sft.publishing.hub import PublishArguments, list_files
 from histolab_sft.publishing.merge import check_merge_parity, compare_scores, load_merged, merge_adapter
 from histolab_sft.publishing.push_gate import PublishError
@@ -280,75 +278,3 @@ def test_a_stale_evaluation_is_refused_before_anything_is_merged(scored, monkeyp
             publish_merged.build_merged_folder(None, *arguments)
     finally:
         os.utime(results)
-
-
-class ChatServer(BaseHTTPRequestHandler):
-    """Speaks as `vllm serve` does; answers the same words to everything, and keeps what it was asked."""
-
-    asked = []
-
-    def do_GET(self):
-        self.answer({"data": [{"id": "merged"}]})
-
-    def do_POST(self):
-        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.answer({"choices": [{"message": {"content": "The answer is: Tumor"}}]})
-
-    def answer(self, content):
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def stand_ins(tmp_path, monkeypatch):
-    """An output folder with two engines: a server, and a command of llama.cpp's name that echoes its question."""
-    command = tmp_path / "bin" / "llama-mtmd-cli"
-    command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[sys.argv.index('-p') + 1])\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
-    for name in ("m.gguf", "mmproj.gguf"):
-        (tmp_path / name).touch()
-    server = HTTPServer(("127.0.0.1", 0), ChatServer)
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_engines_are_asked_about_the_picture_before_the_question(stand_ins):
-    output_dir, url = stand_ins
-    found = engines.find_engines(output_dir, url, max_new_tokens=5)
-    assert found["llama.cpp"](b"png", "Which?").strip() == "<__media__>Which?"
-    assert found["vLLM"](b"png", "Which?") == "The answer is: Tumor"
-    asked = ChatServer.asked[-1]
-    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("merged", 0, 5)
-    assert [part["type"] for part in asked["messages"][0]["content"]] == ["image_url", "text"]
-
-
-def test_an_engine_that_is_not_there_is_left_out_and_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    caplog.set_level("INFO")
-    assert engines.find_engines(tmp_path, None, 5) == {}
-    assert "llama.cpp: left out" in caplog.text and "vLLM: left out" in caplog.text
-
-
-@pytest.mark.model
-def test_an_engine_with_other_answers_than_the_merged_model_is_refused(trained, output_dir):
-    _, patches, histo_args, model_args = trained
-    merge_adapter(model_args, output_dir)
-    patches = patches.select(range(6))
-    # What this model writes names no class, and neither do these words; the others do.
-    same = engines.compare_engines({"vLLM": lambda picture, question: "I see."}, patches, histo_args, output_dir)
-    assert same["engines"] == {"vLLM": {"agreement": 1.0}}
-    other = {"llama.cpp": lambda picture, question: "The answer is: Tumor"}
-    with pytest.raises(PublishError, match="llama.cpp agrees on less than 95% of the answers"):
-        engines.compare_engines(other, patches, histo_args, output_dir)
-    parity = json.loads((output_dir / "engine_parity.json").read_text())
-    assert parity == {"n_patches": 6, "min_agreement": 0.95, "engines": {"llama.cpp": {"agreement": 0.0}}}
