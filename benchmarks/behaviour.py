@@ -11,7 +11,8 @@ space, and submission for FLARE), each in a process, with the code of `--checkou
 trained by `accelerate launch`, the others without it, which saves the time to load the libraries again. The data are
 written by the code of the checkout that this file stands in, so both recordings see the same. They are the small
 copies that the tests use, and the demo's painted patches; the base model is the embedded one. A run is cut to a few
-steps and rows (`SHORT`, `OWN`). All takes some minutes; `--recipes demo flare` records these two alone.
+steps and rows (`SHORT`, `OWN`). All takes some minutes; `--recipes demo flare` records these two alone;
+one recipe is compared by `compare BEFORE/demo AFTER/demo`.
 
 Kept, a folder for each recipe: every file that its run leaves (results, audit, run record, predictions, report, card,
 the Space but for the code in it), hashes in place of weights and pictures, and `rows.json`, which has each row as it
@@ -29,6 +30,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,6 +176,7 @@ def record(folder, checkout, recipes):
         run_with_code(checkout, ["run"], {"XDG_CACHE_HOME": str(cache)}, input=json.dumps(commands, default=str))
         places = {str(work): "WORK", str(checkout): "CHECKOUT", str(base.parent): "CACHE", sys.prefix: "PYTHON"}
         for name in names:
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an earlier recording
             keep(work / name / "out", folder / name, places)
 
 
