@@ -69,4 +69,7 @@ def _read_text(node: ast.expr) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([|<>*_\[\]{}])", r"\\\1", text) if "`" not in text else re.sub(r"([|<>\[\]])", r"\\\1", text)
+    """Return a text whose signs Markdown takes as they are; between backticks only a table's own sign needs that."""
+    parts = re.split(r"(`[^`]+`)", text)
+    parts[::2] = [re.sub(r"([<>*_\[\]{}`])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts).replace("|", "\\|")
