@@ -28,7 +28,7 @@ from benchmarks.gpu_recipe import free_memory, measure_peaks, write_recipe
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.config.hardware import CPU, CUDA_CONTEXT, GIB, USABLE_GIB
 from histolab_sft.data.rows import load_audited_patches
-from histolab_sft.memory.fit import plan_settled, settle_hardware
+from histolab_sft.memory.fit import fit_to_hardware, plan_fitted
 from histolab_sft.memory.peak import SCORING, TRAINING, compute_peak
 from histolab_sft.models.load import load_base_processor
 
@@ -90,8 +90,8 @@ def plan_peaks(flags: list[str], on_gpu: bool) -> dict:
     histo_args, training_args, model_args = parse_recipe(flags)
     rows = load_audited_patches(histo_args, training_args.output_dir)["train"]
     processor = load_base_processor(model_args)
-    settle_hardware(rows, processor, histo_args, training_args, model_args)
-    setup, planned = plan_settled(rows, processor, histo_args, training_args, model_args)
+    fit_to_hardware(rows, processor, histo_args, training_args, model_args)
+    setup, planned = plan_fitted(rows, processor, histo_args, training_args, model_args)
     context = CUDA_CONTEXT if on_gpu else 0
     return {
         "batch": setup.batch_size,

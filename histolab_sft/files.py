@@ -1,4 +1,4 @@
-"""Folders: where things that outlast a run are kept on this machine, and where unfinished ones lie meanwhile."""
+"""Files and folders that appear whole or not at all, and where the cache is on this machine."""
 
 import logging
 import os
@@ -21,6 +21,37 @@ JUST_MADE = 5.0  # seconds in which the process that made a folder may not have 
 def cache_folder() -> Path:
     """Return `$XDG_CACHE_HOME/histolab_sft`, by default `~/.cache/histolab_sft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "histolab_sft")
+
+
+@contextmanager
+def replacing(path: str | Path, synced: bool = False) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of `path` at the end of the block.
+
+    If the block fails, or its process is killed, `path` is as it was before.
+
+    Args:
+        synced (`bool`): Whether the file must be on the disk afterwards, so that a power cut can't take it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if synced:
+            sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if synced:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring the bytes of a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from histolab_sft.files import replacing
 from histolab_sft.secrets import mask_secrets
 from histolab_sft.signals import StoppedBySignal
 
@@ -178,22 +179,9 @@ def compute_sha256(path: str | Path) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file so that it is there whole or as it was before, a power cut included, and without secrets."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(mask_secrets(json.dumps(content, indent=2, ensure_ascii=False, default=str)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    text = mask_secrets(json.dumps(content, indent=2, ensure_ascii=False, default=str)) + "\n"
+    with replacing(path, synced=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def collect_versions() -> dict[str, str]:

@@ -21,13 +21,13 @@ def main(histo_args, training_args, model_args):
     from histolab_sft.data.rows import select_dataset
     from histolab_sft.evaluation.predictions import hash_weights, predict_answers
     from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
+    from histolab_sft.models.devices import scoring_with_cache
     from histolab_sft.models.load import (
         find_weights,
         load_base_model,
         load_base_processor,
         load_finetuned,
     )
-    from histolab_sft.models.placement import encoded_in_turns
     from histolab_sft.models.precision import read_precision
     from histolab_sft.processes import check_processes
 
@@ -48,7 +48,7 @@ def main(histo_args, training_args, model_args):
     processor = load_base_processor(model_args)
     weights, answers = hash_weights(model), {}
     looks = [(rows, 1) for rows in questions.values()]
-    with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+    with scoring_with_cache(histo_args.vision_cache, model, processor, looks, training_args) as reader:
         for config in configs:
             ask = (model, reader, weights, config, histo_args, training_args.per_device_eval_batch_size)
             answers[config.name] = predict_answers(questions[config.name], *ask)

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from histolab_sft.data.split_changes import (
     match_rows,
 )
 from histolab_sft.errors import AuditRefusal, say_count
-from histolab_sft.provenance import fingerprint_data, sync_folder
+from histolab_sft.files import replacing
+from histolab_sft.provenance import fingerprint_data
 
 logger = logging.getLogger(__name__)
 
@@ -159,13 +159,8 @@ def write_split(split: FrozenSplit, folder: str | Path) -> None:
     content = {"fingerprint": split.fingerprint, "settings": split.settings}
     metadata = {**(table.schema.metadata or {}), METADATA: json.dumps(content, default=str)}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    temporary = Path(folder, f".{FILE}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        pq.write_table(table.replace_schema_metadata(metadata), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, Path(folder, FILE))
-    sync_folder(Path(folder))
+    with replacing(Path(folder, FILE), synced=True) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
 
 
 def _compare(frozen: FrozenSplit, now: FrozenSplit) -> SplitChanges:

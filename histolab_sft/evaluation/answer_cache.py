@@ -9,14 +9,13 @@ import io
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from accelerate import PartialState
 
-from histolab_sft.files import cache_folder
+from histolab_sft.files import cache_folder, replacing
 from histolab_sft.processes import explain_lost_process
 
 logger = logging.getLogger(__name__)
@@ -87,11 +86,10 @@ def read_part(folder: Path, rows: range) -> pd.DataFrame | None:
 def _keep_part(folder: Path, rows: range, part: pd.DataFrame, alone: bool) -> None:
     table = part.to_parquet(index=False)
     path = folder / _name_part(rows.start)
-    temporary = folder / f".{path.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_compute_checksum(folder, rows, table).encode() + b"\n" + table)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(_compute_checksum(folder, rows, table).encode() + b"\n" + table)
     except OSError as error:
         if not alone:
             raise

@@ -2,7 +2,6 @@
 
 import base64
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -30,6 +29,7 @@ from histolab_sft.evaluation.report_tables import (
 from histolab_sft.evaluation.results import SYSTEMS
 from histolab_sft.evaluation.score_names import NAMES, format_score
 from histolab_sft.evaluation.zero_shot import read_headline
+from histolab_sft.files import replacing
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,8 @@ def render_page(name: str, folder: Path, **values) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template(name).render(colours=figures.COLOURS, **values)
-    temporary = folder / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, folder / "report.html")
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     logger.info("report written to %s", folder / "report.html")
 
 

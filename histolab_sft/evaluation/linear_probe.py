@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict
 
 import numpy as np
@@ -16,7 +15,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.rows import select_dataset
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.evaluation.floors import compute_linear_probe
-from histolab_sft.files import cache_folder
+from histolab_sft.files import cache_folder, replacing
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting, get_precision
@@ -100,7 +99,6 @@ def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size
             features += [picture.float().mean(dim=0).cpu() for picture in pictures]
     features = torch.stack(features).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-    np.save(temporary, features)
-    os.replace(temporary, path)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, features)
     return features

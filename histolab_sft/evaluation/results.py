@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from histolab_sft.evaluation.uncertainty import (
     score_systems,
 )
 from histolab_sft.evaluation.zero_shot import READINGS, choose_reading, fit_prior, read_headline, take_away
+from histolab_sft.files import replacing
 from histolab_sft.metrics.calibration import (
     apply_temperature,
     compute_abstention_curve,
@@ -174,9 +174,8 @@ def score_overall(estimates: dict[str, dict]) -> dict:
 def write_results(results: dict, folder: Path) -> None:
     """Write `results.json` in one step; a number that isn't finite is refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "results.json")
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     logger.info("results written to %s", folder)
 
 

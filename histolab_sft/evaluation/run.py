@@ -22,6 +22,7 @@ from histolab_sft.evaluation.predictions import hash_weights, predict, predict_s
 from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
+from histolab_sft.models.devices import scoring_with_cache
 from histolab_sft.models.load import (
     check_resolution,
     find_weights,
@@ -29,7 +30,6 @@ from histolab_sft.models.load import (
     load_base_processor,
     load_finetuned,
 )
-from histolab_sft.models.placement import encoded_in_turns
 from histolab_sft.models.precision import read_precision
 from histolab_sft.models.resolution import read_resolution
 from histolab_sft.processes import check_processes
@@ -80,7 +80,7 @@ def evaluate(
             model = load_finetuned(model, model_args, *trained, *how)
         weights = hash_weights(model)
         looks = list_looks(patches, histo_args, system)
-        with encoded_in_turns(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+        with scoring_with_cache(histo_args.vision_cache, model, processor, looks, training_args) as reader:
             for config in histo_args.datasets:
                 rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
                 ask = (model, reader, weights, config, histo_args, batch_size)

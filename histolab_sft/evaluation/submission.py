@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.flare import NO_QUESTIONS, FlareRecord, list_flare
 from histolab_sft.data.formats.flare_answers import is_hidden, parse_options
 from histolab_sft.data.pictures.decoding import read_size
+from histolab_sft.files import replacing
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks import multilabel, quantity, report
 from histolab_sft.tasks.parsing import box_codecs
@@ -153,9 +153,8 @@ def write_submission(
     filled = [record.values | {"Answer": _format(record, by_id[name])} for name, record in records.items()]
     unparsed = sum(is_hidden(answer) for answer in by_id.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(filled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(filled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     logger.info("%d answers written to %s, %d of them empty because they couldn't be read", len(by_id), path, unparsed)
     return unparsed
 

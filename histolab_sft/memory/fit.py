@@ -1,4 +1,4 @@
-"""What a recipe leaves to the memory that is free: checkpointing of activations, and how a step is cut."""
+"""Fit a run into the memory that is free: activation checkpointing, micro-batch and accumulation."""
 
 import logging
 from dataclasses import replace
@@ -30,13 +30,14 @@ MARKUP_TOKENS = 8
 # Of a picture, where a processor doesn't say.
 OTHER_IMAGE_TOKENS = 256
 # Texts whose tokens are counted to find the longest.
-LOOKED_AT = 64
+COUNTED_TEXTS = 64
 
 
-def settle_hardware(rows: Dataset, processor: ProcessorMixin, histo_args, training_args, model_args) -> None:
+def fit_to_hardware(rows: Dataset, processor: ProcessorMixin, histo_args, training_args, model_args) -> None:
     """Before weights are read: refuse what gives wrong numbers, log what the profile does, and fit a run on one GPU.
 
-    Several processes must decide alike without asking each other, so there the recipe's and the profile's keys stand.
+    With several processes the keys of the recipe and the profile stay: each process sees another free memory, and all
+    must decide alike.
 
     Args:
         rows (`Dataset`): What is trained on, for the lengths of its sequences.
@@ -103,10 +104,10 @@ def fit_to_memory(
     return outcome
 
 
-def plan_settled(
+def plan_fitted(
     rows: Dataset, processor: ProcessorMixin, histo_args, training_args, model_args
 ) -> tuple[Setup, list[MemoryRow]]:
-    """Return the plan of a recipe whose open keys `settle_hardware` has decided: what it is for, and its rows."""
+    """Return the plan of a recipe whose open keys `fit_to_hardware` has decided: what it is for, and its rows."""
     model, _ = build_planned_model(model_args, histo_args.lora_scope, list_trained_parts(histo_args))
     lengths = measure_lengths(rows, processor)
     keys = vars(model_args) | vars(training_args) | vars(histo_args) | lengths
@@ -130,8 +131,8 @@ def measure_lengths(rows: Dataset, processor: ProcessorMixin) -> dict:
     answers = {answer: question for question, answer in turns}
     image_tokens = getattr(processor, "image_seq_length", OTHER_IMAGE_TOKENS)
     # Words of other lengths have other numbers of tokens, so the longest by letters are all looked at.
-    longest = sorted(turns, key=lambda turn: -len(turn[0]) - len(turn[1]))[:LOOKED_AT]
-    lasting = sorted(answers, key=len)[-LOOKED_AT:]
+    longest = sorted(turns, key=lambda turn: -len(turn[0]) - len(turn[1]))[:COUNTED_TEXTS]
+    lasting = sorted(answers, key=len)[-COUNTED_TEXTS:]
 
     def count(texts: list[str]) -> list[int]:
         return [len(tokens) for tokens in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]

@@ -25,8 +25,9 @@ from histolab_sft.config.phase import LANGUAGE, VISION
 from histolab_sft.embedded import tiny_model
 from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
+from histolab_sft.models.chat_templates import complete_chat_template
+from histolab_sft.models.devices import choose_device_map
 from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, build_medgemma_4b_config
-from histolab_sft.models.placement import choose_device_map
 from histolab_sft.models.precision import DTYPES, Precision, set_precision
 from histolab_sft.models.resolution import (
     check_same_resolution,
@@ -42,7 +43,6 @@ from histolab_sft.models.trainable import (
     list_saved_modules,
     list_siblings,
 )
-from histolab_sft.models.turns import complete_turns
 from histolab_sft.models.vision_cache.choice import OFF
 from histolab_sft.models.weight_checks import check_loaded
 from histolab_sft.processes import unsharded
@@ -59,7 +59,7 @@ def locate_base_model(name: str) -> str:
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
-    """Load the processor of a folder or an id on the Hub, with turns that are whole (see `turns`).
+    """Load the processor of a folder or an id on the Hub, with a complete chat template (see `chat_templates`).
 
     Pictures are scaled by Pillow, also where torchvision is installed, whose pixels differ a little: training, scoring
     and demo see the same ones on every machine.
@@ -69,7 +69,7 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     """
     with explain_hub_errors(name):
         processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
-    return complete_turns(processor)
+    return complete_chat_template(processor)
 
 
 def load_base_processor(model_args: ModelConfig) -> ProcessorMixin:
@@ -117,7 +117,7 @@ def load_weights(
     vision_cache: str = OFF,
     dtype: str | None = None,
 ) -> PreTrainedModel:
-    """Load a model as training begins with it, on this process's own device (see `placement`).
+    """Load a model as training begins with it, on this process's own device (see `devices`).
 
     Args:
         name: Folder, or id on the Hub. Its pictures get the recipe's resolution.

@@ -5,7 +5,7 @@ from datasets import DatasetDict
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.hub_access import fetch_base_model, resolve_commit
-from histolab_sft.memory.fit import settle_hardware
+from histolab_sft.memory.fit import fit_to_hardware
 from histolab_sft.models.continued_adapter import build_starting_point
 from histolab_sft.models.load import load_base_processor, load_weights, load_whole, locate_base_model
 from histolab_sft.models.precision import read_precision
@@ -35,7 +35,7 @@ def build_trainer(
     base_model = locate_base_model(model_args.model_name_or_path)
     fetch_base_model(base_model, model_args.model_revision)
     processor = load_base_processor(model_args)
-    settle_hardware(patches["train"], processor, histo_args, training_args, model_args)
+    fit_to_hardware(patches["train"], processor, histo_args, training_args, model_args)
     lora, adapter_folder = build_starting_point(model_args, histo_args.lora_scope, phase.start, phase.all_parts)
     cache = histo_args.vision_cache
     if phase.start and not model_args.use_peft:

@@ -17,8 +17,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from histolab_sft.files import sync
 from histolab_sft.hub_access import resolve_commit
-from histolab_sft.provenance import compute_sha256, sync_folder, write_json
+from histolab_sft.provenance import compute_sha256, write_json
 from histolab_sft.training.run_keys import CheckpointError, compare_keys
 
 logger = logging.getLogger(__name__)
@@ -178,13 +179,12 @@ def write_manifest(folder: Path, run: dict) -> int:
     files.pop(MANIFEST, None)
     entries = {}
     for name, path in files.items():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         entries[name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
     for inner in {path.parent for path in files.values()}:
-        sync_folder(inner)
+        sync(inner)
     write_json(folder / MANIFEST, {"step": _step(folder), "run": run, "files": entries})
-    sync_folder(folder.parent)
+    sync(folder.parent)
     return sum(entry["bytes"] for entry in entries.values())
 
 

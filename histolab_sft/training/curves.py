@@ -5,6 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from histolab_sft.files import replacing
+
 # Okabe & Ito 2008, told apart under every form of colour blindness.
 COLOURS = {"train": "#0072B2", "validation": "#D55E00"}
 LOSSES = {"loss": "whole answer", "answer_loss": "tokens that tell the classes apart"}
@@ -34,10 +36,8 @@ def draw_curves(log_history: list[dict], path: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, facecolor="white")
 
 
 def _collect(log_history: list[dict], name: str) -> list[tuple[int, float]]:

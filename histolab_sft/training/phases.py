@@ -8,7 +8,6 @@ second adapter is never put inside the first.
 import copy
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.phase import PROJECTOR, VISION, PhaseConfig, list_trained_parts
+from histolab_sft.files import replacing
 from histolab_sft.provenance import RunRecord, fingerprint_data, write_json
 from histolab_sft.settings import hash_weight_files
 from histolab_sft.training.checkpoints import CheckpointError, list_checkpoints
@@ -171,9 +171,8 @@ def copy_result(phase: Phase, output_dir: str | Path) -> None:
         return
     files = [path for path in Path(phase.args.output_dir).iterdir() if path.is_file() and path.name != RECORD]
     for path in sorted(files, key=lambda path: path.suffix == ".safetensors"):
-        temporary = Path(output_dir, f".{path.name}.copying")
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, Path(output_dir, path.name))
+        with replacing(Path(output_dir, path.name)) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _describe(phase: Phase, patches: DatasetDict) -> dict:

@@ -12,7 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
 from histolab_sft.models.byte_pictures import send_bytes
-from histolab_sft.models.placement import move_tower
+from histolab_sft.models.devices import move_tower
 from histolab_sft.models.precision import read_precision, set_precision
 from histolab_sft.models.vision_cache.choice import AUTO, OFF, list_pictures, prepare_vision_cache
 from histolab_sft.models.vision_cache.features import VisionCache, image_key, name_pictures

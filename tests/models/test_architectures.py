@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from histolab_sft.data.loss_masks import audit_masks, count_filled_tokens
+from histolab_sft.models.chat_templates import complete_chat_template
 from histolab_sft.models.generate import render_completion, render_prompt
 from histolab_sft.models.load import (
     build_lora_config,
@@ -26,7 +27,6 @@ from histolab_sft.models.load import (
     load_base_model,
 )
 from histolab_sft.models.trainable import find_parts, list_parameters
-from histolab_sft.models.turns import complete_turns
 
 pytestmark = pytest.mark.model
 
@@ -64,7 +64,7 @@ def road(request, tmp_path_factory):
     processor.chat_template = TEMPLATES.get(request.param, processor.chat_template)
     # As Llama's tokenizer does, and the template of LLaVA relies on.
     processor.tokenizer.add_bos_token = request.param == "llava"
-    return request.param, folder, complete_turns(processor)
+    return request.param, folder, complete_chat_template(processor)
 
 
 def test_the_parts_are_found_in_the_model(road):

@@ -15,6 +15,7 @@ from tiny_models import build_llava
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.models.adapter_checks import AdapterError
+from histolab_sft.models.chat_templates import complete_chat_template
 from histolab_sft.models.load import (
     find_weights,
     load_adapter,
@@ -23,7 +24,6 @@ from histolab_sft.models.load import (
     load_processor,
 )
 from histolab_sft.models.trainable import count_trained, list_parameters, set_learning_rates
-from histolab_sft.models.turns import complete_turns
 from histolab_sft.provenance import describe_result
 from histolab_sft.publishing.merge import merge_adapter
 from histolab_sft.training.picture_inputs import prepare_pictures
@@ -115,7 +115,7 @@ def test_kinds_of_adapters_train_and_load_with_the_same_likelihoods(tmp_path_fac
     base = tmp_path_factory.mktemp("llava")
     model, processor = build_llava()
     model.save_pretrained(base)
-    processor = complete_turns(processor)
+    processor = complete_chat_template(processor)
     model_args = build_model_args(base, **keys)
     trainer = build_trainer(model_args, processor, tmp_path, max_steps=2)
     kinds = {type(module).__name__ for name, module in trainer.model.named_modules() if ".layers." in name}

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from scipy.stats import binomtest
 from histolab_sft.data.audit.copies import SIBLING, find_near_copies, join_intake, name_groups
 from histolab_sft.data.audit.siblings import find_siblings
 from histolab_sft.errors import say_count
-from histolab_sft.files import cache_folder
+from histolab_sft.files import cache_folder, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,6 @@ def _remember(table: pd.DataFrame, strangers: np.ndarray) -> dict:
         "siblings": [[*pair, value] for pair, value in zip(pairs.tolist(), alike.tolist(), strict=True)],
         "controls": [[*pair, value] for pair, value in zip(controls.tolist(), passed.tolist(), strict=True)],
     }
-    unfinished = Path(f"{path}.tmp")
-    unfinished.write_text(json.dumps(found), encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(found), encoding="utf-8")
     return found

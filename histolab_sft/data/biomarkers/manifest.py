@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 
 from histolab_sft.config.dataset import SPLITS
+from histolab_sft.files import replacing
 from histolab_sft.metrics.biomarkers import FEW, UNKNOWN
 from histolab_sft.tasks.biomarkers import FIELDS
 
@@ -32,9 +32,8 @@ def write_manifest(
         row = {"patient": patient, "images": images[patient], "split": split[patient]}
         row |= {"cancer_type": cohort.at[patient, "cancer_type"], "record": record}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(lines), encoding="utf-8")
 
 
 def find_rare_values(labels: pd.DataFrame, split: pd.Series) -> list[str]:

@@ -15,6 +15,7 @@ import httpx2
 from tqdm import tqdm
 
 from histolab_sft.data.public.benchmarks import RemoteFile
+from histolab_sft.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +154,8 @@ def check_file(path: Path, size: int | None, checksum: str | None) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write through a rename, so that a cut never leaves half a file."""
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _wrong(path: Path, found: str, expected: str) -> str:

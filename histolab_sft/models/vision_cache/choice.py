@@ -33,7 +33,7 @@ Pictures = dict[str, Callable[[], Image.Image]]
 
 
 @contextmanager
-def encoded_once(
+def attached_cache(
     choice: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,

@@ -23,7 +23,7 @@ from histolab_sft.config.patterns import search
 from histolab_sft.config.recipe_file import read_recipe
 from histolab_sft.data.pictures.containers import read_patch
 from histolab_sft.embedded.tokenizer import build_processor
-from histolab_sft.models import turns
+from histolab_sft.models import chat_templates
 
 PIXELS = np.zeros((2, 4, 4, 3), dtype=np.uint8)
 
@@ -296,11 +296,11 @@ def test_a_pattern_finds_what_it_means():
 
 
 def test_a_chat_template_that_loops_is_stopped_and_refused_with_its_models_name(monkeypatch):
-    monkeypatch.setattr(turns, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_templates, "SECONDS", 0.3)
     processor = build_processor(56, 4)
     processor.tokenizer.name_or_path = "somebody/looping"
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     processor.chat_template = loops + processor.chat_template
     with pytest.raises(ValueError, match="chat template of somebody/looping takes more than 0.3 s .* from those who"):
-        turns.complete_turns(processor)
+        chat_templates.complete_chat_template(processor)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

@@ -12,7 +12,7 @@ from tiny_models import build_llava, load_tiny
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.rows import load_audited_patches, select_dataset
 from histolab_sft.evaluation import linear_probe, predictions
-from histolab_sft.models.vision_cache.choice import encoded_once, list_pictures, prepare_vision_cache
+from histolab_sft.models.vision_cache.choice import attached_cache, list_pictures, prepare_vision_cache
 from histolab_sft.models.vision_cache.features import image_key, open_vision_cache
 from histolab_sft.models.vision_cache.store import StoreWriteError, hash_parts
 
@@ -87,7 +87,7 @@ def test_predictions_and_probe_features_are_the_same_and_found_under_the_same_na
         return table, features, names
 
     plain = score("pixels", processor)
-    with encoded_once(str(tmp_path / "vision"), model, processor, [(rows, 1)], len(rows)) as reader:
+    with attached_cache(str(tmp_path / "vision"), model, processor, [(rows, 1)], len(rows)) as reader:
         assert len([*model.model.vision_tower.parameters()]) == 0
         cached = score("features", reader)
     assert plain[0].equals(cached[0]) and (plain[1] == cached[1]).all() and plain[2] == cached[2]

@@ -1,7 +1,8 @@
-"""Processors whose turns are whole: a beginning of sequence, an end after each answer, nothing after that end.
+"""Complete a processor's chat template: a beginning of sequence, an end after each answer, nothing after that end.
 
-Training and scoring tokenise what the chat template writes, as it stands. What a template leaves to the tokenizer
-(Llama's `<s>`) or leaves out (LLaVA's end of turn) would be missing: a model that never sees an end doesn't learn it.
+Training and scoring tokenise what the chat template writes and add nothing. Some templates leave the beginning of
+sequence to the tokenizer (Llama's `<s>`), some write no end of turn (LLaVA). A model that never sees an end doesn't
+learn to stop.
 """
 
 import transformers
@@ -21,13 +22,13 @@ PREFIX_TEMPLATE = (
 )
 
 
-def complete_turns(processor: ProcessorMixin) -> ProcessorMixin:
-    """Return the processor with a chat template that writes all that belongs to a turn and no more.
+def complete_chat_template(processor: ProcessorMixin) -> ProcessorMixin:
+    """Return the processor with a chat template that writes every special token of a conversation, and no more.
 
-    - What follows the end of an answer goes: Gemma writes `<end_of_turn>` and a line break, and the model stops at the
-      first, so the second would be a label that no answer ever needs.
-    - Where no marker (a token added to the vocabulary) ends the answer, the end of sequence does.
-    - Where the tokenizer would put its beginning of sequence in front and the template doesn't, the template does.
+    - What follows the end of an answer is removed: Gemma writes `<end_of_turn>` and a line break, and the model stops
+      at the first, so the second would be a label that no answer needs.
+    - If no special token ends the answer, the end of sequence is added.
+    - If the tokenizer would begin with its beginning of sequence and the template doesn't, it is added.
 
     Raises:
         ValueError: There is no chat template, or it finds no end.

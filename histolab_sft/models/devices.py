@@ -1,10 +1,10 @@
-"""Where a model is: all of it on one device a process; or tower and language model on it one after the other.
+"""On which device a model is: all of it on one, or vision tower and language model one after the other.
 
-One process uses one GPU, whatever else it can see: spread over several, accelerate's hooks and `.to()` disagree about
-where a layer is. The second way is for cards that don't hold both.
+A process uses one GPU, however many it can see: over several, accelerate's hooks and `.to()` disagree about where a
+layer is.
 
-With `vision_cache: FOLDER` no step reads pixels. The model is loaded on the CPU; the tower goes to the GPU alone and
-encodes the pictures; it goes back; then the language model takes its place.
+Cards that don't hold the whole model use `vision_cache: FOLDER`, with which no step reads pixels. The model is loaded
+on the CPU. The tower moves to the GPU, encodes the pictures and moves back. Then the language model moves to the GPU.
 """
 
 import os
@@ -19,25 +19,28 @@ from torch import nn
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin, TrainingArguments
 from transformers.integrations import is_fsdp_enabled
 
-from histolab_sft.models.vision_cache.choice import AUTO, OFF, encoded_once
+from histolab_sft.models.vision_cache.choice import AUTO, OFF, attached_cache
 
 
-def takes_turns(vision_cache: str) -> bool:
-    """Return whether tower and language model take turns: `auto` may decline, and then they are needed at once."""
+def swaps_parts(vision_cache: str) -> bool:
+    """Return whether tower and language model use the device one after the other.
+
+    Not with `auto`: it may decide against the cache, and then both are needed at once.
+    """
     return vision_cache not in (AUTO, OFF)
 
 
 def choose_device_map(vision_cache: str = OFF) -> dict[str, str] | None:
-    """Return `device_map` for `from_pretrained`: this process's own device, the CPU first where the parts take turns.
+    """Return `device_map` for `from_pretrained`: this process's own device, or the CPU if `swaps_parts`.
 
-    DeepSpeed and FSDP put a model in its place themselves, and get None.
+    None under DeepSpeed and FSDP, which move the model themselves.
     """
     state = PartialState()
     # Before the trainer is made, only the launcher's variable tells of DeepSpeed.
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if deepspeed or state.distributed_type == DistributedType.DEEPSPEED or is_fsdp_enabled():
         return None
-    if takes_turns(vision_cache) or state.device.type != "cuda":
+    if swaps_parts(vision_cache) or state.device.type != "cuda":
         return {"": "cpu"}
     return {"": f"cuda:{torch.cuda.current_device() if state.device.index is None else state.device.index}"}
 
@@ -67,28 +70,27 @@ def move_tower(model: nn.Module, device: torch.device | str) -> None:
 
 
 @contextmanager
-def encoded_in_turns(
+def scoring_with_cache(
     vision_cache: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
     looks: Sequence[tuple[Dataset, int]],
     training_args: TrainingArguments,
 ) -> Iterator[ProcessorMixin]:
-    """Give what `encoded_once` gives, with the parts of the model taking turns on the device if they do.
+    """Give the processor that scoring reads pictures with, the model being on its device and attached to the cache.
 
-    Meanwhile the language model is on `training_args.device` and the tower on the CPU; before and afterwards all of
-    it is on the CPU. The projector, 6 MB in MedGemma-4B, goes with both.
+    If `swaps_parts`, the language model is on `training_args.device` under the block and the tower on the CPU; before
+    and afterwards all of it is on the CPU. The projector, 6 MB in MedGemma-4B, moves with both.
     """
     batch_size, device = training_args.per_device_eval_batch_size, training_args.device
-    if not takes_turns(vision_cache):
-        with encoded_once(vision_cache, model, processor, looks, batch_size) as reader:
+    if not swaps_parts(vision_cache):
+        with attached_cache(vision_cache, model, processor, looks, batch_size) as reader:
             yield reader
         return
     move_tower(model, device)
-    with encoded_once(vision_cache, model, processor, looks, batch_size) as reader:
+    with attached_cache(vision_cache, model, processor, looks, batch_size) as reader:
         model.to(device)
         try:
             yield reader
         finally:
-            # The tower comes back to where the rest is.
             model.to("cpu")

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText
 from trl import SFTConfig
 
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.models import placement
+from histolab_sft.models import devices
+from histolab_sft.models.devices import choose_device_map, list_devices, move_tower, scoring_with_cache
 from histolab_sft.models.load import load_base_model, load_processor
-from histolab_sft.models.placement import choose_device_map, encoded_in_turns, list_devices, move_tower
 from histolab_sft.models.vision_cache.features import image_key
 from histolab_sft.models.vision_tower import find_vision_tower
 
@@ -57,10 +57,10 @@ def test_pictures_are_encoded_before_the_language_model_takes_the_towers_place(t
     tower, decoder, order = find_vision_tower(model), model.get_decoder(), []
     tower.register_forward_hook(lambda *_: order.append(("encoding", places(tower), places(decoder))))
     # Weights on `meta` can't encode, so the tower's turn on the device is only noted.
-    monkeypatch.setattr(placement, "move_tower", lambda model, device: order.append(("tower to", str(device))))
+    monkeypatch.setattr(devices, "move_tower", lambda model, device: order.append(("tower to", str(device))))
     # Nor can they come back from there when it ends.
     with pytest.raises(NotImplementedError, match="meta tensor"):
-        with encoded_in_turns(str(tmp_path), model, processor, [(rows, 2)], Elsewhere) as reader:
+        with scoring_with_cache(str(tmp_path), model, processor, [(rows, 2)], Elsewhere) as reader:
             order.append(("scoring", places(tower), places(decoder) | places(model.get_output_embeddings())))
             where = model.device.type
     assert order == [("tower to", "meta"), ("encoding", {"cpu"}, {"cpu"}), ("scoring", {"cpu"}, {"meta"})]
@@ -74,7 +74,7 @@ def test_after_the_turns_all_of_the_model_is_where_it_was_and_reads_pixels(tmp_p
     rows = Dataset.from_list([{"image": image, "pixel_sha256": image_key(image)} for image in images])
     arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     names = set(model.state_dict())
-    with encoded_in_turns(str(tmp_path), model, processor, [(rows, 2)], arguments):
+    with scoring_with_cache(str(tmp_path), model, processor, [(rows, 2)], arguments):
         assert not any("vision_tower" in name for name, _ in model.named_parameters())
         # What is saved meanwhile has its tower.
         assert set(model.state_dict()) == names
