@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
+import torch
 from PIL import Image
 
 from histolab_sft.publishing.gguf import INSTALL
@@ -51,6 +52,8 @@ def serve_gguf(model: Path, projector: Path) -> Iterator[Engine]:
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.mmproj.path = str(model), str(projector)
     settings.n_ctx, settings.n_parallel = CONTEXT, 1
+    # Its threads wait for each other at full speed, so there must be no more than cores that are free for them.
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = torch.get_num_threads()
     settings.verbosity = -1
     try:
         server = xllamacpp.Server(settings)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from histolab_sft.files import unfinished_folder
 from histolab_sft.hub_access import explain_hub_errors
@@ -108,12 +109,13 @@ def _prepare(merged: Path, base_model: str, revision: str, folder: Path) -> None
         if path.is_file() and path.suffix != ".safetensors":
             shutil.copyfile(path, folder / path.name)
     for path in merged.glob("*.safetensors"):
-        weights = load_file(path)
-        renamed = {_name_as_on_hub(name): value for name, value in weights.items()}
-        if renamed.keys() == weights.keys():
-            (folder / path.name).symlink_to(path.resolve())
-        else:
-            save_file(renamed, folder / path.name, metadata={"format": "pt"})
+        with safe_open(path, framework="pt") as file:
+            names = {name: _name_as_on_hub(name) for name in file.keys()}
+            if all(name == new for name, new in names.items()):
+                (folder / path.name).symlink_to(path.resolve())
+            else:
+                renamed = {new: file.get_tensor(name) for name, new in names.items()}
+                save_file(renamed, folder / path.name, metadata={"format": "pt"})
     if own := _find_tokenizer(base_model, revision):
         shutil.copyfile(own, folder / "tokenizer.model")
     else:

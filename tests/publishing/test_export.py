@@ -13,10 +13,12 @@ from threading import Thread
 import jinja2
 import numpy as np
 import pytest
+from fixtures.published_run import REPO, write_run
 from fixtures.tiny_models import paint_patches
 from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
+from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.embedded.pretext import QUESTIONS
 from histolab_sft.embedded.tokenizer import build_processor
 from histolab_sft.models.generate import generate_answers, render_prompt
@@ -27,7 +29,9 @@ from histolab_sft.publishing.engine_parity import MAX_MEAN_GAP, compare_answers,
 from histolab_sft.publishing.engines import ask, check_llama, find_engine, serve_gguf
 from histolab_sft.publishing.export import ExportArguments, write_modelfile
 from histolab_sft.publishing.gguf import build_sentencepiece, find_tools, write_gguf
+from histolab_sft.publishing.hub import collect_evidence, write_evidence
 from histolab_sft.publishing.merge import load_merged
+from histolab_sft.publishing.publish_merged import build_merged_folder
 from histolab_sft.publishing.push_gate import PublishError
 
 ALIKE = np.full(64, 0.1)
@@ -225,6 +229,41 @@ def test_a_server_that_is_not_there_or_has_another_model_is_refused():
 
 
 @pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "commands"),
+    [
+        ("gguf", ["llama-mtmd-cli -m model-q8_0.gguf --mmproj mmproj.gguf", "llama-server -m model-q8_0.gguf"]),
+        ("ollama", ["ollama create medgemma-crc -f Modelfile", "llama-server -m model-q8_0.gguf"]),
+        ("vllm", ["vllm serve "]),
+    ],
+)
+def test_the_card_has_the_comparison_and_the_commands_of_its_format(run, tmp_path, chosen, commands):
+    pair = {"agreement": 1.0, "largest_gap": 0.1}
+    names = ("training_precision/bfloat16", "training_precision/merged", "bfloat16/merged")
+    proof = {"n_patches": 64, "pairs": dict.fromkeys(names, pair)}
+    found = {"format": chosen, "quant": "q8_0", "engine": "the engine"}
+    found |= compare_answers(["crc"] * 60 + ["ward"] * 4, *answers(2), np.where(np.arange(64) < 60, 0.25, np.nan))
+    write_evidence(tmp_path, collect_evidence(*run), REPO, *run, proof, found)
+    card = (tmp_path / "README.md").read_text()
+    assert "| crc | 60 | 96.7% | 0.250 | 0.250 |" in card
+    assert "| ward | 4 | 100.0% | - | - |" in card
+    assert "the engine was asked about 64 patches" in card and "0.5 nats at most on average" in card
+    code = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
+    assert [command for command in commands if command not in code] == []
+    assert "```python" not in card
+
+
+def test_data_sets_whose_answers_are_no_classes_are_refused_before_anything_is_merged(run):
+    records = HistoArguments(datasets=[{"name": "scans", "source": "x", "format": "captions"}])
+    with pytest.raises(PublishError, match="scans has a format, expected data sets of classes"):
+        build_merged_folder(None, records, *run[1:])
+
+
+@pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The embedded model as GGUF in 8 bits, in its folder."""
     folder = tmp_path_factory.mktemp("gguf")
@@ -265,14 +304,13 @@ def test_an_engine_that_does_not_see_the_picture_is_beyond_the_tolerance(exporte
     assert not parity["passed"], parity
 
 
-@pytest.mark.model
-def test_a_converter_that_fails_is_told_with_its_last_words(exported, tmp_path):
-    folder, _ = exported
-    shutil.copytree(folder / "merged", tmp_path / "merged")
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    (tmp_path / "merged" / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchModel"]}))
-    with pytest.raises(PublishError, match=r"failed \(.*NoSuchModel"):
-        write_gguf(tmp_path / "merged", str(tmp_path), "main", tmp_path, "q8_0", find_tools("q8_0", None))
+def test_a_converter_that_fails_is_told_with_its_last_words(tmp_path, processor):
+    processor.save_pretrained(tmp_path / "merged")
+    converter = tmp_path / "convert.py"
+    converter.write_text("import sys\nsys.exit(f'Model {sys.argv[1:][-4:]} is not supported')")
+    tools = gguf.Tools(converter, None)
+    with pytest.raises(PublishError, match=r"convert.py .*failed \(Model .*'q8_0'.* is not supported\)"):
+        write_gguf(tmp_path / "merged", str(tmp_path), "main", tmp_path, "q8_0", tools)
 
 
 @pytest.mark.model
@@ -282,7 +320,7 @@ def test_the_demo_goes_home_with_its_comparison_in_the_card(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     for command in (
         [sys.executable, "recipes/paint_patches.py", str(tmp_path / "data" / "synthetic")],
-        [*launch, "recipes/sft.py", *flags],
+        [*launch, "recipes/sft.py", *flags, "--num_train_epochs", "1"],
         [sys.executable, "recipes/evaluate.py", *flags, "--sensitivity", "none"],
         [sys.executable, "recipes/export.py", *flags, "--format", "ollama"],
     ):
