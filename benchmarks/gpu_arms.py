@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.gpu_recipe import free_memory, measure_peaks
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.data.rows import load_audited_patches
-from histolab_sft.evaluation.predictions import predict
+from histolab_sft.evaluation.predictions import System, predict
 from histolab_sft.models.compiled_layers import LayerSwitch, find_missing
 from histolab_sft.models.load import (
     build_lora_config,
@@ -303,11 +303,12 @@ def score(session: Session, precision: str, generate: bool = False) -> dict:
     counted = rows.select(range(first, 2 * first if generate else len(rows)))
     try:
         for system, state in (("base model", session.model.disable_adapter), ("adapter", nullcontext)):
-            ask = (reader, f"{system} {time.time()}", histo_args.datasets[0], histo_args, batch)
+            weights = f"{system} {time.time()}"
+            asked = System(system, session.model, reader, weights, histo_args, batch), histo_args.datasets[0]
             with state():
-                predict(rows.select(range(first)), session.model, *ask, generate=generate)
+                predict(rows.select(range(first)), *asked, generate=generate)
                 start = time.perf_counter()
-                predict(counted, session.model, *ask, generate=generate)
+                predict(counted, *asked, generate=generate)
                 rates[system] = len(counted) / (time.perf_counter() - start)
     finally:
         cache.detach(session.model)

@@ -25,7 +25,9 @@ def write_recipe(folder: Path, tiny: bool, patches: dict[str, int]) -> Path:
     write_model(folder / "model", tiny)
     splits = [split for split, count in patches.items() for _ in range(count)]
     rows = paint_rows(len(splits), folder / "patches").with_format(None)
-    pd.DataFrame({"path": rows["image"], "label": rows["label"], "split": splits}).to_csv(folder / "patches.csv")
+    pd.DataFrame({"path": [paths[0] for paths in rows["images"]], "label": rows["label"], "split": splits}).to_csv(
+        folder / "patches.csv"
+    )
     recipe = {
         "model_name_or_path": str(folder / "model"),
         "use_peft": True,

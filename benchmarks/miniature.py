@@ -132,13 +132,14 @@ def paint_rows(count: int, folder: Path, seed: int = 0) -> Dataset:
         label = CLASS_NAMES[number % len(CLASS_NAMES)]
         rows.append(
             {
-                "image": str(path),
+                "images": [str(path)],
                 "prompt": [{"role": "user", "content": QUESTION}],
                 "completion": [{"role": "assistant", "content": classification.format_target(label)}],
                 "label": label,
+                "options": list(CLASS_NAMES),
                 "dataset": "crc",
                 "group": None,
-                "pixel_sha256": hash_pixels(image),
+                "pixel_sha256": [hash_pixels(image)],
                 "id": path.name,
             }
         )
@@ -153,6 +154,6 @@ def build_lora() -> LoraConfig:
 
 
 def _open_images(batch: dict) -> dict:
-    if "image" in batch:
-        batch["image"] = [Image.open(path).convert("RGB") for path in batch["image"]]
+    if "images" in batch:
+        batch["images"] = [[Image.open(path).convert("RGB") for path in paths] for paths in batch["images"]]
     return batch

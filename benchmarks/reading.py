@@ -23,14 +23,14 @@ from histolab_sft.models.vision_cache.store import FeatureStore
 def measure_loader(rows: Dataset, workers: int, seconds: float = 3.0) -> dict[str, float]:
     """Return pictures a second at MedGemma-4B's sizes: `decoded`, `scaled` to 896 pixels, and as `features` read."""
     pictures = _build_image_processors()["as bytes"]
-    keys = rows.with_format(None)["pixel_sha256"]
+    keys = [key for [key] in rows.with_format(None)["pixel_sha256"]]
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder, "features"))
         shape = IMAGE_TOKENS, TEXT_SIZES["hidden_size"]
         store.write({key: torch.randn(shape).bfloat16() for key in keys}, "bench")
         readers = {
-            "decoded": lambda examples: [np.asarray(example["image"]) for example in examples],
-            "scaled": lambda examples: pictures([example["image"] for example in examples], return_tensors="pt")[
+            "decoded": lambda examples: [np.asarray(example["images"][0]) for example in examples],
+            "scaled": lambda examples: pictures([example["images"][0] for example in examples], return_tensors="pt")[
                 "pixel_values"
             ],
             "features": store.features,
@@ -75,7 +75,7 @@ def measure_preparing(rows: Dataset, rounds: int) -> dict[str, float]:
     As floats is what `transformers` does on the processor: scaled, rescaled and normalised. Bytes are only scaled;
     the rest is looked up where the tower is.
     """
-    images = [row["image"] for row in rows]
+    images = [row["images"][0] for row in rows]
     seconds = {name: [] for name in _build_image_processors()}
     for _ in range(rounds):
         for name, image_processor in _build_image_processors().items():
@@ -100,7 +100,8 @@ def measure_encoding(model: Path, rows: Dataset, threads: int) -> dict[str, floa
     processor = load_processor(str(model))
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     pictures = [
-        (key, lambda row=row: rows[row]["image"]) for row, key in enumerate(rows.with_format(None)["pixel_sha256"])
+        (key, lambda row=row: rows[row]["images"][0])
+        for row, [key] in enumerate(rows.with_format(None)["pixel_sha256"])
     ]
     with tempfile.TemporaryDirectory() as folder:
         before, start = _count_cpu_seconds(), time.perf_counter()

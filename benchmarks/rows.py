@@ -39,7 +39,7 @@ def list_rows(folder: Path) -> dict:
     before = _weigh(folder)
     dataset = {"name": "pcam", "source": "data", "class_names": CLASSES}
     patches = load_patches(HistoArguments(datasets=[dataset], data_dir=str(folder)))
-    patches["train"][len(patches["train"]) // 2]["image"].load()
+    patches["train"][len(patches["train"]) // 2]["images"][0].load()
     return {"rows": sum(map(len, patches.values())), "bytes_written": _weigh(folder) - before}
 
 

@@ -62,12 +62,12 @@ def _score(arm: str, model: PeftModel, processor, rows: Dataset, batch_size: int
     questions = [QUESTION] * len(rows)
     if arm.startswith("generation"):
         size = 1 if arm.endswith("one at a time") else batch_size
-        generate_answers(model, processor, rows["image"], questions, limit, size)
+        generate_answers(model, processor, rows["images"], questions, limit, size)
     else:
-        label_log_likelihoods(model, processor, rows["image"], questions, ANSWERS, batch_size)
+        label_log_likelihoods(model, processor, rows["images"], questions, ANSWERS, batch_size)
 
 
 def _build(model: PeftModel, processor, rows: Dataset, folder: str, batch_size: int) -> None:
     hashes = rows.with_format(None)["pixel_sha256"]
-    pictures = [(key, lambda row=row: rows[row]["image"]) for row, key in enumerate(hashes)]
+    pictures = [(key, lambda row=row: rows[row]["images"][0]) for row, [key] in enumerate(hashes)]
     build_vision_cache(model, processor, pictures, folder, batch_size)

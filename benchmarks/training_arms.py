@@ -92,7 +92,8 @@ def build_trainer(
 def read_features(trainer, rows: Dataset, folder: Path, batch_size: int) -> None:
     """Encode the pictures and attach the cache, as `recipes/sft.py` does it."""
     pictures = {
-        key: (lambda row=row: rows[row]["image"]) for row, key in enumerate(rows.with_format(None)["pixel_sha256"])
+        key: (lambda row=row: rows[row]["images"][0])
+        for row, [key] in enumerate(rows.with_format(None)["pixel_sha256"])
     }
     cache = build_vision_cache(trainer.model, trainer.processing_class, pictures.items(), folder, batch_size)
     trainer.data_collator.processor = cache.processor(trainer.processing_class)

@@ -152,6 +152,17 @@ def describe_result(
     }
 
 
+def name_pixels(rows: Dataset) -> list[str | list[str]]:
+    """Return what names each row's pictures in fingerprints and in the names of caches.
+
+    It is the list of their hashes, and of rows with a label the one hash: as it was before they could have several, so
+    that older runs and caches are still found.
+    """
+    plain = rows.with_format(None)
+    pairs = zip(plain["label"], plain["pixel_sha256"], strict=True)
+    return [hashes if label is None else hashes[0] for label, hashes in pairs]
+
+
 def fingerprint_data(splits: Mapping[str, Dataset]) -> str:
     """Return one SHA-256 for the rows of all splits, in their order: what is asked, answered and seen.
 
@@ -165,8 +176,13 @@ def fingerprint_data(splits: Mapping[str, Dataset]) -> str:
     for split, rows in splits.items():
         rows = rows.with_format(None)
         columns = [name for name in ROW_COLUMNS if name in rows.column_names]
+        if "label" in columns and all(label is None for label in rows["label"]):
+            columns.remove("label")
         digest.update(json.dumps([split, len(rows), columns]).encode())
-        for row in rows.select_columns(columns):
+        pixels = name_pixels(rows) if "pixel_sha256" in columns else None
+        for number, row in enumerate(rows.select_columns(columns)):
+            if pixels:
+                row["pixel_sha256"] = pixels[number]
             digest.update(json.dumps([row[name] for name in columns], ensure_ascii=False).encode())
     return digest.hexdigest()
 

@@ -18,8 +18,8 @@ def main(histo_args, training_args, model_args):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
     from histolab_sft.config.phase import list_trained_parts
     from histolab_sft.data.frozen_split import load_scored_patches
-    from histolab_sft.data.rows import select_dataset
-    from histolab_sft.evaluation.predictions import hash_weights, predict_answers
+    from histolab_sft.data.rows import select_datasets
+    from histolab_sft.evaluation.predictions import FINETUNED, System, hash_weights, predict
     from histolab_sft.evaluation.submission import list_submitted, plan_files, write_submissions
     from histolab_sft.models.devices import scoring_with_cache
     from histolab_sft.models.load import (
@@ -39,7 +39,7 @@ def main(histo_args, training_args, model_args):
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
         patches, _ = load_scored_patches(histo_args, training_args.output_dir)
-    questions = {config.name: select_dataset(patches["test"], config.name) for config in configs}
+    questions = {config.name: select_datasets(patches["test"], config.name) for config in configs}
     # Before the model is asked for hours.
     plan_files([name for rows in questions.values() for name in rows.with_format(None)["id"]], histo_args)
     how = read_precision(histo_args, training_args), histo_args.vision_cache
@@ -49,9 +49,9 @@ def main(histo_args, training_args, model_args):
     weights, answers = hash_weights(model), {}
     looks = [(rows, 1) for rows in questions.values()]
     with scoring_with_cache(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+        system = System(FINETUNED, model, reader, weights, histo_args, training_args.per_device_eval_batch_size)
         for config in configs:
-            ask = (model, reader, weights, config, histo_args, training_args.per_device_eval_batch_size)
-            answers[config.name] = predict_answers(questions[config.name], *ask)
+            answers[config.name] = predict(questions[config.name], system, config)
     if training_args.process_index > 0:
         return
     written = write_submissions(answers, histo_args, Path(training_args.output_dir, "submission"))

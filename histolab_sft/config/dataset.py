@@ -8,6 +8,7 @@ from histolab_sft.config.class_names import check_class_names, check_text, compo
 from histolab_sft.config.picture import read_steps, read_window
 
 SPLITS = ("train", "validation", "test")
+CLASS_FOLDERS = "class_folders"  # the format of a data set that names none
 OFFICIAL_SPLITS = ("bach_official",)
 
 
@@ -22,8 +23,8 @@ class DatasetConfig:
             paths start at the recipe's `data_dir`.
         streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
             picture is needed, a row group at a time, and keep none of its files on disk.
-        format (`str`, *optional*): Name of a reader (`histolab_sft.data.formats.READERS`), for data whose rows have
-            questions and answers of their own.
+        format (`str`, *optional*, defaults to `"class_folders"`): How the data lie, a key of
+            `histolab_sft.data.formats.FORMATS`. Without one the rows are pictures of classes, in folders or tables.
         task (`str`, *optional*): With a `format`, the only task whose rows are taken, where the data hold several.
             Without one it is `"classification"`.
         class_names (`dict[str, str]`): Label in the data -> words that the model says. The order is the order of the
@@ -92,12 +93,19 @@ class DatasetConfig:
     max_new_tokens: int | None = None
 
     @property
+    def options(self) -> list[str] | None:
+        """The answers that every row of the data set has to choose from, None where rows bring their own questions."""
+        return list(self.class_names.values()) if self.format is None else None
+
+    @property
     def reader_keys(self) -> dict[str, str | list[str]]:
         """The keys of the recipe that are for the reader of one format alone."""
         keys = ("subset", "style", "image_folder", "uncertain", "sections", "views")
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def __post_init__(self):
+        if self.format == CLASS_FOLDERS:
+            self.format = None
         try:
             self._check()
         except ValueError as error:

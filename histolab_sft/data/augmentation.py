@@ -19,7 +19,7 @@ def augment(train: Dataset, augmentation: str, seed: int) -> tuple[Dataset, "Pat
     """Return the rows with pictures that change with the epoch, and what must be told the epoch.
 
     Args:
-        train (`Dataset`): Rows whose transform opens `image`.
+        train (`Dataset`): Rows whose transform opens `images`.
         augmentation (`str`): `symmetries` (one of the eight), `stain` (HED colour jitter) or `all` (both).
         seed (`int`): Of the run.
     """
@@ -46,8 +46,8 @@ class PatchAugmentation:
 
     def __call__(self, batch: dict) -> dict:
         batch = self.open_images(batch)
-        if "image" in batch:
-            batch["image"] = [self.change(image) for image in batch["image"]]
+        if "images" in batch:
+            batch["images"] = [list(map(self.change, images)) for images in batch["images"]]
         return batch
 
     def change(self, image: Image.Image) -> Image.Image:

@@ -36,7 +36,7 @@ def audit_masks(
         expected = [_render_answer(row, processor) for row in batch]
         # The collator changes the rows that it is given.
         collated = collator([dict(row) for row in batch])
-        filled = count_filled_tokens(config, collated, [len(row.get("images", [0])) for row in batch])
+        filled = count_filled_tokens(config, collated, [len(row["images"]) for row in batch])
         filled = filled or [None] * len(batch)
         checked = zip(batch, expected, filled, collated["input_ids"], collated["labels"], strict=True)
         for row, answer, image_tokens, tokens, labels in checked:
@@ -81,13 +81,10 @@ def describe_row(rows: Dataset, dataset: str, processor: ProcessorMixin, max_len
     """Return the first row of a data set as the model sees it, with the tokens that carry loss in brackets."""
     index = rows.with_format(None)["dataset"].index(dataset)
     row, place = rows[index], rows.with_format(None)[index]
-    if "images" in row:
-        where, pictures = ", ".join(image["path"] for image in place["images"]), row["images"]
-    else:
-        place = place["image"]
-        where = place["path"] + (f" row {place['row']}" if place["row"] >= 0 else "")
-        pictures = [row["image"]]
-    sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
+    where = ", ".join(
+        image["path"] + (f" row {image['row']}" if image["row"] >= 0 else "") for image in place["images"]
+    )
+    sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in row["images"])
     collator = DataCollatorForVisionLanguageModeling(
         processor=processor, max_length=max_length, completion_only_loss=True
     )

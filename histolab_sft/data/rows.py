@@ -1,5 +1,7 @@
 """From the recipe's `datasets` to the rows that `SFTTrainer` and the scoring harness read."""
 
+import itertools
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +11,18 @@ from datasets import Dataset, DatasetDict
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
-from histolab_sft.config.picture import choose_rendering
 from histolab_sft.data.audit.audit import audit_patches, explain_refusal, format_audit, write_audit
 from histolab_sft.data.audit.copies import join_intake, leaking_rows, list_copies, tie_patches
 from histolab_sft.data.audit.related import find_kin
-from histolab_sft.data.formats.sources import load_source
-from histolab_sft.data.formats.words import leave_out
+from histolab_sft.data.data_sets import finish_rows, list_rows
 from histolab_sft.data.pictures.decoding import open_stored
 from histolab_sft.data.pictures.inspection import check_images
-from histolab_sft.data.questions import finish_questions, format_questions, list_pictures, list_questions
 from histolab_sft.data.row_counts import FLOW, count_flow
-from histolab_sft.data.split_assignment import deal_patches, is_dealt, prepare_splits
+from histolab_sft.data.split_assignment import deal_patches, is_dealt
 from histolab_sft.errors import AuditRefusal
 from histolab_sft.files import cache_folder
 from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.parsing.final_text import check_target
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 def load_patches(histo_args: HistoArguments) -> DatasetDict:
     """Return the splits of all data sets of a recipe, ready for `SFTTrainer`, without looking at a picture.
 
-    Each row has `image` (a PIL picture in RGB, opened when the row is read: the table holds only where it lies, so no
-    pixel is copied to memory or to an Arrow cache), `prompt` and `completion` (message lists), and beside them `label`
-    (class name), `dataset`, `group` (patient or slide, None if unknown), `id` and `protocol` (`official` where the
-    data bring the test split, else `seed`). Rows of data sets with a format have `images`, a list of pictures, and in
-    place of `label` what `format_questions` says.
+    Each row has `images` (a list of PIL pictures in RGB, opened when the row is read: the table holds only where they
+    lie, so no pixel is copied to memory or to an Arrow cache), `prompt` and `completion` (message lists, None for a
+    hidden answer), and beside them `task`, `ask` and `answer` (JSON text, `null` for a hidden answer), `options` and
+    `label` (None where the row has no options), `dataset`, `group` (patient or slide, None if unknown), `id` and
+    `protocol` (`official` where the data bring the test split, else `seed`). `list_rows` says what each is.
 
     Raises:
         FileNotFoundError, ValueError: Whatever is wrong with the data, named before any model is loaded.
@@ -45,7 +45,7 @@ def load_patches(histo_args: HistoArguments) -> DatasetDict:
 def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> DatasetDict:
     """Return what `load_patches` does after every picture was decoded once and the splits were audited.
 
-    Writes `audit.json` to `output_dir`. Rows also have `pixel_sha256`, the hash of the decoded picture.
+    Writes `audit.json` to `output_dir`. Rows also have `pixel_sha256`, the hashes of the decoded pictures.
 
     Raises:
         AuditRefusal: A picture can't be used (`refused_images: quarantine` leaves such pictures out), or the audit
@@ -85,8 +85,8 @@ def audit_recipe(
     left_out = patches.attrs["left_out"]
     pictures = _list_pictures(patches)
     intake = _look_at(pictures)
-    hashes = intake["pixel_sha256"].set_axis(pictures.index)
-    patches["pixel_sha256"] = hashes.groupby(level=0).agg(list) if "images" in patches else hashes
+    hashes = iter(intake["pixel_sha256"])
+    patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
     near, siblings = find_kin(pictures, intake, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
     if deal is not None:
@@ -106,9 +106,7 @@ def audit_recipe(
     patches = patches.reset_index(drop=True)
     # Several questions about one picture make no copy of it.
     pictures = pictures.drop_duplicates(["path", "row", "dataset", "split"])
-    class_names = {
-        config.name: list(config.class_names.values()) for config in histo_args.datasets if config.format is None
-    }
+    class_names = {config.name: config.options for config in histo_args.datasets if config.options}
     audit = audit_patches(pictures, intake, near, class_names) | {"siblings": siblings}
     audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches, left_out)}
     write_audit(audit, list_copies(pictures, intake, near), output_dir)
@@ -122,11 +120,9 @@ def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
-    """Return one row a patch of all data sets.
+    """Return the rows of `data_sets.list_rows` of all data sets, every split dealt out.
 
-    It has `path, row, column, rendering, label, dataset, cohort, split, group, id, protocol`, and those of
-    `count_found`. Of data sets with a format it is one row a question, with the columns of `list_questions`. Pictures
-    are decoded only if splits are dealt out, as copies have to be known for it.
+    Pictures are decoded only if splits are dealt out, as copies have to be known for it.
     """
     patches, ties = _list_datasets(histo_args), None
     if is_dealt(patches):
@@ -139,23 +135,18 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
 
 def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
     """Return the rows of `list_patches` with prompts and completions, as one lazy `datasets.Dataset` a split."""
-    if "images" in patches:
-        return format_questions(patches, histo_args)
-    tasks = {config.name: TASKS[config.task] for config in histo_args.datasets}
-    questions = {
-        config.name: tasks[config.name].format_prompt(
-            config.name, list(config.class_names.values()), histo_args.prompt_style, config.question
-        )
-        for config in histo_args.datasets
+    configs = {config.name: config for config in histo_args.datasets}
+    texts = {
+        column: [json.dumps(value, ensure_ascii=False) for value in patches[column]] for column in ("ask", "answer")
     }
-    places = patches[["path", "row", "column", "rendering"]].to_dict("records")
-    targets = [
-        tasks[name].format_target(label) for name, label in zip(patches["dataset"], patches["label"], strict=True)
-    ]
-    rows = patches.drop(columns=["path", "row", "column", "rendering", "cohort", *FLOW]).assign(
-        image=places,
-        prompt=[[{"role": "user", "content": questions[name]}] for name in patches["dataset"]],
-        completion=[[{"role": "assistant", "content": target}] for target in targets],
+    # Rows of one question and answer are worded once.
+    worded: dict[tuple[str, str, str], tuple[list, list | None]] = {}
+    keys = list(zip(patches["dataset"], texts["ask"], texts["answer"], strict=True))
+    for key, row in zip(keys, patches.itertuples(), strict=True):
+        if key not in worded:
+            worded[key] = _word(row, configs[row.dataset])
+    rows = patches.drop(columns=["cohort", *FLOW]).assign(
+        prompt=[worded[key][0] for key in keys], completion=[worded[key][1] for key in keys], **texts
     )
     splits = DatasetDict()
     for split in SPLITS:
@@ -164,32 +155,9 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
     return splits
 
 
-def select_dataset(rows: Dataset, name: str) -> Dataset:
-    """Return the rows of one data set, without opening a picture."""
-    return rows.select([i for i, dataset in enumerate(rows.with_format(None)["dataset"]) if dataset == name])
-
-
-def _list_dataset(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame:
-    if config.task not in TASKS:
-        raise ValueError(f"data set {config.name!r}: task is {config.task!r}, expected one of {', '.join(TASKS)}")
-    patches = load_source(config, histo_args.data_dir, deal_anew=histo_args.split_protocol == "seed")
-    patches, left_out = leave_out(patches, config, histo_args.unlabelled)
-    found, expected = set(patches["label"]), set(config.class_names)
-    if found != expected:
-        raise ValueError(
-            f"data set {config.name!r}: labels in the data {sorted(found)}, keys of class_names {sorted(expected)}; "
-            f"only in the data {sorted(found - expected)}, only in the recipe {sorted(expected - found)}"
-        )
-    not_read = patches.attrs["not_read"]
-    patches = prepare_splits(patches, config, histo_args)
-    patches = patches[["path", "row", "column", "split", "group", "id", "protocol", *FLOW]].assign(
-        rendering=choose_rendering(config),
-        label=patches["label"].map(config.class_names),
-        dataset=config.name,
-        cohort=config.cohort or config.name,
-    )
-    patches.attrs = {"not_read": not_read, "left_out": left_out}
-    return patches
+def select_datasets(rows: Dataset, *names: str) -> Dataset:
+    """Return the rows of some data sets, in their order, without opening a picture."""
+    return rows.select([i for i, dataset in enumerate(rows.with_format(None)["dataset"]) if dataset in names])
 
 
 def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
@@ -197,10 +165,7 @@ def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
 
     `attrs["not_read"]` counts for each data set, by kind, the files below its source that no row comes from.
     """
-    tables = [
-        _list_dataset(config, histo_args) if config.format is None else list_questions(config, histo_args)
-        for config in histo_args.datasets
-    ]
+    tables = [list_rows(config, histo_args) for config in histo_args.datasets]
     patches = pd.concat(tables, ignore_index=True)
     names = [config.name for config in histo_args.datasets]
     patches.attrs = {
@@ -211,7 +176,10 @@ def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
 
 
 def _list_pictures(patches: pd.DataFrame) -> pd.DataFrame:
-    return list_pictures(patches) if "images" in patches else patches
+    """Return one row a picture, under the index of its row, with the columns that intake and audit read."""
+    rows = patches[["images", "label", "dataset", "cohort", "split", "group"]].explode("images")
+    places = pd.DataFrame(rows["images"].tolist(), index=rows.index, columns=["path", "row", "column", "rendering"])
+    return pd.concat([places, rows.drop(columns="images")], axis=1)
 
 
 def _look_at(pictures: pd.DataFrame) -> pd.DataFrame:
@@ -223,19 +191,18 @@ def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoAr
     """Deal out the splits that are open, do what waits for them, and tell what came of it."""
     ties = pd.Series(patches.index, index=patches.index) if ties is None else ties
     patches = deal_patches(patches, ties, histo_args)
-    records, parts = "images" in patches, []
+    parts = []
     for config in histo_args.datasets:
-        part = patches[patches["dataset"] == config.name]
-        part = finish_questions(part, config) if records else part
+        part = finish_rows(patches[patches["dataset"] == config.name], config)
         counts = part["split"].value_counts()
         missing = [split for split in SPLITS if split not in counts]
-        if missing and not records:
+        if missing and config.options:
             raise ValueError(f"data set {config.name!r}: the cap leaves {missing} empty; raise max_samples")
         logger.info(
             "%s: train=%d validation=%d test=%d %s, %s groups%s, %s splits",
             config.name,
             *(counts.get(split, 0) for split in SPLITS),
-            "questions" if records else "patches",
+            "patches" if config.options else "questions",
             part["group"].nunique() or "no",
             f" and {unknown} without one" if (unknown := part["group"].isna().sum()) and unknown < len(part) else "",
             part["protocol"].iloc[0] if len(part) else "no",
@@ -247,7 +214,6 @@ def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoAr
 def _drop(patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dict]) -> tuple[pd.DataFrame, list[dict]]:
     """Leave out the rows that `reasons` names by index, and count them by key, reason, data set, split and class."""
     gone = patches.loc[reasons.index].assign(key=key, reason=reasons)
-    gone["label"] = gone["label"] if "label" in gone else None
     counts = gone.groupby(["key", "reason", "dataset", "split", "label"], dropna=False, sort=False).size()
     entries = counts.rename("rows").reset_index().astype(object)
     return patches.drop(index=reasons.index), [
@@ -256,8 +222,21 @@ def _drop(patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dic
     ]
 
 
+def _word(row, config: DatasetConfig) -> tuple[list[dict], list[dict] | None]:
+    """Return the messages that ask and answer a row; no answer where it is hidden."""
+    task = TASKS[row.task]
+    try:
+        prompt = [{"role": "user", "content": task.format_question(row.ask, config)}]
+        if row.answer is None:
+            return prompt, None
+        target = check_target(task.format_answer(row.ask, row.answer, config))
+    except ValueError as error:
+        raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
+    return prompt, [{"role": "assistant", "content": target}]
+
+
 def _open_images(batch: dict) -> dict:
     """Turn the references of the rows that are being read into pictures."""
-    if "image" in batch:
-        batch["image"] = [open_stored(image) for image in batch["image"]]
+    if "images" in batch:
+        batch["images"] = [list(map(open_stored, images)) for images in batch["images"]]
     return batch

@@ -94,5 +94,5 @@ def _cap(patches: pd.DataFrame, max_samples: int, histo_args: HistoArguments) ->
 
 
 def _label(patches: pd.DataFrame) -> pd.DataFrame:
-    """Questions have no class: they are dealt out and capped as if of one."""
-    return patches if "label" in patches else patches.assign(label="")
+    """Rows without options have no class: they are dealt out and capped as if of one."""
+    return patches.assign(label=patches["label"].fillna(""))

@@ -50,8 +50,7 @@ def describe_rows(patches: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
     """
     shown = intake[intake["contrast"] > 0].drop_duplicates("pixel_sha256")
     thumbnails = dict(zip(shown["pixel_sha256"], shown["thumbnail"], strict=True))
-    hashes = patches["pixel_sha256"].map(lambda found: list(found) if isinstance(found, list) else [found])
-    answers = patches["answer"] if "answer" in patches else patches["label"]
+    hashes = patches["pixel_sha256"]
     return pd.DataFrame(
         {
             "dataset": patches["dataset"].astype(str),
@@ -59,7 +58,7 @@ def describe_rows(patches: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
             "split": patches["split"].astype(str),
             "id": patches["id"].map(_hash),
             "group": [None if pd.isna(group) else _hash(group) for group in patches["group"]],
-            "answer": answers.map(_hash),
+            "answer": patches["answer"].map(_hash),
             "pixels": hashes.map(_hash),
             "pictures": hashes.map(lambda found: [name for name in found if name in thumbnails]),
             "thumbnails": hashes.map(lambda found: [thumbnails[name] for name in found if name in thumbnails]),

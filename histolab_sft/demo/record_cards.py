@@ -5,8 +5,8 @@ from PIL import Image
 from histolab_sft.demo.cards import WAITING, escape_text, format_words
 from histolab_sft.demo.records import RecordAnswer, RecordSet
 from histolab_sft.demo.systems import TITLES
-from histolab_sft.tasks.answer_forms import describe_answer, draw_boxes, draw_outlines, encode_picture
-from histolab_sft.tasks.biomarkers import FIELDS
+from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.answer_forms import encode_picture
 
 SIDE = 640  # pixels of a picture with boxes
 ABSENT = "not in the answer"
@@ -49,26 +49,19 @@ def _format_card(record_set: RecordSet, system: str, answer: RecordAnswer | None
 
 
 def _format_value(record_set: RecordSet, system: str, value: object, image: Image.Image) -> str:
-    form = describe_answer(record_set.task, value)
+    task, config = TASKS[record_set.task], record_set.config
+    form = task.describe_answer(value)
+    said = "".join(f'<p class="hs-decision">{escape_text(part)}</p>' for part in form["parts"])
+    if task.draw_answers:
+        drawn = task.draw_answers(image, {"size": image.size}, {system: value}, SIDE)
+        said += f'<img class="hs-boxes" src="{encode_picture(drawn, SIDE)}" alt="The picture with the answer on it">'
     if form["kind"] == "sections":
-        return "".join(f"<h3>{escape_text(name)}</h3>{_format_text(body)}" for name, body in form["sections"])
-    if record_set.task == "boxes":
-        drawn = encode_picture(draw_boxes(image, image.size, {system: value}, SIDE), SIDE)
-        count = f"{len(value)} box{'es' * (len(value) != 1)}"
-        picture = f'<img class="hs-boxes" src="{drawn}" alt="The picture with {count} on it">'
-        table = _format_rows(form["rows"], "Left, top, right, bottom in pixels of the picture") if value else ""
-        return f'<p class="hs-decision">{count if value else "No box"}</p>{picture}{table}'
-    if record_set.task == "masks" and value:
-        drawn = encode_picture(draw_outlines(image, image.size, {system: value}), SIDE)
-        count = f"{len(value)} outline{'s' * (len(value) != 1)}"
-        picture = f'<img class="hs-boxes" src="{drawn}" alt="The picture with {count} on it">'
-        return f'<p class="hs-decision">{count}</p>{picture}{_format_rows(form["rows"], "Outline by outline")}'
+        return said + "".join(f"<h3>{escape_text(name)}</h3>{_format_text(body)}" for name, body in form["sections"])
     if form["kind"] == "rows":
-        absent = [field["name"] for field in record_set.config.fields or FIELDS if field["name"] not in value]
-        return _format_rows([*form["rows"], *((name, ABSENT) for name in absent)], "Field by field")
-    if record_set.task == "multilabel":
-        return "".join(f'<p class="hs-decision">{escape_text(label)}</p>' for label in value or ["No label"])
-    return _format_text(form["text"], "" if record_set.task == "report" else "hs-decision")
+        fields = task.list_fields(config) if task.list_fields else ()
+        absent = [(field["name"], ABSENT) for field in fields if field["name"] not in value]
+        return said + _format_rows([*form["rows"], *absent], form["caption"])
+    return said or _format_text(form["text"])
 
 
 def _format_rows(rows: list[tuple[str, str]], caption: str) -> str:
@@ -79,5 +72,5 @@ def _format_rows(rows: list[tuple[str, str]], caption: str) -> str:
     return f'<div class="hs-rows" tabindex="0">{table}</div>'
 
 
-def _format_text(text: str, css_class: str = "") -> str:
-    return f'<p class="hs-text {css_class}">{escape_text(text)}</p>' if text else '<p class="hs-muted">Nothing.</p>'
+def _format_text(text: str) -> str:
+    return f'<p class="hs-text">{escape_text(text)}</p>' if text else '<p class="hs-muted">Nothing.</p>'

@@ -17,7 +17,6 @@ from histolab_sft.tasks import TASKS
 
 MAX_PICTURES = 16
 MAX_LETTERS = 4000  # of a question, and of its possible answers
-PLACED = ("boxes", "masks")  # tasks whose answers are places in one picture
 # Where a question lists what may be answered.
 CHOICES = ("options", "vocabulary")
 
@@ -43,6 +42,11 @@ class RecordSet:
     asks: list[dict]
     max_new_tokens: int
     keys: dict = field(default_factory=dict)
+
+    @property
+    def placed(self) -> bool:
+        """Whether answers are places in one picture."""
+        return TASKS[self.task].draw_answers is not None
 
     @property
     def config(self) -> DatasetConfig:
@@ -79,12 +83,12 @@ def fill_ask(record_set: RecordSet, ask: dict, question: str, options: str, imag
     """
     if not images:
         raise QuestionRefused("No picture yet: upload one, or several of one case.")
-    most = 1 if record_set.task in PLACED else MAX_PICTURES
+    most = 1 if record_set.placed else MAX_PICTURES
     if len(images) > most:
         raise QuestionRefused(f"{len(images)} pictures, expected at most {most} for {record_set.task}; take some out.")
     if max(len(question), len(options)) > MAX_LETTERS:
         raise QuestionRefused(f"The text is longer than {MAX_LETTERS} letters; shorten it.")
-    filled = ask | ({"size": list(images[0].size)} if record_set.task in PLACED else {})
+    filled = ask | ({"size": list(images[0].size)} if record_set.placed else {})
     if "question" in ask:
         if not question.strip():
             raise QuestionRefused("No question yet: write one.")

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from histolab_sft.config.arguments import HistoArguments
-from histolab_sft.data.questions import list_questions
+from histolab_sft.data.data_sets import list_rows
 from histolab_sft.tasks import choose_limit
 
 MAX_WORDINGS = 30  # of a data set
@@ -18,11 +18,11 @@ def describe_records(histo_args: HistoArguments) -> list[dict]:
     """Return the fields of `demo.records.RecordSet` for each data set; reads its rows, but no picture.
 
     Raises:
-        FileNotFoundError, ValueError: As `list_questions`.
+        FileNotFoundError, ValueError: As `list_rows`.
     """
     described = []
     for config in histo_args.datasets:
-        questions = list_questions(config, histo_args)
+        questions = list_rows(config, histo_args)
         task = questions["task"].iloc[0]
         given = {key: getattr(config, key) for key in KEYS}
         described.append(
@@ -38,7 +38,7 @@ def describe_records(histo_args: HistoArguments) -> list[dict]:
 
 
 def list_wordings(questions: pd.DataFrame) -> list[dict]:
-    """Return the distinct `ask` of rows from `list_questions`, the most frequent first, without the picture's size.
+    """Return the distinct `ask` of rows from `list_rows`, the most frequent first, without the picture's size.
 
     A free question that is asked about one case alone may tell something about it, and fits no other picture: it is
     left out. Where nothing else is left, one with an empty question stands there, to be filled in.
@@ -46,7 +46,7 @@ def list_wordings(questions: pd.DataFrame) -> list[dict]:
     cases = {}
     for row in questions.itertuples():
         ask = {key: value for key, value in row.ask.items() if key not in OF_A_PICTURE}
-        cases.setdefault(json.dumps(ask, ensure_ascii=False), set()).add(row.group or row.images[0])
+        cases.setdefault(json.dumps(ask, ensure_ascii=False), set()).add(row.group or row.images[0]["path"])
     asks = [json.loads(text) for text in sorted(cases, key=lambda text: -len(cases[text]))]
     shared = [ask for ask in asks if "question" not in ask or len(cases[json.dumps(ask, ensure_ascii=False)]) > 1]
     return shared[:MAX_WORDINGS] or [asks[0] | {"question": ""}]

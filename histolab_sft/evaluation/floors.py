@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.rows import select_dataset
 from histolab_sft.evaluation.score_names import format_score
 from histolab_sft.metrics.classification import compute_balanced_accuracy, compute_classification
 
@@ -42,16 +41,15 @@ _LUMINANCE = np.array(
 ).ravel()
 
 
-def measure_floors(patches: DatasetDict, config: DatasetConfig) -> dict[str, dict | None]:
-    """Score what needs no model on one data set of a recipe: trained on its train split, scored on its test split."""
-    rows = {split: select_dataset(part, config.name) for split, part in patches.items()}
-    places = {split: part.with_format(None)["image"] for split, part in rows.items()}
+def measure_floors(rows: Mapping[str, Dataset], config: DatasetConfig) -> dict[str, dict | None]:
+    """Score what needs no model on the rows of one data set: trained on its train split, scored on its test split."""
+    places = {split: [images[0] for images in part.with_format(None)["images"]] for split, part in rows.items()}
     # A picture inside a larger file has no file of its own to look at.
     single = all(place["row"] < 0 for part in places.values() for place in part)
     return compute_floors(
-        {split: (row["image"] for row in part) for split, part in rows.items()},
+        {split: (row["images"][0] for row in part) for split, part in rows.items()},
         {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()},
-        list(config.class_names.values()),
+        config.options,
         {split: [place["path"] for place in part] for split, part in places.items()} if single else None,
     )
 

@@ -11,18 +11,24 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from histolab_sft.data.rows import select_dataset
+from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation import figures
-from histolab_sft.evaluation.error_atlas import list_mistakes
+from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
 from histolab_sft.evaluation.report_tables import (
+    RATES,
     describe_classes,
     describe_front,
     describe_groups,
+    describe_means,
     describe_scores,
     describe_written,
     flatten,
     format_p,
+    list_confidences,
+    list_fields,
+    list_labels,
     list_rungs,
+    list_scores,
     list_unread,
     list_warnings,
 )
@@ -31,6 +37,8 @@ from histolab_sft.evaluation.score_names import NAMES, format_score
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.files import replacing
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
+from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.answer_forms import BOX_COLOURS
 
 logger = logging.getLogger(__name__)
 
@@ -47,40 +55,27 @@ def write_report(
     Args:
         results (`dict`): What stands in `results.json`.
         predictions (`dict`): (Data set, system) -> table of the test split from `predict`.
-        patches (`DatasetDict`): The splits that were scored; only pictures of the error atlas get opened.
+        patches (`DatasetDict`): The splits that were scored; only pictures that are shown get opened.
         folder (`Path`): `evaluation/` of the run.
 
     Raises:
-        ValueError: The patches aren't those of the tables.
+        ValueError: The rows aren't those of the tables.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    if not all("task" in entry for entry in results["datasets"].values()):
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
     for path in (folder / "figures").glob("*.png"):
         path.unlink()
-    described = [
-        describe_dataset(
-            name,
-            entry,
-            {system: predictions[name, system] for system in SYSTEMS},
-            select_dataset(patches["test"], name),
-            folder / "figures",
-            alone=len(results["datasets"]) == 1,
-        )
-        for name, entry in results["datasets"].items()
-    ]
-    render_page(
-        "report.html.jinja",
-        folder,
-        datasets=described,
-        **describe_front(results),
-        overall=describe_scores(results["overall"]) if len(described) > 1 else [],
-        recipe=flatten(results.get("recipe")),
-        provenance=flatten(results.get("provenance")),
-        generated=any(dataset["written"] for dataset in described),
-    )
-
-
-def render_page(name: str, folder: Path, **values) -> None:
-    """Write `report.html` from the template `name` in one step."""
+    described, several = [], len(results["datasets"]) > 1
+    for name, entry in results["datasets"].items():
+        tables = {system: predictions[name, system] for system in SYSTEMS}
+        rows = select_datasets(patches["test"], name)
+        if "task" in entry:
+            own = describe_written_answers(entry, tables, rows)
+        else:
+            own = describe_choices(name, entry, tables, rows, folder / "figures", alone=not several)
+        described.append(_describe_dataset(name, entry) | own)
+    overall = results["overall"]
+    written = any("task" in entry for entry in results["datasets"].values())
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -88,17 +83,63 @@ def render_page(name: str, folder: Path, **values) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(name).render(colours=figures.COLOURS, **values)
+    page = environment.get_template("report.html.jinja").render(
+        colours=figures.COLOURS,
+        box_colours=BOX_COLOURS,
+        datasets=described,
+        chosen=[dataset for dataset in described if "ladder" in dataset],
+        written=[dataset for dataset in described if "examples" in dataset],
+        **describe_front(results),
+        overall=describe_scores(overall) if several and not written else [],
+        means=describe_means(overall) if several and written else [],
+        reason=overall.get("reason") if several else None,
+        recipe=flatten(results.get("recipe")),
+        provenance=flatten(results.get("provenance")),
+    )
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     logger.info("report written to %s", folder / "report.html")
 
 
-def describe_dataset(
+def _describe_dataset(name: str, entry: dict) -> dict:
+    """Return what the template shows of every data set."""
+    return {
+        "name": name,
+        "anchor": f"data-{_slug(name)}",
+        "n": entry["n"],
+        "groups": entry["n_groups"],
+        "protocol": entry["split_protocol"],
+        "warnings": list_warnings(entry),
+        "unread": list_unread(entry),
+        "task": entry.get("task"),
+        "constrained": entry.get("constrained_decoding", False),
+    }
+
+
+def describe_written_answers(entry: dict, tables: dict[str, pd.DataFrame], rows: Dataset) -> dict:
+    """Return what the template shows beside that of a data set whose answers are written."""
+    scores = list_scores(entry)
+    return {
+        "explained": TASKS[entry["task"]].SCORED_AS,
+        "headline": scores[0] if scores else None,
+        "scores": scores,
+        "rates": {system: {rate: format_score(entry[system][rate], True) for rate in RATES} for system in SYSTEMS},
+        "labels": list_labels(entry),
+        "fields": list_fields(entry),
+        "confidences": list_confidences(entry),
+        "examples": list_examples(tables, rows),
+    }
+
+
+def describe_choices(
     name: str, entry: dict, tables: dict[str, pd.DataFrame], patches: Dataset, folder: Path, alone: bool
 ) -> dict:
-    """Return what the template shows of one data set, the only one or not, and write its figures to `folder`."""
-    slug = quote(name, safe="").replace("%", "_")
+    """Return what the template shows beside that of a data set with options; write its figures to `folder`.
+
+    Args:
+        alone (`bool`): Whether it is the only data set of the report.
+    """
+    slug = _slug(name)
 
     def add(kind: str, alt: str, draw: Callable, *args) -> dict:
         svg, png = figures.render(draw, *args)
@@ -128,20 +169,12 @@ def describe_dataset(
         reliability.append(_add_reliability(add, entry, tables[system], system))
     curves = {system: entry[system]["abstention"] for system in SYSTEMS}
     return {
-        "name": name,
-        "anchor": f"data-{slug}",
-        "n": entry["n"],
-        "groups": entry["n_groups"],
-        "unit": entry["group_unit"],
-        "protocol": entry["split_protocol"],
-        "warnings": list_warnings(entry),
         "headline": describe_scores(entry)[0],
         "p": format_p(entry["difference"].get("group_p", entry["difference"]["mcnemar_p"])),
         "least_p": _say_least_p(entry["difference"].get("n_unlike_groups")),
         "colour_floor": format_score((entry["floors"].get("colour_histogram") or {}).get("balanced_accuracy"), True),
         "scores": describe_scores(entry),
         "written": describe_written(entry),
-        "unread": list_unread(entry),
         "ladder": add(
             "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"]), alone
         ),
@@ -167,6 +200,10 @@ def describe_dataset(
         "atlas": atlas,
         "n_wrong": round((1 - entry["finetuned"]["accuracy"]["value"]) * entry["n"]),
     }
+
+
+def _slug(name: str) -> str:
+    return quote(name, safe="").replace("%", "_")
 
 
 def _say_least_p(n_groups: int | None) -> str:

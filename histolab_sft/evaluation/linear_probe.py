@@ -7,76 +7,48 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from tqdm import tqdm
 
-from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.rows import select_dataset
-from histolab_sft.data.splits import cap_patches
 from histolab_sft.evaluation.floors import compute_linear_probe
+from histolab_sft.evaluation.predictions import System, select_probe_rows
 from histolab_sft.files import cache_folder, replacing
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting, get_precision
 from histolab_sft.models.vision_cache.features import read_pictures
-from histolab_sft.tasks import WITH_FIELDS
+from histolab_sft.provenance import name_pixels
 
 logger = logging.getLogger(__name__)
 
-TRAIN_PATCHES = 5000  # class-balanced; more hardly move a linear fit and cost a pass of the tower each
 
-
-def measure_linear_probe(
-    patches: DatasetDict, config: DatasetConfig, model, processor, weights: str, batch_size: int
-) -> dict:
+def measure_linear_probe(rows: dict[str, Dataset], system: System, config: DatasetConfig) -> dict:
     """Score a logistic regression on the base model's picture features, on one data set of a recipe.
 
-    Trained on at most `TRAIN_PATCHES` patches of its train split, its penalty chosen on the validation split, and
+    Trained on at most `PROBE_PATCHES` patches of its train split, its penalty chosen on the validation split, and
     scored on the whole test split.
 
     Args:
-        model, processor: The base model, before an adapter is attached.
-        weights (`str`): `hash_weights(model)`, under which the features are kept in the cache of this machine.
+        rows (`dict`): Split -> rows of the data set.
+        system: The base model, before an adapter is attached; under its `weights` the features are kept in the cache
+            of this machine.
 
     Returns:
         What `compute_linear_probe` does.
     """
-    rows = select_probe_rows(patches, config)
-    features = {split: encode_pictures(part, model, processor, weights, batch_size) for split, part in rows.items()}
+    rows = select_probe_rows(rows)
+    features = {split: encode_pictures(part, system) for split, part in rows.items()}
     labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
-    classes = list(config.class_names.values())
-    return compute_linear_probe(features, labels, classes)
+    return compute_linear_probe(features, labels, config.options)
 
 
-def list_looks(patches: DatasetDict, histo_args: HistoArguments, system: str) -> list[tuple[Dataset, int]]:
-    """Return which rows a system looks at when it is scored, and how often, both systems counted for those they share.
-
-    Patches are scored by likelihood and in words, validation by likelihood alone; the base model's features of the
-    probe's rows are taken as well. Questions of records are answered in words, on test alone unless confidences are
-    weighed, which looks once more and at validation too.
-    """
-    if any(config.format is not None for config in histo_args.datasets):
-        weighed = set(patches["test"].with_format(None)["task"]) & set(WITH_FIELDS)
-        return [(patches["validation"], 4), (patches["test"], 4)] if weighed else [(patches["test"], 2)]
-    looks = [(patches["validation"], 2), (patches["test"], 2 + 2 * histo_args.generate_answers)]
-    if system == "baseline":
-        looks += [(rows, 1) for config in histo_args.datasets for rows in select_probe_rows(patches, config).values()]
-    return looks
-
-
-def select_probe_rows(patches: DatasetDict, config: DatasetConfig) -> dict[str, Dataset]:
-    """Return the rows of one data set that the probe is trained on, chosen on and scored on: split -> rows."""
-    rows = {split: select_dataset(part, config.name) for split, part in patches.items()}
-    table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
-    return rows | {"train": rows["train"].select(cap_patches(table, TRAIN_PATCHES).index)}
-
-
-def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size: int) -> np.ndarray:
+def encode_pictures(patches: Dataset, system: System) -> np.ndarray:
     """Return the mean over a picture's tokens of what the language model is given: float32, shape (patches, width)."""
+    model, processor, batch_size = system.model, system.processor, system.batch_size
     settings = [
-        *(weights, asdict(get_precision(model)), processor.image_processor.to_json_string()),
-        list(patches.with_format(None)["pixel_sha256"]),
+        *(system.weights, asdict(get_precision(model)), processor.image_processor.to_json_string()),
+        name_pixels(patches),
     ]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     path = cache_folder() / "features" / f"{digest}.npy"
@@ -85,7 +57,7 @@ def encode_pictures(patches: Dataset, model, processor, weights: str, batch_size
     images = read_pictures(patches, processor)
 
     def prepare(rows: range) -> dict[str, torch.Tensor]:
-        inputs = dict(processor.image_processor([images[row] for row in rows], return_tensors="pt"))
+        inputs = dict(processor.image_processor([images[row][0] for row in rows], return_tensors="pt"))
         inputs.pop("num_crops", None)  # a count for the processor, not for the model
         return inputs
 

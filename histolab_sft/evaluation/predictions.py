@@ -3,132 +3,192 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.data.rows import select_datasets
+from histolab_sft.data.splits import cap_patches
 from histolab_sft.evaluation.answer_cache import ask_in_parts
+from histolab_sft.metrics.classification import UNPARSED
 from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers, unwrap_adapter
 from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
 from histolab_sft.models.precision import get_precision
 from histolab_sft.models.vision_cache.features import read_pictures
 from histolab_sft.models.vision_cache.store import hash_parts
-from histolab_sft.provenance import collect_versions
-from histolab_sft.tasks import TASKS, WITH_FIELDS, choose_limit
-from histolab_sft.tasks.biomarkers import list_fields
+from histolab_sft.provenance import collect_versions, name_pixels
+from histolab_sft.tasks import TASKS, choose_limit
 from histolab_sft.tasks.parsing.field_grammar import format_grammar
 from histolab_sft.tasks.parsing.field_places import find_places
 
 logger = logging.getLogger(__name__)
 
+PROBE_PATCHES = 5000  # class-balanced; more hardly move a linear fit and cost a pass of the tower each
 COMPUTING = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
 
-def predict(
-    patches: Dataset,
-    model,
-    processor,
-    weights: str,
-    config: DatasetConfig,
-    histo_args: HistoArguments,
-    batch_size: int,
-    generate: bool = True,
-) -> pd.DataFrame:
-    """Return what a system says about the patches of one data set.
+BASELINE, FINETUNED = SYSTEMS = ("baseline", "finetuned")
 
-    Answers are kept in the cache of this machine, by weights (adapter included), pixels, question and settings: a call
-    that was cut off goes on where it stood, and the base model's answers serve every recipe that asks the same.
+
+@dataclass(frozen=True)
+class System:
+    """A system that is asked: the model as it stands, and how it is read to.
 
     Args:
-        patches (`Dataset`): Rows of one data set and split, with `pixel_sha256`.
+        name (`str`): `baseline` or `finetuned`.
+        model: With its adapter, where it has one.
+        processor: The base model's, or that of a cache of its pictures' features.
         weights (`str`): `hash_weights(model)`.
-        batch_size (`int`): Patches that are read at once.
-        generate (`bool`): Whether the model also writes its answers, which takes longer than scoring them.
+        histo_args: The recipe.
+        batch_size (`int`): Rows that are read at once.
+    """
+
+    name: str
+    model: PreTrainedModel | PeftModel
+    processor: ProcessorMixin
+    weights: str
+    histo_args: HistoArguments
+    batch_size: int
+
+
+def predict(rows: Dataset, system: System, config: DatasetConfig, generate: bool = True) -> pd.DataFrame:
+    """Return what a system says about rows of one data set: by likelihood where they have options, and in words.
+
+    Answers are kept in the cache of this machine, by weights (adapter included), pixels, question and settings: a call
+    that was cut off goes on where it stood, and the base model's answers serve every recipe that asks the same. The
+    longest written answer is the data set's `max_new_tokens`, else the recipe's, else the task's.
+
+    Args:
+        rows (`Dataset`): Of one data set and split, with `pixel_sha256`.
+        generate (`bool`): Whether the model also writes its answers to rows with options (as `generate_answers` has
+            it), which takes longer than scoring them.
 
     Returns:
-        `pandas.DataFrame`: `id, dataset, group, label`; `log_likelihoods`, a list of nats in the order of the data
-        set's class names; with `generate` also `answer` (what the model wrote, greedy, at most `max_new_tokens`),
-        `truncated` (cut off before its end of turn) and `generated` (the class in it, or `unparsed`).
+        `pandas.DataFrame`: `id, dataset, group`; where the model wrote, `answer` (greedy) and `truncated` (cut off
+        before its end of turn).
+
+        Of rows with options also `label`; `log_likelihoods`, a list of nats in the order of the options; and where the
+        model wrote, `generated` (the option in its words, or `unparsed`).
+
+        Of the others also `task, ask`; `truth` (JSON text, `null` where it is hidden); `predicted` (the answer read,
+        as JSON text, `null` for unparsed) and `repaired` (whether JSON in it had to be mended); `constrained` (whether
+        the fields' grammar limited it). Where the task has fields, `log_confidences`: JSON text, field -> logarithms
+        of the probabilities of its `list_options`, given the pictures, the question and the answer up to there; a
+        field that the answer doesn't give has none.
     """
-    options = list(config.class_names.values())
-    table = patches.with_format(None).select_columns(["id", "dataset", "group", "label"]).to_pandas()
-    questions = [prompt[0]["content"] for prompt in patches.with_format(None)["prompt"]]
-    task = TASKS[config.task]
-    targets = [task.format_target(option) for option in options]
-    settings = _describe_asking(patches, questions, model, weights, processor, batch_size) | {
+    table = rows.with_format(None).select_columns(["id", "dataset", "group", "task", "ask", "answer", "label"])
+    table = table.to_pandas().rename(columns={"answer": "truth"})
+    if config.options:
+        return _choose(rows, table, system, config, generate and system.histo_args.generate_answers)
+    return _write(rows, table, system, config)
+
+
+def predict_held_out(rows: Dataset, system: System, config: DatasetConfig) -> pd.DataFrame | None:
+    """Return `predict` of the validation split, for what is fitted there; None where nothing is.
+
+    Fitted are the temperatures of options and of fields, and the base model's leaning towards options.
+    """
+    fitted = config.options or (len(rows) and TASKS[rows.with_format(None)["task"][0]].list_fields)
+    return predict(rows, system, config, generate=False) if fitted else None
+
+
+def count_readings(patches: DatasetDict, histo_args: HistoArguments, system: str) -> list[tuple[Dataset, int]]:
+    """Return which rows a system looks at when it is scored, and how often, both systems counted for those they share.
+
+    Rows with options are scored by likelihood and in words, those of validation by likelihood alone; the base model's
+    features of the probe's rows are taken as well. The others are answered in words, on test alone unless the
+    confidences of fields are weighed, which looks once more and at validation too.
+    """
+    choosing = [config.name for config in histo_args.datasets if config.options]
+    tasks = set(patches["test"].with_format(None)["task"])
+    weighed = any(TASKS[task].list_fields for task in tasks)
+    writing = [config.name for config in histo_args.datasets if not config.options]
+    readings = []
+    if choosing:
+        readings += [
+            (select_datasets(patches["validation"], *choosing), 2),
+            (select_datasets(patches["test"], *choosing), 2 + 2 * histo_args.generate_answers),
+        ]
+    if writing:
+        readings += [(select_datasets(patches["validation"], *writing), 4)] if weighed else []
+        readings += [(select_datasets(patches["test"], *writing), 4 if weighed else 2)]
+    if system == BASELINE:
+        for name in choosing:
+            rows = {split: select_datasets(part, name) for split, part in patches.items()}
+            readings += [(part, 1) for part in select_probe_rows(rows).values()]
+    return readings
+
+
+def select_probe_rows(rows: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Return the rows of one data set that the linear probe is trained on, chosen on and scored on: split -> rows."""
+    table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")
+    return rows | {"train": rows["train"].select(cap_patches(table, PROBE_PATCHES).index)}
+
+
+def _choose(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetConfig, generate: bool) -> pd.DataFrame:
+    """Add how likely each option is, and with `generate` what the model writes."""
+    histo_args, batch_size = system.histo_args, system.batch_size
+    task = TASKS[table["task"].iloc[0]]
+    asks = [json.loads(text) for text in table["ask"]]
+    targets = [task.format_answer(asks[0], option, config) for option in config.options]
+    questions = _list_questions(rows)
+    limit = choose_limit(table["task"].iloc[0], config.max_new_tokens, histo_args.max_new_tokens)
+    settings = _describe_asking(rows, questions, system) | {
         "targets": targets,
         "candidate_batch_size": histo_args.candidate_batch_size,
-        "max_new_tokens": histo_args.max_new_tokens if generate else 0,
+        "max_new_tokens": limit if generate else 0,
     }
 
-    def ask(rows: range) -> dict:
-        pictures, asked = read_pictures(patches.select(rows), processor), questions[rows.start : rows.stop]
-        with compiled_scoring(histo_args.compiled_layers, model, batch_size, len(patches)):
+    def ask(part: range) -> dict:
+        pictures, asked = read_pictures(rows.select(part), system.processor), questions[part.start : part.stop]
+        with compiled_scoring(histo_args.compiled_layers, system.model, batch_size, len(rows)):
             scores, _ = label_log_likelihoods(
-                model, processor, pictures, asked, targets, batch_size, histo_args.candidate_batch_size
+                system.model, system.processor, pictures, asked, targets, batch_size, histo_args.candidate_batch_size
             )
         found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
-        if generate:
-            found |= _generate(model, processor, pictures, asked, histo_args.max_new_tokens, batch_size)
-        return found
+        return found | (_generate(system, pictures, asked, limit) if generate else {})
 
-    table = pd.concat([table, ask_in_parts(config.name, settings, len(patches), ask)], axis=1)
+    table = table[["id", "dataset", "group", "label"]]
+    table = pd.concat([table, ask_in_parts(config.name, settings, len(rows), ask)], axis=1)
     if generate:
-        table["generated"] = [task.parse(answer, options) for answer in table["answer"]]
+        read = [task.read_answer(text, ask, config)[0] for text, ask in zip(table["answer"], asks, strict=True)]
+        table["generated"] = [UNPARSED if option is None else option for option in read]
     return table
 
 
-def predict_answers(
-    questions: Dataset,
-    model,
-    processor,
-    weights: str,
-    config: DatasetConfig,
-    histo_args: HistoArguments,
-    batch_size: int,
-) -> pd.DataFrame:
-    """Return what a system writes to the questions of one data set with a format; kept in the cache as by `predict`.
-
-    The longest answer is the data set's `max_new_tokens`, else the recipe's, else the task's.
-
-    Returns:
-        `pandas.DataFrame`: `id, dataset, group, task, ask`; `truth` (JSON text, `null` where it is hidden); `answer`
-        (what the model wrote, greedy), `truncated` (cut off before its end of turn), `constrained` (whether the
-        fields' grammar limited it); `predicted` (the answer read, as JSON text, `null` for unparsed) and `repaired`
-        (whether JSON in it had to be mended). Where the task has fields also `log_confidences`: JSON text, field ->
-        logarithms of the probabilities of its `list_options`, given the pictures, the question and the answer up to
-        there; a field that the answer doesn't give has none.
-    """
-    plain = questions.with_format(None)
-    table = plain.select_columns(["id", "dataset", "group", "task", "ask", "answer"]).to_pandas()
-    table = table.rename(columns={"answer": "truth"})
+def _write(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetConfig) -> pd.DataFrame:
+    """Add what the model writes, how it reads, and how sure it is of each field."""
+    histo_args, processor = system.histo_args, system.processor
     name = table["task"].iloc[0]
-    task = TASKS[name]
-    prompts = [prompt[0]["content"] for prompt in plain["prompt"]]
+    task, prompts = TASKS[name], _list_questions(rows)
     limit = choose_limit(name, config.max_new_tokens, histo_args.max_new_tokens)
-    settings = _describe_asking(questions, prompts, model, weights, processor, batch_size) | {"max_new_tokens": limit}
-    grammar = format_grammar(list_fields(config)) if histo_args.constrained_decoding else None
+    settings = _describe_asking(rows, prompts, system) | {"max_new_tokens": limit}
+    grammar = format_grammar(task.list_fields(config)) if histo_args.constrained_decoding else None
     if grammar:
         settings["grammar"] = grammar
 
-    def ask(rows: range) -> dict:
+    def ask(part: range) -> dict:
         limits = None
         if grammar:
             # An extra of the package, which no other run needs.
             from histolab_sft.models.constrained_decoding import compile_grammar
 
-            limits = compile_grammar(grammar, model, processor)
-        pictures, asked = read_pictures(questions.select(rows), processor), prompts[rows.start : rows.stop]
-        return _generate(model, processor, pictures, asked, limit, batch_size, limits)
+            limits = compile_grammar(grammar, system.model, processor)
+        pictures, asked = read_pictures(rows.select(part), processor), prompts[part.start : part.stop]
+        return _generate(system, pictures, asked, limit, limits)
 
-    table = pd.concat([table, ask_in_parts(config.name, settings, len(questions), ask)], axis=1)
+    table = table.drop(columns="label")
+    table = pd.concat([table, ask_in_parts(config.name, settings, len(rows), ask)], axis=1)
     read = [
         task.read_answer(text, json.loads(asked), config)
         for text, asked in zip(table["answer"], table["ask"], strict=True)
@@ -136,18 +196,18 @@ def predict_answers(
     table["predicted"] = [json.dumps(answer, ensure_ascii=False) for answer, _ in read]
     table["repaired"] = [repaired for _, repaired in read]
     table["constrained"] = histo_args.constrained_decoding
-    if name not in WITH_FIELDS:
+    if task.list_fields is None:
         return table
 
     answered = zip(table["answer"], (answer for answer, _ in read), strict=True)
-    places = [find_places(text, answer, list_fields(config)) for text, answer in answered]
+    places = [find_places(text, answer, task.list_fields(config)) for text, answer in answered]
 
-    def weigh(rows: range) -> dict:
-        given = [row for row in rows if places[row]]
+    def weigh(part: range) -> dict:
+        given = [row for row in part if places[row]]
         weighed = place_log_probabilities(
-            model,
+            system.model,
             processor,
-            read_pictures(questions.select(given), processor),
+            read_pictures(rows.select(given), processor),
             [prompts[row] for row in given],
             [list(places[row].values()) for row in given],
             histo_args.candidate_batch_size,
@@ -156,16 +216,10 @@ def predict_answers(
             row: {field: scores.tolist() for field, scores in zip(places[row], values, strict=True)}
             for row, values in zip(given, weighed, strict=True)
         }
-        return {"log_confidences": [json.dumps(found.get(row, {})) for row in rows]}
+        return {"log_confidences": [json.dumps(found.get(row, {})) for row in part]}
 
     settings |= {"places": places, "candidate_batch_size": histo_args.candidate_batch_size}
-    return pd.concat([table, ask_in_parts(config.name, settings, len(questions), weigh)], axis=1)
-
-
-def predict_splits(splits: dict[str, Dataset], *ask) -> tuple[pd.DataFrame | None, pd.DataFrame]:
-    """Return `predict_answers(split, *ask)` of both splits; None for validation where nothing is fitted on it."""
-    needed = len(splits["validation"]) and splits["test"].with_format(None)["task"][0] in WITH_FIELDS
-    return predict_answers(splits["validation"], *ask) if needed else None, predict_answers(splits["test"], *ask)
+    return pd.concat([table, ask_in_parts(config.name, settings, len(rows), weigh)], axis=1)
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -191,11 +245,11 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     table.to_parquet(folder / "predictions.parquet", index=False)
 
 
-def _describe_asking(rows: Dataset, questions: list[str], model, weights: str, processor, batch_size: int) -> dict:
+def _describe_asking(rows: Dataset, questions: list[str], system: System) -> dict:
     """Return what every answer depends on, whatever else its settings are: calls with equal settings share answers."""
-    base = unwrap_adapter(model)
+    base, processor = unwrap_adapter(system.model), system.processor
     return {
-        "weights": weights,
+        "weights": system.weights,
         "processor": processor.image_processor.to_json_string(),
         "template": processor.chat_template,
         "words": _hash_tokenizer(processor.tokenizer),
@@ -203,13 +257,17 @@ def _describe_asking(rows: Dataset, questions: list[str], model, weights: str, p
         "model": {key: str(value) for key, value in base.config.to_dict().items() if key != "_name_or_path"},
         "attention": base.config._attn_implementation,
         "generation": base.generation_config.to_json_string(),
-        "precision": asdict(get_precision(model)),
+        "precision": asdict(get_precision(system.model)),
         "device": base.device.type,
         "libraries": {name: version for name, version in collect_versions().items() if name in COMPUTING},
         "questions": questions,
-        "pixels": list(rows.with_format(None)["pixel_sha256"]),
-        "batch_size": batch_size,
+        "pixels": name_pixels(rows),
+        "batch_size": system.batch_size,
     }
+
+
+def _list_questions(rows: Dataset) -> list[str]:
+    return [prompt[0]["content"] for prompt in rows.with_format(None)["prompt"]]
 
 
 def _hash_tokenizer(tokenizer) -> str:
@@ -218,7 +276,10 @@ def _hash_tokenizer(tokenizer) -> str:
     return hash_parts(json.dumps(state).encode())
 
 
-def _generate(*asked) -> dict:
+def _generate(
+    system: System, pictures: Sequence, asked: list[str], limit: int, limits: Callable | None = None
+) -> dict:
     """Return what `generate_answers` does as columns."""
-    texts, truncated = zip(*generate_answers(*asked), strict=True)
+    written = generate_answers(system.model, system.processor, pictures, asked, limit, system.batch_size, limits)
+    texts, truncated = zip(*written, strict=True)
     return {"answer": list(texts), "truncated": list(truncated)}

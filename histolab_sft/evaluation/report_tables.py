@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from histolab_sft.evaluation.results import SYSTEMS
-from histolab_sft.evaluation.score_names import METRICS, NAMES, format_score
+from histolab_sft.evaluation.results import FLOOR, SYSTEMS
+from histolab_sft.evaluation.score_names import METRICS, NAMES, format_score, name_score
 from histolab_sft.evaluation.zero_shot import READINGS
 
+RATES = ("unparsed_rate", "truncated_rate", "repaired_rate")
 RUNGS = {
     "majority": ("majority class", "floor"),
     "mean_rgb": ("mean colour", "floor"),
@@ -33,7 +34,7 @@ def list_warnings(entry: dict) -> list[str]:
     warnings = [entry["colour_floor"]] if entry["colour_floor"] else []
     warnings += [text[0].upper() + text[1:] + "." for text in entry["warnings"]]
     for system in SYSTEMS:
-        if entry[system]["temperature"]["hit_bound"]:
+        if entry[system].get("temperature", {}).get("hit_bound"):
             warnings.append(
                 f"No temperature calibrates the {NAMES[system]} model: its validation answers are all right, "
                 "or no better than chance."
@@ -114,6 +115,88 @@ def describe_groups(entry: dict) -> dict | None:
         for rule, name in rules.items()
     ]
     return {"n": groups["n"], "n_mixed": groups["n_mixed"], "rows": rows}
+
+
+def list_scores(entry: dict) -> list[dict]:
+    """Return one row a score, the one to look at first on top: floor, both systems and the difference as text."""
+    names = [entry["headline"], *(score for score in entry["difference"] if score != entry["headline"])]
+    rows = []
+    for score in names:
+        if score in entry["finetuned"] and score not in RATES:
+            cells = {"floor": entry["floors"][FLOOR].get(score)} | {s: entry[s][score] for s in SYSTEMS}
+            rows.append(
+                {"name": name_score(score)}
+                | {key: format_score(cell, False) for key, cell in cells.items()}
+                | {"difference": format_score(entry["difference"].get(score), False, signed=True)}
+            )
+    return rows
+
+
+def list_labels(entry: dict) -> list[dict]:
+    """F1 of each label or class of both systems, where the task has any."""
+    key = next((key for key in ("per_label", "per_class") if entry["finetuned"].get(key)), None)
+    if key is None:
+        return []
+    names = sorted({name for system in SYSTEMS for name in entry[system][key]})
+    rows = []
+    for name in names:
+        found = {system: entry[system][key].get(name, {}) for system in SYSTEMS}
+        count = next((f.get(k) for f in found.values() for k in ("n_gold", "support") if k in f), 0)
+        texts = {s: "–" if f.get("f1") is None else f"{f['f1']:.3f}" for s, f in found.items()}
+        rows.append({"name": name, "n": count} | texts)
+    return rows
+
+
+def list_fields(entry: dict) -> list[dict]:
+    """One row a field of a JSON answer: its score, or why it has none."""
+    rows = []
+    for name, field in entry["finetuned"].get("fields", {}).items():
+        score = next((s for s in ("balanced_accuracy", "mae") if f"{name}_{s}" in entry["difference"]), None)
+        cells = {"floor": entry["floors"][FLOOR]} | {system: entry[system] for system in SYSTEMS}
+        shown = {key: format_score(cell.get(f"{name}_{score}"), False) for key, cell in cells.items()}
+        rows.append(
+            {"name": name, "n": field["n"], "score": score and name_score(score)}
+            | shown
+            # They begin with the field's name, which stands beside them here.
+            | {"remark": (field.get("reason") or field.get("warning") or "").removeprefix(f"{name}: ")}
+        )
+    return rows
+
+
+def list_confidences(entry: dict) -> list[dict]:
+    """Return one row a field with words for values: how far both systems' confidences in it can be believed."""
+    rows = []
+    for name, field in entry["finetuned"].get("fields", {}).items():
+        if "confidence" in field:
+            found = {system: entry[system]["fields"][name]["confidence"] for system in SYSTEMS}
+            row = {"name": name, "remarks": sorted({f["reason"] for f in found.values() if "reason" in f})}
+            rows.append(row | {system: _describe_confidence(f) for system, f in found.items()})
+    return rows
+
+
+def describe_means(overall: dict) -> list[dict]:
+    """Means over the data sets: of all, or of those of each task."""
+    parts = {"all data sets": overall} | overall.get("by_task", {})
+    return [
+        {
+            "of": of if "n_datasets" not in part else f"{of} ({part['n_datasets']})",
+            "name": name_score(score),
+            **{system: format_score(part[system][score], False) for system in SYSTEMS},
+            "difference": format_score(part["difference"][score], False, signed=True),
+        }
+        for of, part in parts.items()
+        for score in part["finetuned"]
+    ]
+
+
+def _describe_confidence(found: dict) -> dict:
+    temperature = found.get("temperature")
+    return {
+        "n": "–" if "n" not in found else f"{found['n']} of {found['n'] + found['n_without']}",
+        "temperature": "–" if temperature is None else f"{temperature['temperature']:.2f}",
+        "at_bound": temperature is not None and temperature["hit_bound"],
+        **{key: format_score(found.get(key), False)["value"] for key in ("ece", "ece_calibrated", "auroc")},
+    }
 
 
 def format_p(p: float) -> str:

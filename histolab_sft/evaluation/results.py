@@ -2,10 +2,13 @@
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from scipy.special import softmax
 
 from histolab_sft.config.dataset import DatasetConfig
@@ -15,10 +18,14 @@ from histolab_sft.evaluation.answer_findings import (
     warn_constant,
     warn_few_to_calibrate,
 )
+from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.floors import colour_floor_line
 from histolab_sft.evaluation.groups import aggregate_groups, name_units, warn_of_unknown
+from histolab_sft.evaluation.predictions import SYSTEMS
 from histolab_sft.evaluation.proportions import compute_roc, score_classes, score_two_classes
 from histolab_sft.evaluation.uncertainty import (
+    Estimate,
+    bootstrap,
     compute_mcnemar,
     describe_units,
     difference,
@@ -38,10 +45,17 @@ from histolab_sft.metrics.calibration import (
     simulate_calibrated_ece,
 )
 from histolab_sft.metrics.classification import UNPARSED
+from histolab_sft.tasks import TASKS, classification
 
 logger = logging.getLogger(__name__)
 
-SYSTEMS = ("baseline", "finetuned")
+FLOOR = "constant"
+NOT_SHARED = "the data sets have no score in common, and a mean over different ones says nothing"
+LEAKS = {
+    "patches": "the split is random over patches: patches of one patient stand on both sides, and scores leak",
+    "questions": "the split is random: questions about one patient may stand on both sides, and scores leak",
+}
+# Of options; of written answers it is every score that all data sets have.
 OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll", "ece")
 
 
@@ -52,7 +66,7 @@ def score_dataset(
     floors: dict[str, dict],
     protocol: str,
 ) -> tuple[dict, dict]:
-    """Score both systems and the floors on one data set, on the same draws of the same patches.
+    """Score both systems and the floors on a data set with options, on the same draws of the same patches.
 
     A system's answer is the class whose whole answer it finds likeliest. What it writes when it generates is scored
     beside it (`generation`), an answer that names no class as wrong. The baseline is the better one of the two
@@ -67,7 +81,7 @@ def score_dataset(
     Returns:
         The entry of `results.json`, and `{system: {score: Estimate}}` for the overall means.
     """
-    classes = list(config.class_names.values())
+    classes = config.options
     table = test["baseline"]
     if not table["id"].equals(test["finetuned"]["id"]):
         raise ValueError(f"{config.name}: the two systems were scored on different patches; score both again")
@@ -101,7 +115,7 @@ def score_dataset(
         "group_unit": "group" if groups is not None else "patch",
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
-        "warnings": [*_warn(units, protocol), *warn_of_unknown(table)],
+        "warnings": [*_warn("patches", units, protocol), *warn_of_unknown(table)],
         "zero_shot": zero_shot,
     }
     for system in SYSTEMS:
@@ -151,23 +165,122 @@ def score_dataset(
     return entry, estimates
 
 
-def score_overall(estimates: dict[str, dict]) -> dict:
-    """Return the macro mean over data sets of each score, with its own interval, for both systems and the difference.
+def score_written(
+    config: DatasetConfig,
+    test: dict[str, pd.DataFrame],
+    validation: dict[str, pd.DataFrame | None],
+    train: Dataset,
+    protocol: str,
+) -> tuple[dict, dict[str, dict[str, Estimate]]]:
+    """Score both systems and the constant answer of train on one data set, on the same draws of the same questions.
+
+    An answer that couldn't be read counts as wrong, never as left out. Questions whose answer is hidden were asked but
+    can't be scored; they are counted.
 
     Args:
-        estimates (`dict`): Data set -> the estimates of `score_dataset`.
+        test (`dict`): System -> table from `predict`.
+        validation (`dict`): The same of the validation split, for the temperature of confidences; None where the task
+            has none.
+        train (`Dataset`): Rows of the same data set, from which alone the floor is fitted.
+        protocol (`str`): `official` or `seed`.
+
+    Returns:
+        The entry of `results.json`, and `{system: {score: Estimate}}` for the means over data sets.
+
+    Raises:
+        ValueError: The systems were asked different questions, or every answer is hidden.
     """
-    sets = list(estimates.values())
-    overall = {
-        system: {score: interval(macro_mean([entry[system][score] for entry in sets])) for score in OVERALL}
-        for system in SYSTEMS
-    }
-    overall["difference"] = {
-        score: interval(
-            macro_mean([difference(entry["finetuned"][score], entry["baseline"][score]) for entry in sets])
+    if not test["baseline"]["id"].equals(test["finetuned"]["id"]):
+        raise ValueError(f"{config.name}: the two systems were asked different questions; score both again")
+    n_hidden = int((test["baseline"]["truth"] == "null").sum())
+    known = {system: table[table["truth"] != "null"] for system, table in test.items()}
+    table = known["baseline"]
+    if table.empty:
+        raise ValueError(
+            f"{config.name}: the answers of all {n_hidden} test questions are hidden, expected some to score; name "
+            "another split of the data as test by `splits`"
         )
-        for score in OVERALL
+    name = table["task"].iloc[0]
+    task = TASKS[name]
+    gold, asks = ([json.loads(text) for text in table[column]] for column in ("truth", "ask"))
+    groups = name_units(table)
+    plain = train.with_format(None)
+    seen = [(json.loads(ask), json.loads(answer)) for ask, answer in zip(plain["ask"], plain["answer"], strict=True)]
+    guesses = task.guess_answers(seen, asks, config)
+
+    answers = {system: [json.loads(text) for text in part["predicted"]] for system, part in known.items()}
+    answers[FLOOR] = guesses
+    measures, described = {}, {}
+    for system, given in answers.items():
+        measures[system], described[system] = task.measure_answers(gold, given, asks, guesses, config)
+    estimates = bootstrap(measures, len(gold), groups)
+    scores = {
+        system: described[system] | {score: interval(estimate) for score, estimate in estimates[system].items()}
+        for system in answers
     }
+    if task.list_fields:
+        for system in SYSTEMS:
+            _add_confidences(scores[system]["fields"], test[system], validation[system], task.list_fields(config))
+    units = describe_units(len(gold), groups)
+    entry = {
+        "n": len(gold),
+        "n_hidden": n_hidden,
+        "task": name,
+        "headline": task.HEADLINE,
+        "question": task.format_question(asks[0], config),
+        "group_unit": "group" if groups is not None else "patch",
+        "n_groups": units["n_groups"],
+        "split_protocol": protocol,
+        "constrained_decoding": bool(table["constrained"].all()),
+        "warnings": [*_warn("questions", units, protocol, n_hidden), *warn_of_unknown(table)],
+        "colour_floor": None,
+    }
+    truths = [task.format_answer(ask, answer, config) for ask, answer in zip(asks, gold, strict=True)]
+    learnt = [task.format_answer(ask, answer, config) for ask, answer in seen if answer is not None]
+    for system in SYSTEMS:
+        rates = {"truncated_rate": known[system]["truncated"], "repaired_rate": known[system]["repaired"]}
+        unread = known[system]["predicted"] == "null"
+        entry[system] = scores[system] | {"written": describe_written(known[system]["answer"], unread, truths, learnt)}
+        entry[system] |= {rate: {"value": float(values.mean())} for rate, values in rates.items()}
+    entry["difference"] = {
+        score: interval(difference(estimates["finetuned"][score], estimates["baseline"][score]))
+        for score in estimates["baseline"]
+    }
+    entry["floors"] = {FLOOR: scores[FLOOR]}
+    entry["above_floors"] = {
+        FLOOR: {
+            score: interval(difference(estimates["finetuned"][score], estimates[FLOOR][score]))
+            for score in estimates["finetuned"]
+        }
+    }
+    entry["warnings"] += list_findings(entry)
+    if task.HEADLINE in entry["above_floors"][FLOOR]:
+        entry["warnings"] += warn_constant(entry["above_floors"][FLOOR][task.HEADLINE], task.HEADLINE)
+    if task.list_fields and validation["finetuned"] is not None:
+        entry["warnings"] += warn_few_to_calibrate(len(validation["finetuned"]), "questions")
+    return entry, {system: estimates[system] for system in SYSTEMS}
+
+
+def score_overall(estimates: dict[str, dict], entries: dict[str, dict]) -> dict:
+    """Return the macro mean over data sets of each score that they share, with its interval, of both systems.
+
+    Args:
+        estimates (`dict`): Data set -> the estimates of `score_dataset` or `score_written`.
+        entries (`dict`): Data set -> its entry. One with options has no `task`.
+
+    Returns:
+        `{"baseline", "finetuned", "difference"}`, empty with a `reason` where only the rate of unparsed answers is
+        shared; with several tasks also `by_task`, the same for the data sets of each.
+    """
+    tasks = {name: entry.get("task", classification.NAME) for name, entry in entries.items()}
+    overall = _average(estimates, entries)
+    counts = Counter(tasks.values())
+    if len(counts) > 1:
+        overall["by_task"] = {
+            task: {"n_datasets": count}
+            | _average({name: found for name, found in estimates.items() if tasks[name] == task}, entries)
+            for task, count in counts.items()
+        }
     return overall
 
 
@@ -177,26 +290,6 @@ def write_results(results: dict, folder: Path) -> None:
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     logger.info("results written to %s", folder)
-
-
-def format_table(results: dict) -> str:
-    """Return balanced accuracy with its interval, of floors and both systems, as a table for the screen."""
-    titles = "".join(f"{title:>22}" for title in ("colour floor", *SYSTEMS))
-    lines = [f"{'balanced accuracy':<18}{'patches':>8}{titles}{'unparsed':>10}"]
-    for name, entry in [*results["datasets"].items(), ("overall", results["overall"])]:
-        floor = entry.get("floors", {}).get("colour_histogram")
-        cells = [floor and floor["balanced_accuracy"], *(entry[system]["balanced_accuracy"] for system in SYSTEMS)]
-        unparsed = entry["finetuned"].get("generation", {}).get("unparsed_rate")
-        lines.append(
-            f"{name:<18}{entry.get('n', ''):>8}"
-            + "".join(f"{_format(cell):>22}" for cell in cells)
-            + (f"{unparsed['value']:>10.3f}" if unparsed else "")
-        )
-    lines += [
-        f"{name}: {entry['colour_floor']}" for name, entry in results["datasets"].items() if entry["colour_floor"]
-    ]
-    lines += [f"{name}: {warning}" for name, entry in results["datasets"].items() for warning in entry["warnings"]]
-    return "\n".join(lines)
 
 
 def _describe_generation(scores: dict, table: pd.DataFrame, answers: dict, system: str) -> dict:
@@ -248,14 +341,49 @@ def _score_groups(
     return described | scores
 
 
-def _warn(units: dict, protocol: str) -> list[str]:
+def _average(estimates: dict[str, dict], entries: dict[str, dict]) -> dict:
+    sets = list(estimates.values())
+    shared = list(OVERALL)
+    if any("task" in entries[name] for name in estimates):
+        # A score without a value in one data set has no mean.
+        shared = [
+            score
+            for score in sets[0]["baseline"]
+            if all(not np.isnan(entry[system].get(score, _ABSENT).value) for entry in sets for system in SYSTEMS)
+        ]
+        if not set(shared) - {"unparsed_rate"}:
+            return {system: {} for system in (*SYSTEMS, "difference")} | {"reason": NOT_SHARED}
+    overall = {
+        system: {score: interval(macro_mean([entry[system][score] for entry in sets])) for score in shared}
+        for system in SYSTEMS
+    }
+    overall["difference"] = {
+        score: interval(
+            macro_mean([difference(entry["finetuned"][score], entry["baseline"][score]) for entry in sets])
+        )
+        for score in shared
+    }
+    return overall
+
+
+def _add_confidences(fields: dict, test: pd.DataFrame, validation: pd.DataFrame, asked: Sequence[Mapping]) -> None:
+    """Add `confidence` to the entry of each field with words for values; one that isn't scored says why here too."""
+    for field in asked:
+        entry = fields[field["name"]]
+        if "values" in field:
+            reason = {"reason": entry["reason"]} if "reason" in entry else None
+            entry["confidence"] = reason or score_confidences(test, validation, field)
+
+
+def _warn(rows: str, units: dict, protocol: str, n_hidden: int = 0) -> list[str]:
+    """Return what the numbers alone don't say; `rows` is what the data set calls them, patches or questions."""
     warnings = [units["warning"]] if "warning" in units else []
     if units["unit"] == "patch":
-        warnings.append("no patient or slide is known: intervals take patches for independent and are too narrow")
-    if protocol == "seed" and units["unit"] == "patch":
-        warnings.append(
-            "the split is random over patches: patches of one patient stand on both sides, and scores leak"
-        )
+        warnings.append(f"no patient or slide is known: intervals take {rows} for independent and are too narrow")
+        if protocol == "seed":
+            warnings.append(LEAKS[rows])
+    if n_hidden:
+        warnings.append(f"{n_hidden} more questions were answered whose true answer is hidden; they aren't scored")
     return warnings
 
 
@@ -263,8 +391,4 @@ def _index(labels: pd.Series, classes: list[str]) -> np.ndarray:
     return np.array([classes.index(label) for label in labels])
 
 
-def _format(score: dict | None) -> str:
-    if not score:
-        return ""
-    low, high = score["ci95"] or (float("nan"), float("nan"))
-    return f"{score['value']:.3f} ({low:.3f}-{high:.3f})"
+_ABSENT = Estimate(float("nan"), np.array([]), 0.0)

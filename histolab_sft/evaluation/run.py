@@ -1,25 +1,41 @@
 """Score the base model and the fine-tuned one in the same way, from the recipe to the report."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.phase import list_trained_parts
 from histolab_sft.data.frozen_split import load_scored_patches
-from histolab_sft.data.rows import select_dataset
+from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation.floors import measure_floors
 from histolab_sft.evaluation.html_report import write_report
-from histolab_sft.evaluation.linear_probe import list_looks, measure_linear_probe
-from histolab_sft.evaluation.open_answers import score_answers, score_overall_answers
-from histolab_sft.evaluation.open_report import write_answers_report
-from histolab_sft.evaluation.open_tables import format_answers_table
-from histolab_sft.evaluation.predictions import hash_weights, predict, predict_splits, write_predictions
-from histolab_sft.evaluation.results import SYSTEMS, format_table, score_dataset, score_overall, write_results
+from histolab_sft.evaluation.linear_probe import measure_linear_probe
+from histolab_sft.evaluation.predictions import (
+    BASELINE,
+    FINETUNED,
+    SYSTEMS,
+    System,
+    count_readings,
+    hash_weights,
+    predict,
+    predict_held_out,
+    write_predictions,
+)
+from histolab_sft.evaluation.results import (
+    score_dataset,
+    score_overall,
+    score_written,
+    write_results,
+)
+from histolab_sft.evaluation.screen import format_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
 from histolab_sft.models.devices import scoring_with_cache
@@ -28,6 +44,7 @@ from histolab_sft.models.load import (
     find_weights,
     load_base_model,
     load_base_processor,
+    load_config,
     load_finetuned,
 )
 from histolab_sft.models.precision import read_precision
@@ -37,6 +54,18 @@ from histolab_sft.provenance import describe_result
 from histolab_sft.settings import collect_settings, find_changes
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Asked:
+    """One data set: its rows by split, and what each system said about them."""
+
+    config: DatasetConfig
+    rows: dict[str, Dataset]
+    test: dict[str, pd.DataFrame] = field(default_factory=dict)
+    validation: dict[str, pd.DataFrame | None] = field(default_factory=dict)
+    variants: dict[str, pd.DataFrame] = field(default_factory=dict)
+    probe: dict | None = None
 
 
 def evaluate(
@@ -57,84 +86,97 @@ def evaluate(
     check_processes(training_args, model_args, scoring=True)
     check_resolution(model_args)
     list_sides(histo_args, model_args)
-    folder = Path(training_args.output_dir, "evaluation")
-
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
         patches, changes = load_scored_patches(histo_args, training_args.output_dir)
-    others = find_changes(training_args.output_dir, collect_settings(histo_args, training_args, model_args))
-    for change in others:
-        logger.warning("changed since training: %s", change)
+    changes += _tell_changed_settings(histo_args, training_args, model_args)
 
     if training_args.full_determinism:
         enable_full_determinism(training_args.seed)
+    asked = [
+        Asked(config, {split: select_datasets(rows, config.name) for split, rows in patches.items()})
+        for config in histo_args.datasets
+    ]
+    ask_systems(asked, patches, histo_args, training_args, model_args)
+    if training_args.process_index > 0:
+        return None
+
+    folder = Path(training_args.output_dir, "evaluation")
+    predictions = {(entry.config.name, system): entry.test[system] for system in SYSTEMS for entry in asked}
+    write_predictions(predictions, folder)
+    provenance = describe_result(training_args.output_dir, patches, training_args.seed, changes)
+    results = {"recipe": recipe, "provenance": provenance} | score_all(asked, histo_args, model_args)
+    add_front(results, training_args.output_dir)
+    write_results(results, folder)
+    write_report(results, predictions, patches, folder)
+    return format_results(results)
+
+
+def ask_systems(
+    asked: list[Asked],
+    patches: DatasetDict,
+    histo_args: HistoArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+) -> None:
+    """Put every question of every data set to both systems, one after the other in the same weights."""
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     model = load_base_model(model_args, *how)
     processor = load_base_processor(model_args)
     batch_size = training_args.per_device_eval_batch_size
-    records = histo_args.datasets[0].format is not None
-    test, validation, variants, probes, estimates = {}, {}, {}, {}, {}
-    for system in SYSTEMS:
-        if system == "finetuned":
+    for name in SYSTEMS:
+        if name == FINETUNED:
             trained = training_args.output_dir, list_trained_parts(histo_args)
             model = load_finetuned(model, model_args, *trained, *how)
         weights = hash_weights(model)
-        looks = list_looks(patches, histo_args, system)
-        with scoring_with_cache(histo_args.vision_cache, model, processor, looks, training_args) as reader:
-            for config in histo_args.datasets:
-                rows = {split: select_dataset(patches[split], config.name) for split in ("validation", "test")}
-                ask = (model, reader, weights, config, histo_args, batch_size)
-                if records:
-                    validation[config.name, system], test[config.name, system] = predict_splits(rows, *ask)
+        readings = count_readings(patches, histo_args, name)
+        with scoring_with_cache(histo_args.vision_cache, model, processor, readings, training_args) as reader:
+            system = System(name, model, reader, weights, histo_args, batch_size)
+            for entry in asked:
+                entry.validation[name] = predict_held_out(entry.rows["validation"], system, entry.config)
+                entry.test[name] = predict(entry.rows["test"], system, entry.config)
+                if not entry.config.options:
                     continue
-                validation[config.name, system] = predict(rows["validation"], *ask, generate=False)
-                test[config.name, system] = predict(rows["test"], *ask, generate=histo_args.generate_answers)
                 if histo_args.sensitivity == "prompt":
-                    variants[config.name, system] = predict_variants(rows["test"], *ask)
-                if system == "baseline" and training_args.process_index == 0:
-                    probes[config.name] = measure_linear_probe(patches, config, model, reader, weights, batch_size)
-        for config in histo_args.datasets if histo_args.sensitivity == "all" else ():
+                    entry.variants[name] = predict_variants(entry.rows["test"], system, entry.config)
+                if name == BASELINE and training_args.process_index == 0:
+                    entry.probe = measure_linear_probe(entry.rows, system, entry.config)
+        if histo_args.sensitivity == "all":
             # Changed pictures are new to the cache, and come once.
-            ask = (model, processor, weights, config, histo_args, batch_size)
-            variants[config.name, system] = predict_variants(select_dataset(patches["test"], config.name), *ask)
-    own_side = None
+            system = System(name, model, processor, weights, histo_args, batch_size)
+            for entry in asked:
+                if entry.config.options:
+                    entry.variants[name] = predict_variants(entry.rows["test"], system, entry.config)
     if histo_args.sensitivity_sides:
-        own_side = read_resolution(model.config).side
         # Its memory is for the next one.
-        del model
-        test_rows = {config.name: select_dataset(patches["test"], config.name) for config in histo_args.datasets}
-        for name, table in predict_sides(test_rows, histo_args, training_args, model_args).items():
-            variants[name] = pd.concat([variants[name], table], ignore_index=True)
-    if training_args.process_index > 0:
-        return None
-    write_predictions(test, folder)
+        del model, system
+        rows = {entry.config.name: entry.rows["test"] for entry in asked if entry.config.options}
+        sides = predict_sides(rows, histo_args, training_args, model_args)
+        for entry in asked:
+            for name in entry.variants:
+                parts = entry.variants[name], sides[entry.config.name, name]
+                entry.variants[name] = pd.concat(parts, ignore_index=True)
 
-    provenance = describe_result(training_args.output_dir, patches, training_args.seed, [*changes, *others])
-    results = {"recipe": recipe, "provenance": provenance, "datasets": {}}
-    for config in histo_args.datasets:
-        protocol = select_dataset(patches["test"], config.name).with_format(None)["protocol"][0]
-        if records:
-            asked = [{system: tables[config.name, system] for system in SYSTEMS} for tables in (test, validation)]
-            results["datasets"][config.name], estimates[config.name] = score_answers(
-                config, *asked, select_dataset(patches["train"], config.name), protocol
-            )
-            continue
-        results["datasets"][config.name], estimates[config.name] = score_dataset(
-            config,
-            test={system: test[config.name, system] for system in SYSTEMS},
-            validation={system: validation[config.name, system] for system in SYSTEMS},
-            floors=measure_floors(patches, config) | {"linear_probe": probes[config.name]},
-            protocol=protocol,
-        )
-        if histo_args.sensitivity != "none":
-            asked = {system: variants[config.name, system] for system in SYSTEMS}
-            entry = results["datasets"][config.name]
-            entry["sensitivity"] = score_sensitivity(config, histo_args, asked, entry["zero_shot"], own_side)
-    if records:
-        results["overall"] = score_overall_answers(estimates, results["datasets"])
-    else:
-        results["overall"] = score_overall(estimates)
-    add_front(results, training_args.output_dir)
-    write_results(results, folder)
-    (write_answers_report if records else write_report)(results, test, patches, folder)
-    return format_answers_table(results) if records else format_table(results)
+
+def score_all(asked: list[Asked], histo_args: HistoArguments, model_args: ModelConfig) -> dict:
+    """Return `datasets` and `overall` of `results.json`."""
+    entries, estimates = {}, {}
+    own_side = read_resolution(load_config(model_args)).side if histo_args.sensitivity_sides else None
+    for given in asked:
+        config, protocol = given.config, given.rows["test"].with_format(None)["protocol"][0]
+        if config.options:
+            floors = measure_floors(given.rows, config) | {"linear_probe": given.probe}
+            entry, found = score_dataset(config, given.test, given.validation, floors, protocol)
+        else:
+            entry, found = score_written(config, given.test, given.validation, given.rows["train"], protocol)
+        if given.variants:
+            entry["sensitivity"] = score_sensitivity(config, histo_args, given.variants, entry["zero_shot"], own_side)
+        entries[config.name], estimates[config.name] = entry, found
+    return {"datasets": entries, "overall": score_overall(estimates, entries)}
+
+
+def _tell_changed_settings(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> list[str]:
+    changes = find_changes(training_args.output_dir, collect_settings(histo_args, training_args, model_args))
+    for change in changes:
+        logger.warning("changed since training: %s", change)
+    return changes

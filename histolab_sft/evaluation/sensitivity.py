@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from PIL import Image
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments
@@ -19,8 +20,7 @@ from histolab_sft.data.pictures.decoding import open_stored
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.evaluation.groups import name_units
 from histolab_sft.evaluation.perturbations import STRENGTHS, UNCHANGED, change_patch
-from histolab_sft.evaluation.predictions import hash_weights, predict
-from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.predictions import FINETUNED, SYSTEMS, System, hash_weights, predict
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, interval
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.weighted import classification_measure
@@ -39,15 +39,7 @@ ORDERS = 5  # orders of the classes, the recipe's own among them
 AS_IT_IS, SIDE = "as_it_is", "side"
 
 
-def predict_variants(
-    patches: Dataset,
-    model,
-    processor,
-    weights: str,
-    config: DatasetConfig,
-    histo_args: HistoArguments,
-    batch_size: int,
-) -> pd.DataFrame:
+def predict_variants(patches: Dataset, system: System, config: DatasetConfig) -> pd.DataFrame:
     """Return what a system says about a part of the test split under every variant; arguments as of `predict`.
 
     Returns:
@@ -57,8 +49,8 @@ def predict_variants(
     Raises:
         ValueError: `sensitivity_samples` is less than one patch a class.
     """
-    rows = build_variants(patches, config, histo_args)
-    table = predict(rows, model, processor, weights, config, histo_args, batch_size, generate=False)
+    rows = build_variants(patches, config, system.histo_args)
+    table = predict(rows, system, config, generate=False)
     return table.assign(variant=rows.with_format(None)["variant"])
 
 
@@ -71,7 +63,7 @@ def predict_sides(
     side; the tokens of a picture stay.
 
     Args:
-        patches: Test rows of each data set.
+        patches: Test rows of each data set that has options.
 
     Returns:
         `dict`: (Data set, system) -> rows as of `predict_variants`, their variants `side:672` and so on.
@@ -80,15 +72,18 @@ def predict_sides(
     for side_args in list_sides(histo_args, model_args):
         model = load_base_model(side_args, read_precision(histo_args, training_args))
         processor = load_base_processor(side_args)
-        for system in SYSTEMS:
-            if system == "finetuned":
+        for name in SYSTEMS:
+            if name == FINETUNED:
                 model = load_adapter(model, training_args.output_dir, model_args.model_revision, any_resolution=True)
-            weights = hash_weights(model)
+            batch_size = training_args.per_device_eval_batch_size
+            asked = System(name, model, processor, hash_weights(model), histo_args, batch_size)
             for config in histo_args.datasets:
+                if config.name not in patches:
+                    continue
                 rows = _open_rows(_choose_rows(patches[config.name], config, histo_args))
-                ask = (model, processor, weights, config, histo_args, training_args.per_device_eval_batch_size)
-                table = predict(rows, *ask, generate=False).assign(variant=f"{SIDE}:{side_args.image_side}")
-                parts.setdefault((config.name, system), []).append(table)
+                table = predict(rows, asked, config, generate=False)
+                table["variant"] = f"{SIDE}:{side_args.image_side}"
+                parts.setdefault((config.name, name), []).append(table)
     return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
 
 
@@ -123,9 +118,9 @@ def build_variants(patches: Dataset, config: DatasetConfig, histo_args: HistoArg
         for step, strength in enumerate(strengths):
             if strength == UNCHANGED[change]:
                 continue
-            images = [image | {"change": change, "step": step} for image in plain["image"]]
-            pixels = [f"{digest} {change} {strength}" for digest in plain["pixel_sha256"]]
-            parts.append(plain.assign(variant=f"{change}:{step}", image=images, pixel_sha256=pixels))
+            images = [[image | {"change": change, "step": step} for image in images] for images in plain["images"]]
+            pixels = [[f"{digest} {change} {strength}" for digest in digests] for digests in plain["pixel_sha256"]]
+            parts.append(plain.assign(variant=f"{change}:{step}", images=images, pixel_sha256=pixels))
     return _open_rows(pd.concat(parts, ignore_index=True))
 
 
@@ -139,8 +134,10 @@ def _choose_rows(patches: Dataset, config: DatasetConfig, histo_args: HistoArgum
     plain = cap_patches(plain, histo_args.sensitivity_samples, histo_args.split_seed).drop(columns="split")
     unchanged = {"change": "stain", "step": STRENGTHS["stain"].index(UNCHANGED["stain"])}
     # The same draw for a patch whatever asks for it, and another one for every patch.
-    seeds = [int(digest[:8], 16) for digest in plain["pixel_sha256"]]
-    plain["image"] = [image | unchanged | {"seed": seed} for image, seed in zip(plain["image"], seeds, strict=True)]
+    plain["images"] = [
+        [image | unchanged | {"seed": int(digest[:8], 16)} for image, digest in zip(*pictures, strict=True)]
+        for pictures in zip(plain["images"], plain["pixel_sha256"], strict=True)
+    ]
     return plain
 
 
@@ -286,14 +283,11 @@ def _score_positions(
 
 
 def _open_changed(batch: dict) -> dict:
-    if "image" in batch:
-        batch["image"] = [
-            change_patch(
-                open_stored(image),
-                image["change"],
-                STRENGTHS[image["change"]][image["step"]],
-                image["seed"],
-            )
-            for image in batch["image"]
-        ]
+    if "images" in batch:
+        batch["images"] = [list(map(_open_one, images)) for images in batch["images"]]
     return batch
+
+
+def _open_one(image: dict) -> Image.Image:
+    strength = STRENGTHS[image["change"]][image["step"]]
+    return change_patch(open_stored(image), image["change"], strength, image["seed"])

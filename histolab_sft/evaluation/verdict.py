@@ -10,7 +10,7 @@ from histolab_sft.evaluation.answer_findings import (
     find_unread,
 )
 from histolab_sft.evaluation.data_panel import add_data_panel
-from histolab_sft.evaluation.open_answers import FLOOR
+from histolab_sft.evaluation.results import FLOOR
 from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
 
 LEVELS = ("fails", "unclear", "holds")

@@ -126,7 +126,7 @@ def measure_lengths(rows: Dataset, processor: ProcessorMixin) -> dict:
         and how many answers there are to choose from (`options`, None where answers are free).
     """
     plain = rows.with_format(None)
-    pictures = max(map(len, plain["images"])) if "images" in plain.column_names else 1
+    pictures = max(map(len, plain["images"]))
     turns = {(p[0]["content"], c[0]["content"]) for p, c in zip(plain["prompt"], plain["completion"], strict=True)}
     answers = {answer: question for question, answer in turns}
     image_tokens = getattr(processor, "image_seq_length", OTHER_IMAGE_TOKENS)
@@ -149,9 +149,8 @@ def measure_lengths(rows: Dataset, processor: ProcessorMixin) -> dict:
 
 def _count_options(plain: Dataset) -> int | None:
     """Return the classes of the data set with the most of them, None where an answer isn't one of a few."""
-    if "label" not in plain.column_names:
-        return None
     names: dict[str, set[str]] = {}
     for dataset, label in zip(plain["dataset"], plain["label"], strict=True):
-        names.setdefault(dataset, set()).add(label)
-    return max(map(len, names.values()))
+        if label is not None:
+            names.setdefault(dataset, set()).add(label)
+    return max(map(len, names.values()), default=None)

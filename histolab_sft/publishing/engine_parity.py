@@ -35,13 +35,13 @@ def compare_engine(
     """
     rows = select_rows(patches)
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
-    asked = zip(rows["image"], questions, strict=True)
+    asked = zip((picture for [picture] in rows["images"]), questions, strict=True)
     theirs = [ask(engine, picture, question, histo_args.max_new_tokens) for picture, question in asked]
     processor = load_base_processor(model_args)
     model = load_trained(model_args, training_args.output_dir, read_precision(histo_args, training_args))
-    own = generate_answers(model, processor, rows["image"], questions, histo_args.max_new_tokens)
+    own = generate_answers(model, processor, rows["images"], questions, histo_args.max_new_tokens)
     candidates = [[text] for text, _ in theirs]
-    expected = label_log_likelihoods(model, processor, rows["image"], questions, candidates)[0][:, 0].numpy()
+    expected = label_log_likelihoods(model, processor, rows["images"], questions, candidates)[0][:, 0].numpy()
     del model
     gc.collect()
     torch.cuda.empty_cache()

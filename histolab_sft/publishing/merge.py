@@ -168,7 +168,7 @@ def _score(load: Callable[[], PreTrainedModel], processor, rows: Dataset, histo_
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
     candidates = [answers[name] for name in rows["dataset"]]
     scores, _ = label_log_likelihoods(
-        model, processor, rows["image"], questions, candidates, candidate_batch_size=histo_args.candidate_batch_size
+        model, processor, rows["images"], questions, candidates, candidate_batch_size=histo_args.candidate_batch_size
     )
     # Only one of the three models is held at a time.
     del model

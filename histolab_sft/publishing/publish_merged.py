@@ -42,9 +42,9 @@ def build_merged_folder(
     if (output_dir / "merged").is_symlink():
         raise PublishError(f"{output_dir / 'merged'} is a link, expected a folder to write to; remove it")
     # All that can be refused at once is, before minutes of merging.
-    if records := [config.name for config in histo_args.datasets if config.format is not None]:
+    if written := [config.name for config in histo_args.datasets if not config.options]:
         raise PublishError(
-            f"{', '.join(records)} has a format, expected data sets of classes, whose probabilities prove that a "
+            f"{', '.join(written)} has a format, expected data sets of classes, whose probabilities prove that a "
             "merged model answers as the adapter does; publish the adapter"
         )
     evidence = collect_evidence(histo_args, training_args, model_args)

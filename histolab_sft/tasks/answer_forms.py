@@ -1,4 +1,9 @@
-"""Each task's answer in the form in which a person reads it: fields, sections, labels, boxes on the picture."""
+"""What the tasks share when they show an answer as a person reads it: words, tables, places on the picture.
+
+The form of an answer, as a task's `describe_answer` gives it, has `kind` (`text`, `rows` or `sections`) and under its
+name a string, a list of (name, value) with the table's `caption`, or a list of (heading, text); and `parts`, the words
+that a page sets in large type, one a line.
+"""
 
 import base64
 import io
@@ -9,31 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.parsing.box_geometry import resize_boxes
-from histolab_sft.tasks.report import read_sections
 
 SIDE = 320  # pixels of a shown picture
 # Okabe & Ito 2008, told apart under every form of colour blindness.
 BOX_COLOURS = {"truth": "#00795C", "baseline": "#D55E00", "finetuned": "#0072B2"}
 
 
-def describe_answer(task: str, answer: object) -> dict:
-    """Return `kind` (`text`, `rows` or `sections`) and what a template shows of an answer in its task's form.
-
-    `rows` is a list of (name, value), `sections` one of (heading, text), `text` a string.
-    """
-    if task == "biomarkers":
-        return {"kind": "rows", "rows": [(name, _write(value)) for name, value in answer.items()]}
-    if task == "boxes":
-        rows = [(label or "box", ", ".join(f"{n:.0f}" for n in numbers)) for *numbers, label in answer]
-        return {"kind": "rows", "rows": rows} if rows else {"kind": "text", "text": "no box"}
-    if task == "masks":
-        rows = [(label or "outline", f"{len(points) // 2} points") for points, label in answer]
-        return {"kind": "rows", "rows": rows} if rows else {"kind": "text", "text": "no outline"}
-    if task == "multilabel":
-        return {"kind": "text", "text": "; ".join(answer) or "none"}
-    if task == "report" and (sections := read_sections(answer)):
-        return {"kind": "sections", "sections": [(name.capitalize(), body) for name, body in sections.items()]}
-    return {"kind": "text", "text": _write(answer)}
+def describe_text(answer: object) -> dict:
+    """Return the form of an answer that is a word or a number, and is set in large type."""
+    return {"kind": "text", "text": write_value(answer), "parts": [write_value(answer)]}
 
 
 def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, list], side: int = SIDE) -> Image.Image:
@@ -60,14 +49,16 @@ def draw_boxes(image: Image.Image, size: tuple[int, int], boxes: Mapping[str, li
     return shown
 
 
-def draw_outlines(image: Image.Image, size: tuple[int, int], outlines: Mapping[str, list]) -> Image.Image:
-    """Return a copy of at most `SIDE` pixels a side with outlines `[[x1, y1, x2, y2, ...], label]` on it.
+def draw_outlines(
+    image: Image.Image, size: tuple[int, int], outlines: Mapping[str, list], side: int = SIDE
+) -> Image.Image:
+    """Return a copy of at most `side` pixels a side with outlines `[[x1, y1, x2, y2, ...], label]` on it.
 
     Args:
         size, outlines: As in `draw_boxes`.
     """
     shown = Image.fromarray(np.asarray(image.convert("RGB")))
-    shown.thumbnail((SIDE, SIDE))
+    shown.thumbnail((side, side))
     canvas = ImageDraw.Draw(shown)
     for name, drawn in outlines.items():
         for points, _ in drawn:
@@ -103,7 +94,8 @@ def _order(corners: list[float]) -> list[float]:
     return [left, top, right, bottom]
 
 
-def _write(value: object) -> str:
+def write_value(value: object) -> str:
+    """Return a word or a number as text."""
     if value is None:
         return "not a legal value"
     return f"{value:.10g}" if isinstance(value, int | float) else str(value)

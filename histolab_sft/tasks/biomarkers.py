@@ -16,6 +16,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.biomarkers import UNKNOWN, compute_biomarkers, find_known
 from histolab_sft.metrics.measures import biomarkers_measure
 from histolab_sft.metrics.weighted import Measure
+from histolab_sft.tasks.answer_forms import write_value
 from histolab_sft.tasks.parsing.json_text import read_json
 
 Field = Mapping[str, object]
@@ -59,10 +60,12 @@ Rules:
 
 Provide your analysis as a JSON object.""",
 }
+NAME = "biomarkers"
 HEADLINE = "mean_balanced_accuracy"
 MAX_NEW_TOKENS = 256
 ANSWER_IS = "fields"
 SCORED_AS = "Field by field; an answer that can't be read, or says unknown, counts as wrong."
+count_cut = draw_answers = None
 FIELD_KEYS = {"name", "values", "range", "decimals", "aliases", "value_aliases"}
 _DECIMAL = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
@@ -206,6 +209,12 @@ def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[dict | 
     return (None, False) if found is None else (found.values, found.repaired)
 
 
+def describe_answer(answer: Mapping) -> dict:
+    """Return the form of an answer, see `answer_forms`."""
+    rows = [(name, write_value(value)) for name, value in answer.items()]
+    return {"kind": "rows", "rows": rows, "caption": "Field by field", "parts": []}
+
+
 def guess_answers(train: Sequence[tuple[Mapping, Mapping]], asks: Sequence[Mapping], config: DatasetConfig) -> list:
     """Return the constant answer of the floor: the majority or the median of each field in train."""
     records = [answer for _, answer in train]
@@ -228,6 +237,8 @@ def measure_answers(
 
 
 def list_fields(config: DatasetConfig) -> Sequence[Field]:
+    """Return the fields that a data set asks for: its own, else ImmunoPath's; errors as in `check_fields`."""
+    check_fields(config.fields or ())
     return FIELDS if config.fields is None else config.fields
 
 

@@ -7,10 +7,14 @@ MedGemma 1.5's `box_2d`, on a scale of its own.
 
 from collections.abc import Mapping, Sequence
 
+from PIL import Image
+
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.errors import say_count
 from histolab_sft.metrics.boxes import Box, compute_boxes
 from histolab_sft.metrics.measures import boxes_measure
 from histolab_sft.metrics.weighted import Measure
+from histolab_sft.tasks.answer_forms import draw_boxes
 from histolab_sft.tasks.parsing import box_codecs
 from histolab_sft.tasks.parsing.box_codecs import DecodedBoxes
 from histolab_sft.tasks.parsing.box_geometry import Placement, Size, move_boxes, place_whole, restore_boxes
@@ -22,6 +26,7 @@ CODECS = {
     "pixels": (box_codecs.encode_pixels, box_codecs.decode_pixels),
     "coco": (box_codecs.encode_coco, box_codecs.decode_coco),
 }
+NAME = "boxes"
 HEADLINE = "box_f1"
 MAX_NEW_TOKENS = 512
 ANSWER_IS = "boxes"
@@ -29,6 +34,7 @@ SCORED_AS = (
     "A box is found where it overlaps a true one of its label by half or more, each in one pair at most. Dice and IoU "
     "compare the areas that all boxes of a picture cover, where it has a true one."
 )
+list_fields = None
 DEFAULT_CODEC = "box_2d"
 # A data set's own question may name another convention (FLARE's ask for pixels), hence the last word on it here.
 INSTRUCTIONS = {
@@ -137,6 +143,28 @@ def place(ask: Mapping) -> Placement:
     if "placement" not in ask:
         return place_whole(tuple(ask["size"]))
     return Placement(*map(tuple, ask["placement"]))
+
+
+def count_cut(ask: Mapping, answer: list | None) -> int:
+    """Return how many boxes of an answer lie outside of the picture that the model sees."""
+    boxes = [Box(*box) for box in answer or []]
+    return len(boxes) - len(move_boxes(boxes, place(ask)))
+
+
+def describe_answer(answer: list) -> dict:
+    """Return the form of an answer, see `answer_forms`."""
+    if not answer:
+        return {"kind": "text", "text": "no box", "parts": ["No box"]}
+    rows = [(label or "box", ", ".join(f"{n:.0f}" for n in numbers)) for *numbers, label in answer]
+    caption = "Left, top, right, bottom in pixels of the picture"
+    return {"kind": "rows", "rows": rows, "caption": caption, "parts": [say_count(len(answer), "box")]}
+
+
+def draw_answers(picture: Image.Image, ask: Mapping, answers: Mapping[str, list | None], side: int) -> Image.Image:
+    """Return a copy of the picture that the model saw with boxes of the stored one on it; see `draw_boxes`."""
+    placement = place(ask)
+    moved = {name: move_boxes([Box(*box) for box in drawn or []], placement) for name, drawn in answers.items()}
+    return draw_boxes(picture, placement.size, moved, side)
 
 
 def guess_answers(train: Sequence[tuple[Mapping, list]], asks: Sequence[Mapping], config: DatasetConfig) -> list:

@@ -8,12 +8,16 @@ import numpy as np
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.classification import UNPARSED, compute_classification
 from histolab_sft.metrics.weighted import Measure, classification_measure
+from histolab_sft.tasks.answer_forms import describe_text
 from histolab_sft.tasks.parsing.answers import parse_answer
 
+NAME = "classification"
 HEADLINE = "balanced_accuracy"
 MAX_NEW_TOKENS = 64
 ANSWER_IS = "one of several classes"
 SCORED_AS = "A written answer that names no option counts as wrong."
+count_cut = draw_answers = list_fields = None
+describe_answer = describe_text
 
 # HistoLab's wording, so that its published table can be reproduced like for like.
 GENERIC_QUESTION = (
@@ -35,7 +39,7 @@ QUESTIONS = {
     ),
 }
 TARGET = "The answer is: {name}"
-# Of records, whose question is the data set's own.
+# Of rows that bring their own question.
 RECORD_INSTRUCTION = "Answer the question about this medical image with only the words of the right option."
 
 # The same question in other words, to measure how much depends on the wording; nothing is trained on them.
@@ -77,7 +81,12 @@ def parse(text: str, options: list[str]) -> str:
 
 
 def format_question(ask: Mapping, config: DatasetConfig) -> str:
-    """Return the prompt of a record; the options are listed where its question doesn't name them all."""
+    """Return the prompt of a row; the options are listed where its own question doesn't name them all.
+
+    A row without a question of its own is asked the data set's, in the `style` of `format_prompt`.
+    """
+    if "question" not in ask:
+        return format_prompt(config.name, ask["options"], ask["style"], config.question)
     named = all(option.casefold() in ask["question"].casefold() for option in ask["options"])
     options = "" if named else f"\nOptions: {'; '.join(ask['options'])}"
     instruction = RECORD_INSTRUCTION if config.instruction is None else config.instruction
@@ -85,7 +94,7 @@ def format_question(ask: Mapping, config: DatasetConfig) -> str:
 
 
 def format_answer(ask: Mapping, answer: str, config: DatasetConfig) -> str:
-    """Return the target of a record: an option's words, not its letter."""
+    """Return the target of a row: an option's words, not its letter."""
     return format_target(answer)
 
 

@@ -8,11 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.errors import say_count
 from histolab_sft.metrics.masks import Outline, compute_masks
 from histolab_sft.metrics.measures import masks_measure
 from histolab_sft.metrics.weighted import Measure
+from histolab_sft.tasks.answer_forms import draw_outlines
 from histolab_sft.tasks.parsing.box_geometry import Size
 from histolab_sft.tasks.parsing.json_text import read_json
 
@@ -24,10 +27,12 @@ INSTRUCTION = (
     ", and [] if there is nothing to outline."
 )
 OUTLINE_QUESTION = "Outline abnormalities."
+NAME = "masks"
 HEADLINE = "mask_dice"
 MAX_NEW_TOKENS = 1024
 ANSWER_IS = "outlines"
 SCORED_AS = "Dice compares the pixels inside of all outlines of a picture with those of the truth, where it has one."
+count_cut = list_fields = None
 
 
 def format_prompt(question: str = OUTLINE_QUESTION, instruction: str | None = None) -> str:
@@ -85,6 +90,20 @@ def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[list | 
     """Return the outlines in the model's `text`, None for unparsed, and whether their list had to be mended."""
     found = parse(text, tuple(ask["size"]))
     return (None, False) if found is None else ([list(outline) for outline in found[0]], found[1])
+
+
+def describe_answer(answer: list) -> dict:
+    """Return the form of an answer, see `answer_forms`."""
+    if not answer:
+        return {"kind": "text", "text": "no outline", "parts": ["No outline"]}
+    rows = [(label or "outline", f"{len(points) // 2} points") for points, label in answer]
+    parts = [say_count(len(answer), "outline")]
+    return {"kind": "rows", "rows": rows, "caption": "Outline by outline", "parts": parts}
+
+
+def draw_answers(picture: Image.Image, ask: Mapping, answers: Mapping[str, list | None], side: int) -> Image.Image:
+    """Return a copy of the picture with outlines on it; see `draw_outlines`."""
+    return draw_outlines(picture, ask["size"], {name: drawn or [] for name, drawn in answers.items()}, side)
 
 
 def guess_answers(train: Sequence[tuple[Mapping, list]], asks: Sequence[Mapping], config: DatasetConfig) -> list:

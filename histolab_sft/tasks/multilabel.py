@@ -19,10 +19,12 @@ INSTRUCTION = (
 )
 # For data sets of X-rays that bring labels and no question; the labels follow as options.
 CHEST_QUESTION = "Which of these findings does this chest X-ray study show?"
+NAME = "multilabel"
 HEADLINE = "example_f1"
 MAX_NEW_TOKENS = 128
 ANSWER_IS = "every label that applies"
 SCORED_AS = "Example F1 is the mean over the questions of how well the two sets of labels agree."
+count_cut = draw_answers = list_fields = None
 SEPARATOR = "; "
 NONE = "None"
 _SEPARATORS = re.compile(r"[;,\n]")
@@ -96,6 +98,11 @@ def format_answer(ask: Mapping, answer: list[str], config: DatasetConfig) -> str
 def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[list[str] | None, bool]:
     """Return the labels in the model's `text`, None for unparsed, and False: nothing here is ever mended."""
     return parse(text, ask["vocabulary"]), False
+
+
+def describe_answer(answer: list[str]) -> dict:
+    """Return the form of an answer, see `answer_forms`."""
+    return {"kind": "text", "text": SEPARATOR.join(answer) or "none", "parts": answer or ["No label"]}
 
 
 def guess_answers(train: Sequence[tuple[Mapping, list[str]]], asks: Sequence[Mapping], config: DatasetConfig) -> list:

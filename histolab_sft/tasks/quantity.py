@@ -8,6 +8,7 @@ from statistics import median
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.metrics.measures import quantity_measure
 from histolab_sft.metrics.weighted import Measure
+from histolab_sft.tasks.answer_forms import describe_text
 from histolab_sft.tasks.parsing.final_text import read_final
 
 # The FLARE 2026 baseline's wording (stage 2), asked in training and in scoring alike.
@@ -15,10 +16,13 @@ INSTRUCTIONS = {
     "counting": "You are given a medical image. Return only the integer count requested.",
     "regression": "You are given a medical image. Return only the requested numeric measurement.",
 }
+NAME = "quantity"
 HEADLINE = "mae"
 MAX_NEW_TOKENS = 32
 ANSWER_IS = "a number"
 SCORED_AS = "Mean absolute error; where there is no number in an answer, the median of train stands in."
+count_cut = draw_answers = list_fields = None
+describe_answer = describe_text
 # No question of these tasks has an answer beyond it; a base model that babbles digits reached 1e253.
 LIMIT = 1e9
 _NAME_WITH_DIGITS = re.compile(r"(?<![\w.-])[^\W\d_][\w-]*[0-9][\w-]*")

@@ -46,6 +46,7 @@ Analyze this chest X-ray (projection: {projection}). Provide FINDINGS, LOCATIONS
     # The data set's own words, for rows that each bring theirs.
     "question": "{question}",
 }
+NAME = "report"
 HEADLINE = "rouge_l"
 MAX_NEW_TOKENS = 512
 ANSWER_IS = "a text"
@@ -53,6 +54,7 @@ SCORED_AS = (
     "ROUGE-L is the longest common run of words; CIDEr-D, from 0 to 10, counts what few other texts say. Like all "
     "scores of words they know nothing of medicine."
 )
+count_cut = draw_answers = list_fields = None
 NORMAL = "normal"
 NORMAL_LINE = "No significant abnormalities detected"
 # A change against an earlier picture says nothing about this one; `exclude` marks a report that can't be used.
@@ -220,6 +222,14 @@ def format_answer(ask: Mapping, answer: str, config: DatasetConfig) -> str:
 def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[str | None, bool]:
     """Return the model's words, None for unparsed, and False: nothing here is ever mended."""
     return parse(text), False
+
+
+def describe_answer(answer: str) -> dict:
+    """Return the form of an answer, see `answer_forms`: its sections, where it has any."""
+    if sections := read_sections(answer):
+        named = [(name.capitalize(), body) for name, body in sections.items()]
+        return {"kind": "sections", "sections": named, "parts": []}
+    return {"kind": "text", "text": answer, "parts": []}
 
 
 def guess_answers(train: Sequence[tuple[Mapping, str]], asks: Sequence[Mapping], config: DatasetConfig) -> list[str]:

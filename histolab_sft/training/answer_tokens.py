@@ -19,20 +19,19 @@ MAX_FIXED_ANSWERS = 256
 def collect_answers(dataset: Dataset, collator) -> Counter[tuple[int, ...]]:
     """Count the answers of a training set as tuples of token ids, as the collator labels them.
 
-    Returns an empty counter where the answers are free text, as records' are however few a small set has.
+    Rows without options have free text, however few answers a small set has: they aren't counted. Returns an empty
+    counter where there is nothing else.
     """
-    if "task" in dataset.column_names:
-        return Counter()
-    columns = dataset.with_format(None).select_columns(["completion"])
-    texts = [row["completion"][0]["content"] for row in columns]
-    first = {text: i for i, text in reversed(list(enumerate(texts)))}
+    columns = dataset.with_format(None).select_columns(["completion", "options"])
+    texts = {i: row["completion"][0]["content"] for i, row in enumerate(columns) if row["options"]}
+    first = {text: i for i, text in reversed(texts.items())}
     if len(first) > MAX_FIXED_ANSWERS:
         return Counter()
     answers = {}
     for text, i in first.items():
         labels = collator([dataset[i]])["labels"][0]
         answers[text] = tuple(labels[labels != -100].tolist())
-    return Counter(answers[text] for text in texts)
+    return Counter(answers[text] for text in texts.values())
 
 
 def find_branches(answers: Counter[tuple[int, ...]]) -> set[tuple[int, ...]]:

@@ -71,7 +71,7 @@ def choose_lengths(trainer) -> tuple[int, int]:
     """
     plain = trainer.train_dataset.with_format(None)
     columns = [plain[name] for name in ("prompt", "completion")]
-    pictures = list(map(len, plain["images"])) if "images" in plain.column_names else [1] * len(plain)
+    pictures = list(map(len, plain["images"]))
     sizes = [[len(turn[0]["content"]) for turn in column] for column in columns]
     longest = {max(range(len(plain)), key=lambda row: (pictures[row], sizes[0][row]))}
     longest |= {max(range(len(plain)), key=sizes[column].__getitem__) for column in (0, 1)}

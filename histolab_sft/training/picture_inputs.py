@@ -100,11 +100,11 @@ def list_views(rows) -> dict:
     """Return the eight views of each picture, unopened, by `image_key`; each picture is decoded once to find them."""
     views = {}
     for row in range(len(rows)):
-        image = rows[row]["image"]
+        [image] = rows[row]["images"]
         for symmetry in SYMMETRIES:
             views.setdefault(image_key(turn(image, symmetry)), partial(_open_view, rows, row, symmetry))
     return views
 
 
 def _open_view(rows, row: int, symmetry) -> Image.Image:
-    return turn(rows[row]["image"], symmetry)
+    return turn(rows[row]["images"][0], symmetry)

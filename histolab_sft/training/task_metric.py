@@ -11,10 +11,12 @@ from histolab_sft.models.vision_cache.features import read_pictures
 
 
 def collect_options(rows: Dataset) -> dict[str, dict[str, str]]:
-    """Return `{dataset: {label: answer}}`: the class names of each data set and the answers that name them."""
+    """Return `{dataset: {label: answer}}`: of data sets with options, their labels and the answers that name them."""
     plain = rows.with_format(None).select_columns(["dataset", "label", "completion"])
     options: dict[str, dict[str, str]] = {}
     for row in plain:
+        if row["label"] is None:
+            continue
         options.setdefault(row["dataset"], {})[row["label"]] = row["completion"][0]["content"]
     return {name: dict(sorted(answers.items())) for name, answers in options.items()}
 
@@ -30,9 +32,11 @@ def measure_balanced_accuracy(
 ) -> float:
     """Return the mean over data sets of the balanced accuracy; a patch's class is the one with the likeliest answer.
 
+    Rows of data sets without `options` have no part in it.
     Nothing is generated: one pass over each picture and question, one over the answers. Processes share the rows, each
     scores as many as the others (the last ones twice, where they don't come out even), and all get the same number.
     """
+    rows = rows.select([row for row, name in enumerate(rows.with_format(None)["dataset"]) if name in options])
     n = len(rows)
     share = -(-n // accelerator.num_processes)
     mine = [min(accelerator.process_index * share + i, n - 1) for i in range(share)]

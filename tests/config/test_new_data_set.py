@@ -13,8 +13,8 @@ from chest_fixture import write_16_bit
 from recipe_commands import CPU, SMALL, run
 
 from histolab_sft import tasks
-from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats import READERS
+from histolab_sft.config.dataset import CLASS_FOLDERS, DatasetConfig
+from histolab_sft.data.formats import FORMATS
 
 GUIDE = Path("docs/new_data_set.md").read_text(encoding="utf-8")
 
@@ -64,7 +64,7 @@ def test_a_task_is_one_file_of_under_150_lines_and_a_data_set_a_block_of_ten():
 
 def test_every_format_that_the_guide_names_exists():
     named = {name for cell in re.findall(r"`format: (.*?) \|", GUIDE) for name in re.findall(r"\w+", cell)}
-    assert set(READERS) - {"biomarkers"} <= named
+    assert set(FORMATS) - {"biomarkers", CLASS_FOLDERS} <= named
 
 
 def test_the_task_of_the_guide_scores_as_it_says(grading, config):
@@ -123,7 +123,7 @@ def test_a_manifest_that_its_task_cannot_read_is_refused_by_row(grading, config,
     (tmp_path / "train.json").write_text(json.dumps(rows))
     given = DatasetConfig(**yaml.safe_load(read_fence("yaml")) | {"source": str(tmp_path)} | keys)
     with pytest.raises(ValueError, match=message):
-        READERS["questions"](tmp_path, given)
+        FORMATS["questions"].read(tmp_path, given)
 
 
 def test_other_columns_go_to_the_task_and_pictures_may_be_several(grading, config, tmp_path):
@@ -132,7 +132,9 @@ def test_other_columns_go_to_the_task_and_pictures_may_be_several(grading, confi
     rows = [{"image": ["a.png", "b.png"], "answer": 7, "kind": "counting", "question": "How many?", "slide_id": "s1"}]
     rows += [{"image": "a.png", "kind": "counting", "question": "And here?", "split": "test"}]
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    table = READERS["questions"](tmp_path, DatasetConfig("cells", str(tmp_path), format="questions", task="quantity"))
+    table = FORMATS["questions"].read(
+        tmp_path, DatasetConfig("cells", str(tmp_path), format="questions", task="quantity")
+    )
     assert table["ask"][0] == {"kind": "counting", "question": "How many?"} and table["group"][0] == "s1"
     assert [len(paths) for paths in table["images"]] == [2, 1] and table["split"].tolist() == ["train", "test"]
     assert table["answer"].tolist() == [7, None]

@@ -12,10 +12,10 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.picture import choose_rendering, format_rendering, read_steps, read_window
 from histolab_sft.data.audit.audit import audit_patches
 from histolab_sft.data.audit.copies import find_near_copies, leaking_rows
+from histolab_sft.data.data_sets import list_rows
 from histolab_sft.data.pictures.containers import ImageRefused
 from histolab_sft.data.pictures.decoding import hash_pixels, open_patch
 from histolab_sft.data.pictures.inspection import check_images
-from histolab_sft.data.questions import list_questions
 from histolab_sft.data.rows import load_audited_patches, load_patches
 from histolab_sft.demo.batch import open_upload
 from histolab_sft.tasks import boxes
@@ -133,8 +133,8 @@ def test_what_the_audit_advises_for_12_bit_class_folders_works(tmp_path):
         rows = load_audited_patches(HistoArguments(datasets=[entry | keys]), tmp_path / name)["train"]
         audit = json.loads((tmp_path / name / "audit.json").read_text())
         warned = any(finding["check"] == "dark_16_bit_images" for finding in audit["findings"])
-        found[name] = warned, max(np.asarray(row["image"]).max() for row in rows)
-        assert [hash_pixels(row["image"]) for row in rows] == rows.with_format(None)["pixel_sha256"]
+        found[name] = warned, max(np.asarray(row["images"][0]).max() for row in rows)
+        assert [[hash_pixels(*row["images"])] for row in rows] == rows.with_format(None)["pixel_sha256"]
     assert found["plain"][0] and found["plain"][1] <= 16
     assert not found["advised"][0] and found["advised"][1] >= 250
 
@@ -154,12 +154,17 @@ def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):
 
 def test_padchest_is_windowed_by_itself_and_its_negatives_are_turned(tmp_path):
     table = write_split_padchest(tmp_path)
-    questions = list_questions(make_config(table, "padchest"), arguments(table, "padchest"))
-    inverted = {row.id: json.loads(row.rendering).get("inverted", False) for row in questions.itertuples()}
+    questions = list_rows(make_config(table, "padchest"), arguments(table, "padchest"))
+    inverted = {
+        row.id: json.loads(row.images[0]["rendering"]).get("inverted", False) for row in questions.itertuples()
+    }
     assert [name for name, turned in inverted.items() if turned] == [f"chest/54/{PADCHEST_ROWS[7][1]}"]
-    assert all(json.loads(text)["window"] == ["1%", "99%"] for text in questions["rendering"])
+    assert all(json.loads(images[0]["rendering"])["window"] == ["1%", "99%"] for images in questions["images"])
     own = arguments(table, "padchest", intensity_window="full")
-    assert set(list_questions(own.datasets[0], own)["rendering"]) == {"", look(inverted=True)}
+    assert {images[0]["rendering"] for images in list_rows(own.datasets[0], own)["images"]} == {
+        "",
+        look(inverted=True),
+    }
 
 
 @pytest.mark.parametrize("steps", [[], ["pad_to_square", {"resize": [64, 48]}]])

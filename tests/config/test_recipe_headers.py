@@ -106,7 +106,7 @@ def test_flare_is_scored_on_a_validation_split_and_validated_on_cases_of_train(w
     assert set(named.values()) <= {"validation-public", "validation-hidden"}
     for row in table.itertuples():
         folder = named[row.dataset] if row.split == "test" else "training"
-        assert all(f"/{folder}/" in path for path in row.images)
+        assert all(f"/{folder}/" in image["path"] for image in row.images)
     assert (table.groupby(["dataset", "group"])["split"].nunique() == 1).all()
     assert (table.groupby("dataset")["task"].nunique() == 1).all()
 

@@ -24,7 +24,7 @@ def patches(tmp_path):
 def draw(train, augmentation, seed=0, epoch=0):
     rows, state = augment(train, augmentation, seed)
     state.epoch.fill_(epoch)
-    return [np.asarray(image) for image in rows["image"]]
+    return [np.asarray(image) for [image] in rows["images"]]
 
 
 def same(some, others):
@@ -45,7 +45,7 @@ def test_the_draw_hangs_on_no_order_of_the_rows(patches):
 
 
 def test_symmetries_show_all_eight_views_and_change_no_value(patches):
-    originals, seen = [np.asarray(image) for image in patches["train"]["image"]], set()
+    originals, seen = [np.asarray(image) for [image] in patches["train"]["images"]], set()
     for epoch in range(12):
         for original, shown in zip(originals, draw(patches["train"], "symmetries", epoch=epoch), strict=True):
             assert np.array_equal(np.sort(original, axis=None), np.sort(shown, axis=None))
@@ -59,7 +59,7 @@ def view(pixels, number):
 
 
 def test_the_eight_views_of_a_patch_are_eight_pictures(patches):
-    image = patches["train"][0]["image"]
+    [image] = patches["train"][0]["images"]
     assert len({turn(image, symmetry).tobytes() for symmetry in SYMMETRIES}) == 8
 
 
@@ -80,7 +80,7 @@ def test_other_columns_and_splits_stay_as_they_are(patches):
     rows, _ = augment(patches["train"], "all", seed=0)
     assert rows.with_format(None).to_dict() == patches["train"].with_format(None).to_dict()
     assert rows.select_columns(["prompt"])[0] == patches["train"].select_columns(["prompt"])[0]
-    assert all(same(patches["test"]["image"], patches["test"]["image"]))
+    assert all(same(patches["test"]["images"], patches["test"]["images"]))
 
 
 @pytest.mark.model
@@ -89,7 +89,7 @@ def test_worker_processes_draw_the_same_in_every_epoch(patches, persistent):
     rows, state = augment(patches["train"], "all", seed=3)
 
     def collate(examples):
-        return [torch.from_numpy(np.array(example["image"])) for example in examples]
+        return [torch.from_numpy(np.array(example["images"][0])) for example in examples]
 
     loader = torch.utils.data.DataLoader(
         rows, batch_size=5, num_workers=2, collate_fn=collate, persistent_workers=persistent

@@ -14,7 +14,7 @@ from layout_cases import encode
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.audit.audit import format_audit
-from histolab_sft.data.formats.sources import load_source
+from histolab_sft.data.data_sets import load_source
 from histolab_sft.data.formats.words import leave_out, suggest_block
 from histolab_sft.data.rows import audit_recipe, list_patches
 from histolab_sft.tasks.classification import format_prompt, format_target
@@ -344,4 +344,4 @@ def test_source_and_pictures_named_in_another_unicode_form_are_found(tmp_path, t
     table.to_csv(folder / "metadata.csv", index=False)
     for source in (normalize(typed, "Gefäße"), normalize(typed, "Gefäße") + "/metadata.csv"):
         found = load_source(config(tmp_path / source, class_names={"a": "A", "b": "B"}))
-        assert [Path(path).is_file() for path in found["path"]] == [True] * 4
+        assert [Path(images[0]["path"]).is_file() for images in found["images"]] == [True] * 4

@@ -120,7 +120,7 @@ def test_another_picture_changes_the_loss(given, untrained_model):
     if "images" in row:
         changed = row | {"images": [*row["images"][:-1], ImageOps.invert(row["images"][-1])]}
     else:
-        changed = row | {"image": ImageOps.invert(row["image"])}
+        changed = row | {"images": list(map(ImageOps.invert, row["images"]))}
     with torch.no_grad():
         loss, same, other = (model(**given.collator([dict(one)])).loss for one in (row, row, changed))
     assert loss == same and loss != other

@@ -23,7 +23,8 @@ def test_several_data_sets_become_one_table_of_rows_for_trl(histo_args):
     assert set(patches) == {"train", "validation", "test"}
     assert sum(len(split) for split in patches.values()) == (9 + 2 + 4) * 8
     row = next(row for row in patches["train"] if row["dataset"] == "crc")
-    assert isinstance(row["image"], Image.Image) and row["image"].mode == "RGB"
+    [image] = row["images"]
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
     assert row["prompt"][0]["role"] == "user" and "Adipose, Background" in row["prompt"][0]["content"]
     assert row["completion"] == [{"role": "assistant", "content": f"The answer is: {row['label']}"}]
     assert row["id"].startswith("crc/")
@@ -32,16 +33,16 @@ def test_several_data_sets_become_one_table_of_rows_for_trl(histo_args):
 def test_no_pixel_is_held_by_the_table_or_written_to_disk(histo_args):
     patches = load_patches(histo_args)
     stored = patches["train"].with_format(None)
-    assert set(stored[0]["image"]) == {"path", "row", "column", "rendering"}
+    assert set(stored[0]["images"][0]) == {"path", "row", "column", "rendering"}
     assert all(split.cache_files == [] for split in patches.values())
 
 
 def test_only_the_rows_that_are_read_are_opened(histo_args):
     patches = load_patches(histo_args)
-    victim = patches["train"].with_format(None)[0]["image"]["path"]
+    victim = patches["train"].with_format(None)[0]["images"][0]["path"]
     with open(victim, "wb") as file:
         file.write(b"not a picture")
-    assert patches["train"][1]["image"].size == (32, 32)
+    assert patches["train"][1]["images"][0].size == (32, 32)
     with pytest.raises(ValueError, match=victim):
         patches["train"][0]
 

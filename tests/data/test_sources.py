@@ -14,8 +14,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.sources import load_source
-from histolab_sft.data.pictures.decoding import open_patch
+from histolab_sft.data.data_sets import load_source
+from histolab_sft.data.pictures.decoding import open_stored
+
+
+def paths(patches):
+    return [images[0]["path"] for images in patches["images"]]
 
 
 def config(source, **keys):
@@ -26,8 +30,8 @@ def test_class_folders_give_one_label_a_folder(tmp_path):
     write_class_folders(tmp_path / "crc", CRC_CLASSES, per_class=3, suffix=".tif")
     patches = load_source(config("crc", class_names=CRC_CLASSES), tmp_path)
     assert patches["label"].value_counts().to_dict() == dict.fromkeys(CRC_CLASSES, 3)
-    assert set(patches["split"]) == {""} and set(patches["row"]) == {-1}
-    assert patches["path"].is_monotonic_increasing
+    assert set(patches["split"]) == {""} and {images[0]["row"] for images in patches["images"]} == {-1}
+    assert paths(patches) == sorted(paths(patches))
     assert patches["id"][0] == "d/ADI/ADI-S00-0000.tif"
 
 
@@ -71,10 +75,11 @@ def test_every_kind_of_manifest_gives_the_same_table(tmp_path, suffix):
     else:
         path.write_text(json.dumps(rows))
     patches = load_source(config(path, group_by="slide"))
-    assert patches[["label", "split", "group", "row"]].to_dict("records") == [
-        {"label": row["label"], "split": row["split"], "group": row["slide"], "row": -1} for row in rows
+    assert patches[["label", "split", "group"]].to_dict("records") == [
+        {"label": row["label"], "split": row["split"], "group": row["slide"]} for row in rows
     ]
-    assert [Image.open(place).size for place in patches["path"]] == [(32, 32)] * 4
+    assert all(images[0]["row"] == -1 for images in patches["images"])
+    assert [Image.open(place).size for place in paths(patches)] == [(32, 32)] * 4
 
 
 def test_a_manifests_columns_can_have_other_names(tmp_path):
@@ -92,7 +97,8 @@ def test_a_folder_of_split_files_with_pictures_inside_is_read_without_the_pictur
         pd.DataFrame({"image": [picture] * count, "label": labels}).to_parquet(tmp_path / f"{split}.parquet")
     patches = load_source(config(tmp_path))
     assert patches["split"].value_counts().to_dict() == {"train": 5, "validation": 3, "test": 2}
-    assert patches.groupby("split")["row"].apply(list)["train"] == [0, 1, 2, 3, 4]
+    train = patches[patches["split"] == "train"]
+    assert [images[0]["row"] for images in train["images"]] == [0, 1, 2, 3, 4]
     assert patches["id"].iloc[0] == "d/test.parquet#0"
 
 
@@ -156,7 +162,7 @@ def test_tar_shards_are_read_with_labels_splits_and_groups(tmp_path):
     assert patches["split"].value_counts().to_dict() == {"train": 4, "test": 4}
     assert patches["label"].tolist() == ["Normal", "Normal", "Tumor", "Tumor"] * 2
     assert patches["group"].tolist() == ["s0", "s1", "s2", "s3"] * 2
-    assert open_patch(patches["path"][1], patches["row"][1]).size == (32, 32)
+    assert open_stored(patches["images"][1][0]).size == (32, 32)
 
 
 def test_a_shard_whose_picture_has_no_label_is_refused(tmp_path):
@@ -176,7 +182,7 @@ def test_parquet_written_by_datasets_keeps_the_words_of_its_labels(tmp_path):
     patches = load_source(config(tmp_path))
     assert patches["label"].tolist() == ["Normal", "Tumor", "Normal"] * 2
     assert patches["split"].tolist() == ["test"] * 3 + ["train"] * 3
-    assert open_patch(patches["path"][0], patches["row"][0]).size == (8, 8)
+    assert open_stored(patches["images"][0][0]).size == (8, 8)
 
 
 def test_the_slide_of_pcams_meta_file_is_the_group(tmp_path):

@@ -12,10 +12,11 @@ from scipy.special import log_softmax
 from tiny_models import QUESTIONS, build_qwen2_vl, build_recurrent_llava, load_tiny, paint_patches
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.evaluation import predictions
 from histolab_sft.evaluation.field_confidences import score_confidences
-from histolab_sft.evaluation.predictions import hash_weights, predict_answers, predict_splits
+from histolab_sft.evaluation.predictions import System, hash_weights, predict, predict_held_out
 from histolab_sft.metrics.calibration import compute_ece, fit_temperature
 from histolab_sft.models.generate import encode_prompts, render_prompt
 from histolab_sft.models.likelihood import place_log_probabilities
@@ -76,7 +77,7 @@ def test_confidences_of_other_architectures_equal_full_forward_passes(build):
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """What `predict_answers` needs beside the rows, with the machine's cache in a folder of the test."""
+    """What `predict` needs beside the rows, with the machine's cache in a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_biomarkers(tmp_path, [ENTRY])
     histo_args = HistoArguments(
@@ -84,13 +85,13 @@ def asked(tmp_path, monkeypatch):
     )
     rows = load_audited_patches(histo_args, tmp_path / "out")
     model, processor = load_tiny(tmp_path / "tiny")
-    return rows, (model, processor, hash_weights(model), histo_args.datasets[0], histo_args, 4)
+    return rows, (System("baseline", model, processor, hash_weights(model), histo_args, 4), histo_args.datasets[0])
 
 
 @pytest.mark.model
 def test_another_truth_changes_nothing_that_the_model_says(asked, tmp_path, monkeypatch):
     rows, ask = asked
-    validation, first = predict_splits(rows, *ask)
+    validation, first = predict_held_out(rows["validation"], *ask), predict(rows["test"], *ask)
     assert len(validation) == 3 and (first["predicted"] != "null").all() and first["constrained"].all()
     for field in FIELDS:
         for text in first["log_confidences"] if "values" in field else ():
@@ -101,7 +102,7 @@ def test_another_truth_changes_nothing_that_the_model_says(asked, tmp_path, monk
     ]
     changed = rows["test"].remove_columns("answer").add_column("answer", other)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other_cache"))
-    second = predict_answers(changed, *ask)
+    second = predict(changed, *ask)
     assert (first["truth"] != second["truth"]).all()
     pd.testing.assert_frame_equal(first.drop(columns="truth"), second.drop(columns="truth"))
 
@@ -109,25 +110,24 @@ def test_another_truth_changes_nothing_that_the_model_says(asked, tmp_path, monk
 @pytest.mark.model
 def test_answers_and_confidences_are_kept_and_free_ones_are_others(asked, monkeypatch):
     rows, ask = asked
-    first = predict_answers(rows["test"], *ask)
+    first = predict(rows["test"], *ask)
     monkeypatch.setattr(predictions, "generate_answers", None)
     monkeypatch.setattr(predictions, "place_log_probabilities", None)
-    pd.testing.assert_frame_equal(predict_answers(rows["test"], *ask), first)
+    pd.testing.assert_frame_equal(predict(rows["test"], *ask), first)
     monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(ask[4].data_dir) + "/cache")
-    ask[4].constrained_decoding = False
-    free = predict_answers(rows["test"], *ask)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(ask[0].histo_args.data_dir) + "/cache")
+    ask[0].histo_args.constrained_decoding = False
+    free = predict(rows["test"], *ask)
     assert (free["answer"] != first["answer"]).all() and not free["constrained"].any()
     assert set(free["log_confidences"]) == {"{}"} and set(free["predicted"]) == {"null"}
 
 
-@pytest.mark.parametrize(("task", "asked_splits"), [("report", 1), ("boxes", 1), ("biomarkers", 2)])
-def test_only_tasks_with_fields_pay_for_validation(task, asked_splits, monkeypatch):
+@pytest.mark.parametrize(("task", "fitted"), [("report", 0), ("boxes", 0), ("biomarkers", 1)])
+def test_only_tasks_with_fields_pay_for_validation(task, fitted, monkeypatch):
     asked = []
-    monkeypatch.setattr(predictions, "predict_answers", lambda rows, *_: asked.append(rows) or rows)
-    splits = {split: Dataset.from_dict({"task": [task]}) for split in ("validation", "test")}
-    validation, test = predict_splits(splits)
-    assert len(asked) == asked_splits and (validation is None) == (asked_splits == 1) and test is splits["test"]
+    monkeypatch.setattr(predictions, "predict", lambda rows, *_, **__: asked.append(rows) or rows)
+    rows, config = Dataset.from_dict({"task": [task]}), DatasetConfig("x", "x", format="questions", task=task)
+    assert predict_held_out(rows, None, config) is (rows if fitted else None) and len(asked) == fitted
 
 
 def draw_table(seed, n=40, n_without=3):

@@ -15,7 +15,7 @@ from conftest import BACH_CLASSES, PCAM_CLASSES, write_class_folders
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.pictures.decoding import ImageRefused
-from histolab_sft.data.rows import load_audited_patches, select_dataset
+from histolab_sft.data.rows import load_audited_patches, select_datasets
 from histolab_sft.evaluation import answer_cache, predictions
 
 KILLS = 5
@@ -35,12 +35,13 @@ def test_a_broken_read_costs_one_chunk_and_the_next_call_gives_the_same_answers(
     histo_args = HistoArguments(datasets=[entry], data_dir=str(tmp_path), test_fraction=0.4)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
-    test = select_dataset(load_audited_patches(histo_args, tmp_path / "out")["test"], "ward")
-    ask = (test, model, processor, predictions.hash_weights(model), histo_args.datasets[0], histo_args, 2)
+    test = select_datasets(load_audited_patches(histo_args, tmp_path / "out")["test"], "ward")
+    system = predictions.System("baseline", model, processor, predictions.hash_weights(model), histo_args, 2)
+    ask = (test, system, histo_args.datasets[0])
     whole = predictions.predict(*ask, generate=False)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "broken"))
-    lost = test.with_format(None)[9]["image"]["path"]
+    lost = test.with_format(None)[9]["images"][0]["path"]
     os.rename(lost, tmp_path / "moved.png")
     with pytest.raises((ImageRefused, FileNotFoundError)):
         predictions.predict(*ask, generate=False)

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.evaluation import answer_cache, predictions
-from histolab_sft.evaluation.predictions import hash_weights, predict, write_predictions
+from histolab_sft.evaluation.predictions import System, hash_weights, predict, write_predictions
 from histolab_sft.models.load import load_processor
 from histolab_sft.models.precision import Precision, set_precision
 
@@ -36,7 +36,8 @@ def ask(asked, rows=None, model=None, **keys):
     patches, base, processor, histo_args = asked
     model = model or base
     config = histo_args.datasets[0]
-    return predict(rows or patches, model, processor, hash_weights(model), config, histo_args, 8, **keys)
+    system = System("baseline", model, processor, hash_weights(model), histo_args, 8)
+    return predict(rows or patches, system, config, **keys)
 
 
 def test_each_patch_has_an_answer_and_the_likelihood_of_each_class(asked):

@@ -12,14 +12,15 @@ from fabricated_evaluation import fabricate_evaluation, list_synthetic_datasets
 from html_page import Page
 from PIL import Image
 
-from histolab_sft.data.rows import select_dataset
+from histolab_sft.data.rows import select_datasets
 from histolab_sft.embedded.synthetic import GROUP_BY, write_colour_only_patches, write_synthetic_patches
 from histolab_sft.evaluation.answer_findings import warn_constant
-from histolab_sft.evaluation.error_atlas import encode_thumbnail, list_mistakes
+from histolab_sft.evaluation.error_atlas import list_mistakes
 from histolab_sft.evaluation.html_report import _say_least_p, write_report
 from histolab_sft.evaluation.predictions import write_predictions
 from histolab_sft.evaluation.report_tables import flatten, format_p, list_rungs, list_warnings
 from histolab_sft.evaluation.score_names import format_score
+from histolab_sft.tasks.answer_forms import encode_picture
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_patches_and_patients_are_named_by_hashes_alone(evaluated, page, tmp_pat
 def test_a_thumbnail_keeps_pixels_and_nothing_else():
     patch = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8))
     patch.info = {"comment": b"patient 17", "icc_profile": b"scanner", "exif": b"Exif\0\0patient 17"}
-    data = base64.b64decode(encode_thumbnail(patch).partition(",")[2])
+    data = base64.b64decode(encode_picture(patch, 160).partition(",")[2])
     assert b"patient" not in data and b"scanner" not in data
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (160, 96) and not image.getexif() and "icc_profile" not in image.info
@@ -136,7 +137,7 @@ def test_a_thumbnail_keeps_pixels_and_nothing_else():
 
 def test_the_atlas_holds_the_surest_mistakes_of_the_most_frequent_confusions(evaluated):
     results, tables, patches, _ = evaluated
-    rows = select_dataset(patches["test"], "pcam")
+    rows = select_datasets(patches["test"], "pcam")
     classes = results["datasets"]["pcam"]["classes"]
     pairs = list_mistakes(tables["pcam", "finetuned"], rows, classes)
     counts = results["datasets"]["pcam"]["finetuned"]["confusion_matrix"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scored_results import CONFIG, make_table, score
 
-from histolab_sft.evaluation.results import format_table, score_dataset, score_overall, write_results
+from histolab_sft.evaluation.results import score_dataset, score_overall, write_results
+from histolab_sft.evaluation.screen import format_results
 
 
 def test_an_entry_has_the_layout_of_results_json():
@@ -68,12 +69,12 @@ def test_systems_scored_on_different_patches_are_refused():
 def test_overall_is_the_mean_over_data_sets(tmp_path):
     entries, estimates = zip(*[score(0.9), score(0.7)], strict=True)
     results = {"datasets": dict(zip("ab", entries, strict=True))}
-    results["overall"] = score_overall(dict(zip("ab", estimates, strict=True)))
+    results["overall"] = score_overall(dict(zip("ab", estimates, strict=True)), results["datasets"])
     expected = np.mean([entry["finetuned"]["macro_f1"]["value"] for entry in entries])
     assert results["overall"]["finetuned"]["macro_f1"]["value"] == pytest.approx(expected)
     write_results(results, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    table = format_table(results)
+    table = format_results(results)
     assert f"{results['overall']['finetuned']['balanced_accuracy']['value']:.3f}" in table
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,11 @@ from saved_adapters import save_adapter
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
-from histolab_sft.data.rows import load_audited_patches, select_dataset
+from histolab_sft.data.rows import load_audited_patches, select_datasets
 from histolab_sft.evaluation.figures import draw_change
 from histolab_sft.evaluation.linear_probe import encode_pictures, measure_linear_probe
 from histolab_sft.evaluation.perturbations import STRENGTHS
-from histolab_sft.evaluation.predictions import hash_weights
+from histolab_sft.evaluation.predictions import System, hash_weights
 from histolab_sft.evaluation.sensitivity import (
     AS_IT_IS,
     build_variants,
@@ -74,23 +75,23 @@ def test_every_wording_lists_all_classes():
 def test_the_same_balanced_patches_are_asked_under_every_variant(recipe):
     histo_args, patches = recipe
     config = histo_args.datasets[0]
-    test = select_dataset(patches["test"], "ward")
+    test = select_datasets(patches["test"], "ward")
     table = build_variants(test, config, histo_args).with_format(None).to_pandas()
     ids = table.groupby("variant")["id"].agg(list)
     assert len(ids) == 1 + len(list_questions(config, histo_args)) + CHANGED
     assert all(variant_ids == ids[AS_IT_IS] for variant_ids in ids)
     assert table[table["variant"] == AS_IT_IS]["label"].value_counts().to_dict() == {"Normal": 6, "Tumor": 6}
     # What the cache of predictions tells rows apart by: no two are alike.
-    keys = table["pixel_sha256"] + [prompt[0]["content"] for prompt in table["prompt"]]
+    keys = table["pixel_sha256"].str[0] + [prompt[0]["content"] for prompt in table["prompt"]]
     assert keys.is_unique
 
 
 def test_pictures_are_left_alone_by_prompts_and_changed_by_changes(recipe):
     histo_args, patches = recipe
-    rows = build_variants(select_dataset(patches["test"], "ward"), histo_args.datasets[0], histo_args)
+    rows = build_variants(select_datasets(patches["test"], "ward"), histo_args.datasets[0], histo_args)
     names = rows.with_format(None)["variant"]
-    first = {name: np.asarray(rows[names.index(name)]["image"]) for name in dict.fromkeys(names)}
-    original = np.asarray(select_dataset(patches["test"], "ward")[0]["image"])
+    first = {name: np.asarray(rows[names.index(name)]["images"][0]) for name in dict.fromkeys(names)}
+    original = np.asarray(select_datasets(patches["test"], "ward")[0]["images"][0])
     assert (first[AS_IT_IS] == original).all()
     for name, pixels in first.items():
         touched = name.split(":")[0] in STRENGTHS
@@ -100,7 +101,7 @@ def test_pictures_are_left_alone_by_prompts_and_changed_by_changes(recipe):
 def test_prompt_sensitivity_alone_changes_no_picture(recipe):
     histo_args, patches = recipe
     histo_args.sensitivity = "prompt"
-    rows = build_variants(select_dataset(patches["test"], "ward"), histo_args.datasets[0], histo_args)
+    rows = build_variants(select_datasets(patches["test"], "ward"), histo_args.datasets[0], histo_args)
     kinds = {name.split(":")[0] for name in rows.with_format(None)["variant"]}
     assert kinds == {AS_IT_IS, "paraphrase", "order"}
 
@@ -109,13 +110,13 @@ def test_too_few_samples_for_the_classes_are_refused_with_a_way_out(recipe):
     histo_args, patches = recipe
     histo_args.sensitivity_samples = 1
     with pytest.raises(ValueError, match="sensitivity_samples is 1, expected .* 2 classes of ward; raise it"):
-        build_variants(select_dataset(patches["test"], "ward"), histo_args.datasets[0], histo_args)
+        build_variants(select_datasets(patches["test"], "ward"), histo_args.datasets[0], histo_args)
 
 
 def test_curves_spread_and_position_bias_follow_from_the_answers(recipe):
     histo_args, patches = recipe
     config = histo_args.datasets[0]
-    rows = build_variants(select_dataset(patches["test"], "ward"), config, histo_args)
+    rows = build_variants(select_datasets(patches["test"], "ward"), config, histo_args)
     classes = ["Normal", "Tumor"]
 
     def choose_first(row):
@@ -151,7 +152,7 @@ def test_other_sides_are_a_curve_with_the_adapters_own_among_them(recipe):
     histo_args, patches = recipe
     histo_args.sensitivity = "prompt"
     config = histo_args.datasets[0]
-    rows = build_variants(select_dataset(patches["test"], "ward"), config, histo_args)
+    rows = build_variants(select_datasets(patches["test"], "ward"), config, histo_args)
     own = answer_variants(rows, ["Normal", "Tumor"], lambda row: row.label)
     plain = own[own["variant"] == AS_IT_IS]
     wrong = plain.assign(variant="side:96", log_likelihoods=[[0.0, -5.0]] * len(plain))
@@ -169,7 +170,7 @@ def test_other_sides_are_a_curve_with_the_adapters_own_among_them(recipe):
 def test_the_spread_is_the_largest_score_minus_the_smallest(recipe):
     histo_args, patches = recipe
     config = histo_args.datasets[0]
-    rows = build_variants(select_dataset(patches["test"], "ward"), config, histo_args)
+    rows = build_variants(select_datasets(patches["test"], "ward"), config, histo_args)
     table = answer_variants(
         rows, ["Normal", "Tumor"], lambda row: "Tumor" if row.variant == "paraphrase:2" else row.label
     )
@@ -185,8 +186,8 @@ def test_a_model_answers_every_variant_and_a_second_call_gives_the_same_answers(
     config = histo_args.datasets[0]
     model = AutoModelForImageTextToText.from_pretrained(untrained_model).eval()
     processor = AutoProcessor.from_pretrained(untrained_model)
-    test = select_dataset(patches["test"], "ward")
-    ask = (test, model, processor, hash_weights(model), config, histo_args, 16)
+    test = select_datasets(patches["test"], "ward")
+    ask = (test, System("baseline", model, processor, hash_weights(model), histo_args, 16), config)
     first, second = predict_variants(*ask), predict_variants(*ask)
     pd.testing.assert_frame_equal(first, second)
     scores = np.stack(first["log_likelihoods"])
@@ -202,15 +203,15 @@ def test_the_linear_probe_reads_what_the_language_model_is_given(recipe, untrain
     histo_args, patches = recipe
     model = AutoModelForImageTextToText.from_pretrained(untrained_model).eval()
     processor = AutoProcessor.from_pretrained(untrained_model)
-    weights = hash_weights(model)
-    features = encode_pictures(patches["test"], model, processor, weights, batch_size=5)
+    system = System("baseline", model, processor, hash_weights(model), histo_args, 5)
+    features = encode_pictures(patches["test"], system)
     assert features.shape == (len(patches["test"]), model.config.text_config.hidden_size)
     np.testing.assert_allclose(
-        encode_pictures(patches["test"].select([3]), model, processor, weights, 1)[0], features[3], atol=1e-5
+        encode_pictures(patches["test"].select([3]), replace(system, batch_size=1))[0], features[3], atol=1e-5
     )
     kept = sorted((tmp_path / "cache" / "histolab_sft" / "features").iterdir())
     before = [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
-    probe = measure_linear_probe(patches, histo_args.datasets[0], model, processor, weights, 8)
+    probe = measure_linear_probe(patches, replace(system, batch_size=8), histo_args.datasets[0])
     assert len(probe["predictions"]) == len(patches["test"])
     assert probe["probabilities"].shape == (len(patches["test"]), 2)
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept] == before
@@ -224,7 +225,7 @@ def test_one_adapter_is_scored_at_other_sides_with_as_many_tokens(recipe, untrai
     compared = list_sides(histo_args, model_args)
     assert [(args.image_side, args.image_tokens) for args in compared] == [(64, 4), (96, 4)]
     training_args = SFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, per_device_eval_batch_size=16)
-    rows = {"ward": select_dataset(patches["test"], "ward")}
+    rows = {"ward": select_datasets(patches["test"], "ward")}
     tables = predict_sides(rows, histo_args, training_args, model_args)
     scores = {}
     for system in ("baseline", "finetuned"):

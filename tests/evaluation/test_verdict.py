@@ -9,7 +9,6 @@ from html_page import Page
 
 from histolab_sft.embedded.synthetic import GROUP_BY, write_colour_only_patches, write_synthetic_patches
 from histolab_sft.evaluation.html_report import write_report
-from histolab_sft.evaluation.open_report import write_answers_report
 from histolab_sft.evaluation.verdict import judge_dataset, judge_run
 
 
@@ -47,7 +46,7 @@ def write_broken_run(kind, folder):
     if kind == "copied captions":
         results, tables, rows = fabricate_captions(folder, change)
         (folder / "evaluation").mkdir()
-        write_answers_report(results, tables, rows, folder / "evaluation")
+        write_report(results, tables, rows, folder / "evaluation")
     else:
         if kind == "below colour":
             write_colour_only_patches(folder / "patches" / "tints", 120)

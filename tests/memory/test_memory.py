@@ -346,7 +346,7 @@ def test_the_lengths_of_the_rows_are_what_the_collator_makes_of_them(untrained_m
     rows = Dataset.from_list(
         [
             {
-                "image": Image.new("RGB", (32, 32)),
+                "images": [Image.new("RGB", (32, 32))],
                 "prompt": [{"role": "user", "content": question}],
                 "completion": [{"role": "assistant", "content": "Tumor"}],
             }
@@ -359,7 +359,7 @@ def test_the_lengths_of_the_rows_are_what_the_collator_makes_of_them(untrained_m
     planned = measure_lengths(rows, processor)
     assert tokens <= planned["tokens"] <= tokens + 8 and planned["labelled"] == labelled
     assert (planned["pictures"], planned["options"]) == (1, None)
-    several = rows.map(lambda row: {"images": [row["image"]] * 3}, remove_columns="image")
+    several = rows.map(lambda row: {"images": row["images"] * 3})
     more = measure_lengths(several, processor)
     assert more["pictures"] == 3 and more["tokens"] >= planned["tokens"] + 2 * processor.image_seq_length
 

@@ -96,10 +96,12 @@ def test_no_picture_is_opened_whose_features_are_in_the_cache(tmp_path):
     def refuse(batch):
         raise AssertionError("a picture was opened")
 
-    rows = Dataset.from_dict({"image": ["nowhere"] * 3, "pixel_sha256": keys}).with_transform(refuse)
+    rows = Dataset.from_dict({"images": [["nowhere"]] * 3, "pixel_sha256": [[key] for key in keys]}).with_transform(
+        refuse
+    )
     reader = cache.processor(processor)
     cache.attach(model)
-    for pictures in (read_pictures(rows, reader), [row["image"] for row in name_pictures(rows)]):
+    for pictures in (read_pictures(rows, reader), [row["images"] for row in name_pictures(rows)]):
         found, _ = label_log_likelihoods(model, reader, pictures, *arguments)
         assert (found - expected).abs().max() < 1e-5
     several = Dataset.from_dict({"images": [["a", "b"]], "pixel_sha256": [keys[:2]]})

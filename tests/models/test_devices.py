@@ -53,7 +53,7 @@ def test_pictures_are_encoded_before_the_language_model_takes_the_towers_place(t
     # 4-bit weights can't go to `meta`.
     model, processor = load(untrained_model, in_4bit=False, vision_cache=str(tmp_path))
     images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
-    rows = Dataset.from_list([{"image": image, "pixel_sha256": image_key(image)} for image in images])
+    rows = Dataset.from_list([{"images": [image], "pixel_sha256": [image_key(image)]} for image in images])
     tower, decoder, order = find_vision_tower(model), model.get_decoder(), []
     tower.register_forward_hook(lambda *_: order.append(("encoding", places(tower), places(decoder))))
     # Weights on `meta` can't encode, so the tower's turn on the device is only noted.
@@ -71,7 +71,7 @@ def test_pictures_are_encoded_before_the_language_model_takes_the_towers_place(t
 def test_after_the_turns_all_of_the_model_is_where_it_was_and_reads_pixels(tmp_path, untrained_model):
     model, processor = load(untrained_model, vision_cache=str(tmp_path))
     images = [Image.new("RGB", (32, 32), "red")]
-    rows = Dataset.from_list([{"image": image, "pixel_sha256": image_key(image)} for image in images])
+    rows = Dataset.from_list([{"images": [image], "pixel_sha256": [image_key(image)]} for image in images])
     arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     names = set(model.state_dict())
     with scoring_with_cache(str(tmp_path), model, processor, [(rows, 2)], arguments):

@@ -118,7 +118,7 @@ def test_train_patches_change_with_the_epoch_also_after_a_resume_and_test_patche
         seen, collate = [], trainer.data_collator.torch_call
 
         def watch(examples):
-            seen.append([example["image"].tobytes() for example in examples])
+            seen.append([example["images"][0].tobytes() for example in examples])
             return collate(examples)
 
         trainer.data_collator.torch_call = watch

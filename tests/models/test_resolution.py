@@ -255,7 +255,9 @@ def test_a_merged_model_has_the_resolution_in_its_own_files(base, tmp_path):
     assert read_resolution(load_merged(tmp_path / "merged").config) == Resolution(32, 4)
     histo_args = HistoArguments(datasets=[{"name": "crc", "source": "x", "class_names": CLASSES}])
     question = [{"role": "user", "content": QUESTIONS[0]}]
-    rows = Dataset.from_dict({"image": paint_patches(8), "prompt": [question] * 8, "dataset": ["crc"] * 8})
+    rows = Dataset.from_dict(
+        {"images": [[image] for image in paint_patches(8)], "prompt": [question] * 8, "dataset": ["crc"] * 8}
+    )
     assert check_merge_parity(rows, histo_args, model_args, tmp_path)["pairs"]["bfloat16/merged"]["agreement"] == 1
 
 

@@ -95,7 +95,9 @@ def trained(tmp_path_factory):
     get_peft_model(model, lora).save_pretrained(folder / "out")
     question = [{"role": "user", "content": "What type of tissue is shown?"}]
     images = paint_patches(24)
-    patches = Dataset.from_dict({"image": images, "prompt": [question] * 24, "dataset": ["crc"] * 24})
+    patches = Dataset.from_dict(
+        {"images": [[image] for image in images], "prompt": [question] * 24, "dataset": ["crc"] * 24}
+    )
     histo_args = HistoArguments(datasets=[{"name": "crc", "source": "x", "class_names": CLASSES}])
     model_args = ModelConfig(str(folder / "base"), load_in_4bit=True, dtype="bfloat16")
     return folder, patches, histo_args, model_args

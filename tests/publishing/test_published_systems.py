@@ -13,7 +13,7 @@ from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.hardware import PROFILES
-from histolab_sft.data.formats import READERS
+from histolab_sft.data.formats import FORMATS
 from histolab_sft.tasks import biomarkers
 from histolab_sft.tasks.boxes import CODECS
 
@@ -31,7 +31,7 @@ KEYS = {
     for field in dataclasses.fields(kind)
 }
 # Keys of a data set whose values its class doesn't list.
-CHOICES = {"format": READERS, "codec": CODECS, "style": biomarkers.QUESTIONS, "hardware": PROFILES}
+CHOICES = {"format": FORMATS, "codec": CODECS, "style": biomarkers.QUESTIONS, "hardware": PROFILES}
 SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in Path("histolab_sft").rglob("*.py"))
 # Scores, fields and the like, as the code spells them in quotes.
 WORDS = set(re.findall(r"[\"'`]([A-Za-z_][A-Za-z0-9_]*)[\"'`]", SOURCES))

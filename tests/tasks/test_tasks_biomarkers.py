@@ -3,7 +3,7 @@ import json
 import pytest
 
 from histolab_sft.config.arguments import HistoArguments
-from histolab_sft.data.questions import list_questions
+from histolab_sft.data.data_sets import list_rows
 from histolab_sft.tasks import biomarkers
 from histolab_sft.tasks.biomarkers import FIELDS, check_fields, format_prompt, format_target, parse
 
@@ -165,4 +165,4 @@ def test_the_fields_of_a_data_set_are_checked_before_its_rows_are_read(tmp_path)
     entry = {"name": "tme", "source": ".", "format": "biomarkers", "fields": [{"name": "a", "vales": ["x", "y"]}]}
     histo_args = HistoArguments(datasets=[entry], data_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"data set 'tme': field 'a' has \['vales'\], expected other keys"):
-        list_questions(histo_args.datasets[0], histo_args)
+        list_rows(histo_args.datasets[0], histo_args)

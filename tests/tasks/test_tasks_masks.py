@@ -13,15 +13,15 @@ from PIL import Image
 from recipe_commands import CPU, SMALL, run
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.data.data_sets import list_rows
 from histolab_sft.data.formats.coco import read_coco
 from histolab_sft.data.formats.yolo_seg import read_yolo_seg
-from histolab_sft.data.questions import list_questions
 from histolab_sft.data.rows import load_patches
 from histolab_sft.demo.record_cards import format_record_answers
 from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, fill_ask
 from histolab_sft.metrics.masks import Outline, compute_masks
 from histolab_sft.tasks import masks
-from histolab_sft.tasks.answer_forms import BOX_COLOURS, describe_answer, draw_outlines
+from histolab_sft.tasks.answer_forms import BOX_COLOURS, draw_outlines
 
 SIZE = (400, 300)
 GREY = Image.new("RGB", (200, 100), (90, 90, 90))
@@ -154,7 +154,7 @@ def test_a_block_of_a_recipe_gives_targets_in_every_split(tmp_path):
     write_yolo(tmp_path)
     entry = {"name": "endoscopy", "source": str(tmp_path), "format": "yolo_seg", "task": "masks"}
     histo_args = HistoArguments(datasets=[entry])
-    assert len(list_questions(histo_args.datasets[0], histo_args)) == 14
+    assert len(list_rows(histo_args.datasets[0], histo_args)) == 14
     splits = load_patches(histo_args)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 8, "validation": 3, "test": 3}
     targets = [row["completion"][0]["content"] for row in splits["train"].with_format(None)]
@@ -166,7 +166,7 @@ def test_outlines_are_drawn_where_they_are_in_the_colour_of_their_system():
     assert drawn.size == (320, 240)
     colour = tuple(int(BOX_COLOURS["truth"][i : i + 2], 16) for i in (1, 3, 5))
     assert drawn.getpixel((160, 24)) == drawn.getpixel((32, 120)) == colour and drawn.getpixel((160, 120)) == (0, 0, 0)
-    assert describe_answer("masks", [[TRIANGLE, "mass"], [TRIANGLE, None]])["rows"] == [
+    assert masks.describe_answer([[TRIANGLE, "mass"], [TRIANGLE, None]])["rows"] == [
         ("mass", "3 points"),
         ("outline", "3 points"),
     ]
@@ -180,7 +180,7 @@ def test_the_page_shows_outlines_and_asks_about_one_picture():
     answers = {"baseline": RecordAnswer("", False, [[[20, 10, 120, 10, 80, 80], "polyp"]])}
     page = format_record_answers(record_set, "", answers, GREY)
     assert "1 outline" in page and "polyp" in page and "3 points" in page
-    assert "no outline" in format_record_answers(record_set, "", {"baseline": RecordAnswer("[]", False, [])}, GREY)
+    assert "No outline" in format_record_answers(record_set, "", {"baseline": RecordAnswer("[]", False, [])}, GREY)
 
 
 @pytest.mark.model

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.data.rows import list_patches, load_audited_patches, load_patches
-from histolab_sft.evaluation.predictions import hash_weights, predict
+from histolab_sft.evaluation.predictions import System, hash_weights, predict
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.metrics.classification import compute_classification
 from histolab_sft.metrics.text import compute_text
@@ -56,7 +56,7 @@ def test_bug_01_training_that_does_not_see_the_picture(trainer):
     first, second = trainer.train_dataset[0], trainer.train_dataset[1]
     with torch.no_grad():
         own = trainer.model(**trainer.data_collator([dict(first)])).loss
-        other = trainer.model(**trainer.data_collator([first | {"image": second["image"]}])).loss
+        other = trainer.model(**trainer.data_collator([first | {"images": second["images"]}])).loss
     assert own != other
 
 
@@ -77,7 +77,7 @@ def test_bug_04_no_end_of_turn_in_the_target(trainer, batch):
 def test_bug_05_an_answer_that_begins_with_the_prompt(trainer):
     row = trainer.train_dataset[0]
     question = row["prompt"][0]["content"]
-    [(text, _)] = generate_answers(trainer.model, trainer.processing_class, [row["image"]], [question], 4)
+    [(text, _)] = generate_answers(trainer.model, trainer.processing_class, [row["images"]], [question], 4)
     assert question[:20] not in text and "<start_of_turn>" not in text
 
 
@@ -94,7 +94,7 @@ def test_bug_07_lora_in_the_vision_tower(trainer):
 def test_bug_08_other_prompt_or_pixels_in_scoring_than_in_training(trainer, batch):
     row = trainer.train_dataset[0]
     prompt = render_prompt(trainer.processing_class, row["prompt"][0]["content"])
-    asked = encode_prompts(trainer.processing_class, [row["image"]], [prompt])
+    asked = encode_prompts(trainer.processing_class, [row["images"]], [prompt])
     length = asked["input_ids"].shape[1]
     assert batch["input_ids"][0, :length].equal(asked["input_ids"][0])
     assert torch.equal(batch["pixel_values"], asked["pixel_values"])
@@ -120,7 +120,7 @@ def test_bug_10_a_fallback_without_a_word(tmp_path, missing):
 
 def test_bug_11_pixels_in_the_arrow_table(trainer):
     table = trainer.train_dataset.with_format(None)
-    assert set(table[0]["image"]) == {"path", "row", "column", "rendering"}
+    assert set(table[0]["images"][0]) == {"path", "row", "column", "rendering"}
     assert table.data.nbytes / len(table) < 2000  # a patch of 32 pixels a side would add 3,072
 
 
@@ -148,9 +148,8 @@ def test_bug_14_confidence_made_from_the_truth(tmp_path, untrained_model, monkey
         swapped = [labels[label] for label in rows.with_format(None)["label"]]
         table = rows.with_format(None).to_pandas().assign(label=swapped)
         rows = type(rows).from_pandas(table).with_transform(rows.format["format_kwargs"]["transform"])
-        asked = predict(
-            rows, model, processor, hash_weights(model), arguments.datasets[0], arguments, 4, generate=False
-        )
+        system = System("baseline", model, processor, hash_weights(model), arguments, 4)
+        asked = predict(rows, system, arguments.datasets[0], generate=False)
         answers.append((asked["label"].tolist(), np.stack(asked["log_likelihoods"])))
     (labels, scores), (other_labels, other_scores) = answers
     assert labels != other_labels and np.array_equal(scores, other_scores)
@@ -179,7 +178,7 @@ def test_bug_17_boxes_left_behind_by_a_crop_or_read_in_another_order():
 def test_bug_18_an_answer_cut_off_unnoticed(trainer):
     row = trainer.train_dataset[0]
     question = row["prompt"][0]["content"]
-    [(_, truncated)] = generate_answers(trainer.model, trainer.processing_class, [row["image"]], [question], 1)
+    [(_, truncated)] = generate_answers(trainer.model, trainer.processing_class, [row["images"]], [question], 1)
     assert truncated
 
 

@@ -94,7 +94,7 @@ def test_each_evaluation_measures_balanced_accuracy_by_likelihood(tmp_path, untr
     questions = [row["prompt"][0]["content"] for row in rows]
     answers = ["The answer is: Normal", "The answer is: Tumor"]
     scores, _ = label_log_likelihoods(
-        trainer.model, trainer.data_collator.processor, rows["image"], questions, answers
+        trainer.model, trainer.data_collator.processor, rows["images"], questions, answers
     )
     said = ["Normal" if normal > tumor else "Tumor" for normal, tumor in scores.tolist()]
     recalls = [

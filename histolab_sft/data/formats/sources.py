@@ -40,7 +40,7 @@ from histolab_sft.data.formats.readers import (
     suggest_sources,
 )
 from histolab_sft.data.formats.tables import COLUMN_TABLES
-from histolab_sft.data.formats.words import map_splits, question_groups, split_of
+from histolab_sft.data.formats.words import question_groups, split_of
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.hub_files import list_parquet
 from histolab_sft.data.public.benchmarks import BENCHMARKS, bach_official_splits
@@ -51,28 +51,23 @@ logger = logging.getLogger(__name__)
 PUBLISHED_SPLITS = {"bach_official": bach_official_splits}
 
 
-def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = False) -> pd.DataFrame:
-    """Return the patches of a data set as a table with columns `path, row, column, label, split, group, id`.
+def read_patches(source: Path, config: DatasetConfig) -> pd.DataFrame:
+    """Return one row a patch of a data set of classes, whatever its layout, with the columns of every reader.
 
-    `row` is -1 for a picture in a file of its own, else `column` is the column or key that holds it; `label` and
-    `group` are None where the data tell none. `split` is empty where the data name none, and with `deal_anew`; it is
-    None for rows of a split that the recipe's `splits` doesn't name. Rows are in sorted order, so that a seeded
-    shuffle gives the same splits on every file system. `attrs["not_read"]` counts by kind the files below a source
-    that no row comes from.
+    `answer` is the label and `group` the patient or slide, None where the data tell none; `split` is the data's own
+    word, or the published split that the recipe names. `row` of a picture is -1 in a file of its own, else `column` is
+    the column or key that holds it. Rows are in sorted order, so that a seeded shuffle gives the same splits on every
+    file system. `attrs["not_read"]` counts by kind the files below a source that no row comes from.
 
     Raises:
         FileNotFoundError: The source, or a picture that its manifest names, isn't there.
         HubAccessError: A data set on the Hub can't be had.
         ValueError: The source holds no patch, or lacks a column that the recipe names.
     """
-    patches, base = (_read_streamed if config.streaming else _read_on_disk)(config, data_dir)
-    patches.attrs.setdefault("not_read", {})
+    patches, base = (_read_streamed if config.streaming else _read_on_disk)(source, config)
+    not_read = patches.attrs.get("not_read", {})
     if isinstance(config.splits, str):
         patches["split"] = _published_splits(patches, config)
-    elif deal_anew:
-        patches["split"] = ""
-    else:
-        patches["split"] = map_splits(patches["split"], config)
     places = _name_places(patches["path"].tolist(), base)
     if config.label_by:
         if (patches["row"] >= 0).any():
@@ -91,12 +86,20 @@ def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = Fa
         f"{config.name}/{place}" + (f"#{row}" if row >= 0 else "")
         for place, row in zip(_find_places(patches["path"], base), patches["row"], strict=True)
     ]
-    return patches
+    rows = patches[["split", "group", "id"]].assign(
+        images=[[place] for place in patches[["path", "row", "column"]].to_dict("records")],
+        task="classification",
+        ask=[{}] * len(patches),
+        answer=patches["label"],
+        inverted=False,
+    )
+    rows.attrs = {"not_read": not_read}
+    return rows
 
 
-def _read_on_disk(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, str]:
+def _read_on_disk(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, str]:
     """Return the patches as the reader of their layout lists them, and the folder that their ids start at."""
-    source = _find_source(config, data_dir)
+    source = _find_source(source, config)
     if source.is_file():
         return _read_file(source, config), str(source.parent)
     patches, tables = _read_folder(source, config)
@@ -155,14 +158,14 @@ def _read_listed(folder: Path, config: DatasetConfig) -> tuple[list[pd.DataFrame
     return None
 
 
-def _read_streamed(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, str]:
+def _read_streamed(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, str]:
     """Return the patches in the parquet files of a data set on the Hub, and the address that their ids start at.
 
     Labels, splits and groups are read, and of the pictures nothing yet.
     """
-    if Path(data_dir, config.source).exists():
+    if source.exists():
         raise ValueError(
-            f"data set {config.name!r}: {Path(data_dir, config.source)} lies on this disk, expected a data set on the "
+            f"data set {config.name!r}: {source} lies on this disk, expected a data set on the "
             "Hub to stream; remove streaming"
         )
     addresses = list_parquet(config.source)
@@ -178,9 +181,9 @@ def _read_streamed(config: DatasetConfig, data_dir: str) -> tuple[pd.DataFrame, 
     return pd.concat(tables, ignore_index=True), addresses[0].rpartition("/")[0]
 
 
-def _find_source(config: DatasetConfig, data_dir: str) -> Path:
+def _find_source(source: Path, config: DatasetConfig) -> Path:
     """Return the source on disk; one that isn't there and reads as a Hub id has its parquet files downloaded."""
-    source = Path(find_as_spelled(str(Path(data_dir, config.source))))
+    source = Path(find_as_spelled(str(source)))
     if source.exists():
         return source
     try:

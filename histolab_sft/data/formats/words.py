@@ -142,23 +142,25 @@ def suggest_block(words: list[str], config: DatasetConfig) -> str:
 
 
 def leave_out(patches: pd.DataFrame, config: DatasetConfig, unlabelled: str) -> tuple[pd.DataFrame, list[dict]]:
-    """Return the patches that have a label and a split, and the counts of those left out.
+    """Return the rows of a split that `splits` doesn't pass over, and counts of the others.
+
+    Where rows have options to choose from, those without a label aren't among them either.
 
     Args:
-        unlabelled (`str`): `stop`, or `drop` to leave patches without a label out.
+        unlabelled (`str`): `stop`, or `drop` to leave rows without a label out.
 
     Returns:
-        The patches, and for each kind that is left out `dataset, split, label, key, reason, rows` as in `audit.json`.
+        The rows, and for each kind that is left out `dataset, split, label, key, reason, rows` as in `audit.json`.
 
     Raises:
-        ValueError: Patches have no label, and `unlabelled` is `stop`, or none has one.
+        ValueError: Rows have no label, and `unlabelled` is `stop`, or none has one.
     """
     passed_over, entries = patches["split"].isna(), []
     if passed_over.any():
         entries.append({"key": "splits", "reason": "of a split that `splits` doesn't name", "split": None})
         entries[0]["rows"] = int(passed_over.sum())
     patches = patches[~passed_over]
-    blank = patches["label"].isna()
+    blank = patches["label"].isna() & (config.options is not None)
     counts = patches.loc[blank, "split"].value_counts()
     counts = {split: int(counts[split]) for split in ("", *SPLITS) if split in counts}
     told = ", ".join(say_count(count, "row") + f" of {split}" * bool(split) for split, count in counts.items())

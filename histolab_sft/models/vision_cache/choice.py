@@ -116,14 +116,13 @@ def list_pictures(looks: Sequence[tuple[Dataset, int]]) -> tuple[Pictures, float
     """Return the distinct pictures of audited rows, unopened, and how often each is looked at on average.
 
     Args:
-        looks (`list` of `(rows, times)`): Rows have `image` and `pixel_sha256`, or `images` and a list of hashes.
+        looks (`list` of `(rows, times)`): Rows have `images` and `pixel_sha256`.
     """
     pictures, total = {}, 0
     for rows, times in looks:
-        column = "images" if "images" in rows.column_names else "image"
-        images = rows.select_columns([column])
+        images = rows.select_columns(["images"])
         for row, keys in enumerate(rows.with_format(None)["pixel_sha256"]):
-            for place, key in enumerate(keys if column == "images" else [keys]):
+            for place, key in enumerate(keys):
                 pictures.setdefault(key, partial(_open, images, row, place))
                 total += times
     return pictures, total / max(1, len(pictures))
@@ -164,5 +163,4 @@ def cache_worthwhile(
 
 
 def _open(images: Dataset, row: int, place: int) -> Image.Image:
-    opened = images[row]
-    return opened["images"][place] if "images" in opened else opened["image"]
+    return images[row]["images"][place]

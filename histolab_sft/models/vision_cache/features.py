@@ -283,12 +283,10 @@ class CachedPicture(Image.Image):
 
 
 def read_pictures(rows: Dataset, processor: ProcessorMixin) -> Sequence:
-    """Return each row's picture, or its list of pictures: by name where the processor is a cache's, else to open."""
-    column = "images" if "images" in rows.column_names else "image"
+    """Return each row's list of pictures: by name where the processor is a cache's, else to open."""
     if not isinstance(processor.image_processor, _FeatureReader):
-        return rows[column]
-    keys = rows.with_format(None)["pixel_sha256"]
-    return [list(map(CachedPicture, key)) if column == "images" else CachedPicture(key) for key in keys]
+        return rows["images"]
+    return [list(map(CachedPicture, keys)) for keys in rows.with_format(None)["pixel_sha256"]]
 
 
 def name_pictures(rows: Dataset) -> Dataset:
@@ -298,8 +296,6 @@ def name_pictures(rows: Dataset) -> Dataset:
 
 def _name_pictures(batch: dict) -> dict:
     keys = batch.pop("pixel_sha256")
-    if "image" in batch:
-        batch["image"] = list(map(CachedPicture, keys))
     if "images" in batch:
         batch["images"] = [list(map(CachedPicture, row)) for row in keys]
     return batch

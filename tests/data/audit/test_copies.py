@@ -154,7 +154,7 @@ def test_pictures_of_one_even_colour_and_refused_ones_tie_nothing(tmp_path):
     for number in range(5):
         (tmp_path / "pcam/Normal" / f"broken{number}.png").write_bytes(b"broken")
     patches, audit, _ = audit_recipe(arguments(tmp_path, refused_images="quarantine"), tmp_path / "out")
-    white = patches["path"].str.extract(r"(\d+)\.png")[0].astype(int) >= 40
+    white = patches["id"].str.extract(r"(\d+)\.png")[0].astype(int) >= 40
     assert patches.loc[white, "split"].nunique() == 3 and {entry["rows"] for entry in audit["dropped"]} >= {1}
 
 

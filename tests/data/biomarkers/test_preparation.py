@@ -17,8 +17,8 @@ from histolab_sft.config.arguments import HistoArguments, read_recipe
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.audit.audit import format_audit
-from histolab_sft.data.formats import READER_KEYS, READERS
-from histolab_sft.data.rows import load_audited_patches, select_dataset
+from histolab_sft.data.formats import FORMATS
+from histolab_sft.data.rows import load_audited_patches, select_datasets
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_split_protocol_seed_deals_out_all_patches_anew(leaky):
 
 def test_rows_of_one_data_set_can_be_selected(leaky):
     patches = prepare(leaky, leaks="drop")
-    assert len(select_dataset(patches["test"], "pcam")) == 12 and len(select_dataset(patches["test"], "other")) == 0
+    assert len(select_datasets(patches["test"], "pcam")) == 12 and len(select_datasets(patches["test"], "other")) == 0
 
 
 def test_every_key_of_every_recipe_is_read_or_passed_on_to_trl():
@@ -101,10 +101,10 @@ def test_every_key_of_every_recipe_is_read_or_passed_on_to_trl():
         if path.name not in ("arguments.py", "recipe_checks.py"):
             nodes = ast.walk(ast.parse(path.read_text()))
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    for name, keys in READER_KEYS.items():
+    for name, form in FORMATS.items():
         # Handed over by name: a reader that didn't take one would raise a TypeError.
-        assert keys <= set(inspect.signature(READERS[name]).parameters)
-        read |= keys
+        assert form.keys <= set(inspect.signature(form.read).parameters), name
+        read |= form.keys
     ours = {entry.name for entry in (*dataclasses.fields(HistoArguments), *dataclasses.fields(DatasetConfig))}
     assert ours <= read, f"keys without an effect: {sorted(ours - read)}"
     trl = {entry.name for kind in (SFTConfig, ModelConfig) for entry in dataclasses.fields(kind)}

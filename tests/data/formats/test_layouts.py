@@ -13,8 +13,8 @@ import pytest
 from layout_cases import CASES, CLASSES, SHARED_CASES, Case, build, encode, recipe
 
 from histolab_sft.data.audit.audit import format_audit
-from histolab_sft.data.formats.sources import load_source
-from histolab_sft.data.pictures.decoding import open_patch
+from histolab_sft.data.data_sets import load_source
+from histolab_sft.data.pictures.decoding import open_stored
 from histolab_sft.data.rows import audit_recipe, load_patches
 from histolab_sft.errors import MISTAKE, plain_errors
 
@@ -44,10 +44,12 @@ def test_a_layout_is_read_whole_or_stops_the_run_with_the_reason(tmp_path, monke
     assert patches["id"].is_unique
     assert patches.attrs["not_read"] == case.unread
     for row in patches.iloc[:: max(len(patches) - 1, 1)].itertuples():
-        assert open_patch(row.path, row.row, row.column).size == (8, 8)
+        assert open_stored(row.images[0]).size == (8, 8)
     if not case.source:
         there = sum(path.is_file() for path in folder.rglob("*"))
-        assert patches["path"].nunique() + case.tables + sum(case.unread.values()) == there
+        assert (
+            len({images[0]["path"] for images in patches["images"]}) + case.tables + sum(case.unread.values()) == there
+        )
 
 
 def test_links_are_followed_once_round(tmp_path):

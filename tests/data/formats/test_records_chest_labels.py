@@ -11,11 +11,11 @@ from labelled_chest_fixture import write_chestxray14, write_chexpert, write_mimi
 from PIL import Image
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.data.data_sets import list_rows
 from histolab_sft.data.formats.chest_labels import OBSERVATIONS
 from histolab_sft.data.formats.chestxray14 import LABELS
 from histolab_sft.data.formats.mimic_cxr import read_sections
 from histolab_sft.data.formats.rows import COLUMNS
-from histolab_sft.data.questions import list_questions
 from histolab_sft.data.rows import list_patches
 from histolab_sft.tasks import boxes, multilabel, report
 
@@ -25,7 +25,7 @@ BOTH = ["findings", "impression"]
 
 def read_questions(source, format, **keys):
     """The rows of a data set, as a recipe brings them."""
-    return list_questions((given := parse(source, format, **keys)).datasets[0], given)
+    return list_rows((given := parse(source, format, **keys)).datasets[0], given)
 
 
 def parse(source, format, **keys):
@@ -77,7 +77,7 @@ def test_rows_have_the_columns_pictures_and_patients_of_every_format(write, form
     table = read(**keys)
     assert set(COLUMNS) - {"inverted"} <= set(table.columns)
     assert table["group"].notna().all() and table["group"].nunique() == len(table)
-    assert all(Path(path).is_file() for paths in table["images"] for path in paths)
+    assert all(Path(image["path"]).is_file() for images in table["images"] for image in images)
 
 
 # Irvin et al. 2019: U-Ignore masks the label, U-Zeros and U-Ones map it to absent and present.
@@ -147,7 +147,7 @@ def test_views_choose_the_pictures_of_a_study_frontal_ones_first(write, tmp_path
     assert [paths[0] for paths in both["images"]] == [paths[0] for paths in frontal["images"]]
     assert {len(paths) for paths in frontal["images"]} == {1}
     if format == "chexpert":
-        assert all(paths[0].endswith("view2_frontal.jpg") for paths in both["images"])
+        assert all(paths[0]["path"].endswith("view2_frontal.jpg") for paths in both["images"])
         rewrite(tmp_path / "train.csv", 3, "view2_frontal", "view2_lateral")
         (tmp_path / "train/patient00001/study1/view2_frontal.jpg").rename(
             tmp_path / "train/patient00001/study1/view2_lateral.jpg"

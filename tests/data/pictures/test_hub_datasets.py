@@ -16,7 +16,7 @@ from PIL import Image
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
-from histolab_sft.data.formats.sources import load_source
+from histolab_sft.data.data_sets import load_source
 from histolab_sft.data.pictures import containers
 from histolab_sft.data.pictures.decoding import hash_pixels
 from histolab_sft.data.rows import audit_recipe, load_audited_patches, load_patches
@@ -93,7 +93,9 @@ def test_a_downloaded_and_a_streamed_data_set_give_the_same_rows_and_pixels(serv
     for split, count in ROWS.items():
         assert len(rows[True][split]) == count
         assert rows[True][split]["group"] == rows[False][split]["group"]
-        pictures = [[hash_pixels(image) for image in rows[streaming][split]["image"]] for streaming in (True, False)]
+        pictures = [
+            [[hash_pixels(image)] for [image] in rows[streaming][split]["images"]] for streaming in (True, False)
+        ]
         assert pictures[0] == pictures[1] == rows[True][split]["pixel_sha256"]
     assert fingerprint_data(rows[True]) == fingerprint_data(rows[False])
 
@@ -117,13 +119,13 @@ def test_listing_a_streamed_data_set_fetches_none_of_its_pictures(server):
 def test_a_streamed_patch_brings_its_row_group_and_no_more(server):
     rows = load_patches(arguments(True))["train"]
     before = server.served[FILES["train"]]
-    assert rows[25]["image"].size == (64, 64)
+    assert rows[25]["images"][0].size == (64, 64)
     first = server.served[FILES["train"]] - before
     group = len(server.datasets[REPO][FILES["train"]]) / (ROWS["train"] / GROUP_ROWS)
     assert 0.9 * group < first < 1.1 * group + 70_000  # the file's end is read when it is opened
-    rows[range(20, 30)]["image"]
+    rows[range(20, 30)]["images"]
     assert server.served[FILES["train"]] - before == first
-    rows[5]["image"]
+    rows[5]["images"]
     assert 0.9 * group < server.served[FILES["train"]] - before - first < 1.1 * group
 
 
@@ -140,7 +142,7 @@ def test_row_groups_are_kept_up_to_a_bound_and_nothing_is_on_disk(server, tmp_pa
     monkeypatch.setattr(containers, "ROW_GROUP_CACHE_BYTES", 200_000)  # one group, and not two
     patches = load_audited_patches(arguments(True), tmp_path / "out")
     for row in (0, 15, 25, 35):
-        patches["train"][row]["image"]
+        patches["train"][row]["images"]
         assert len(containers._row_groups) == 1
     assert not (tmp_path / "hub").exists() or count_bytes(tmp_path / "hub") == 0
     assert count_bytes(tmp_path) < 400_000  # hashes and thumbnails of the audit
@@ -150,7 +152,7 @@ def test_row_groups_are_kept_up_to_a_bound_and_nothing_is_on_disk(server, tmp_pa
 def test_a_passing_fault_in_the_middle_of_streaming_is_overcome(server, fault):
     rows = load_patches(arguments(True))["train"]
     server.fail("resolve", fault, times=2)
-    assert rows[25]["image"].size == (64, 64)
+    assert rows[25]["images"][0].size == (64, 64)
     assert len(server.pauses) == 2
 
 

@@ -10,7 +10,7 @@ from conftest import PCAM_CLASSES, write_class_folders
 from tiny_models import build_llava, load_tiny
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
-from histolab_sft.data.rows import load_audited_patches, select_dataset
+from histolab_sft.data.rows import load_audited_patches, select_datasets
 from histolab_sft.evaluation import linear_probe, predictions
 from histolab_sft.models.vision_cache.choice import attached_cache, list_pictures, prepare_vision_cache
 from histolab_sft.models.vision_cache.features import image_key, open_vision_cache
@@ -35,7 +35,7 @@ def patches(histo_args, tmp_path):
 
 def test_the_audit_names_a_picture_as_the_cache_does(patches):
     hashes = patches["train"].with_format(None)["pixel_sha256"]
-    assert list(hashes) == [image_key(image) for image in patches["train"]["image"]]
+    assert list(hashes) == [[image_key(image)] for [image] in patches["train"]["images"]]
 
 
 def test_pictures_are_counted_once_and_opened_by_nobody(patches):
@@ -76,13 +76,14 @@ def test_predictions_and_probe_features_are_the_same_and_found_under_the_same_na
     histo_args, patches, tiny, tmp_path, monkeypatch
 ):
     model, processor = tiny
-    config, rows = histo_args.datasets[0], select_dataset(patches["test"], "pcam")
+    config, rows = histo_args.datasets[0], select_datasets(patches["test"], "pcam")
     weights = predictions.hash_weights(model)
 
     def score(folder, processor):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
-        table = predictions.predict(rows, model, processor, weights, config, histo_args, len(rows))
-        features = linear_probe.encode_pictures(rows, model, processor, weights, len(rows))
+        system = predictions.System("baseline", model, processor, weights, histo_args, len(rows))
+        table = predictions.predict(rows, system, config)
+        features = linear_probe.encode_pictures(rows, system)
         names = {path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob("*") if path.is_file()}
         return table, features, names
 

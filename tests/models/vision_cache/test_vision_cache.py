@@ -83,7 +83,7 @@ def test_loss_and_every_gradient_are_those_of_pixels_to_the_last_bit(tmp_path, a
     loss, gradients = compute_gradients(trainer)
     towers = []
     trainer.model.get_encoder(modality="image").register_forward_hook(lambda *_: towers.append(1))
-    patches = name_patches(trainer.train_dataset["image"])
+    patches = name_patches([image for [image] in trainer.train_dataset["images"]])
     cache = build_vision_cache(trainer.model, processor, patches, tmp_path / "cache", batch_size=4)
     assert cache.pooled == (adapter != "frozen_projector") and len(towers) == 2
     trainer.data_collator.processor = cache.processor(processor)
