@@ -45,6 +45,12 @@ def replacing(path: str | Path, synced: bool = False) -> Iterator[Path]:
         sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole, in place of one that is there."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Bring the bytes of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ from histolab_sft.provenance import (
     record_run,
     write_json,
 )
-from histolab_sft.publishing.carbon import estimate_carbon
+from histolab_sft.publishing.card import estimate_carbon
 
 TOKEN = "hf_" + "Abc123" * 6
 RECIPE = {"learning_rate": 0.01, "datasets": [{"name": "pcam"}]}

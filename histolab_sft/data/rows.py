@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
 from histolab_sft.data.audit.audit import audit_patches, explain_refusal, format_audit, write_audit
-from histolab_sft.data.audit.copies import join_intake, leaking_rows, list_copies, tie_patches
-from histolab_sft.data.audit.related import find_kin
+from histolab_sft.data.audit.copies import find_leaking_rows, join_inspected, list_copies, tie_patches
+from histolab_sft.data.audit.related import find_related
 from histolab_sft.data.data_sets import finish_rows, list_rows
 from histolab_sft.data.pictures.decoding import open_stored
 from histolab_sft.data.pictures.inspection import check_images
@@ -87,19 +87,19 @@ def audit_recipe(
     intake = _look_at(pictures)
     hashes = iter(intake["pixel_sha256"])
     patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
-    near, siblings = find_kin(pictures, intake, histo_args.find_siblings)
+    near, siblings = find_related(pictures, intake, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
     if deal is not None:
         patches = deal(patches, intake)
     pictures, dropped = _list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
-        verdicts = join_intake(pictures, intake, ("path", "row"))["verdict"]
+        verdicts = join_inspected(pictures, intake, ("path", "row"))["verdict"]
         refused = pictures.index[verdicts == "refused"].unique()
         reasons = pd.Series("refused picture", index=refused)
         patches, dropped = _drop(patches, reasons, "refused_images: quarantine", dropped)
         pictures = pictures.loc[patches.index]
     if histo_args.leaks == "drop":
-        leaks = leaking_rows(pictures, intake, near)
+        leaks = find_leaking_rows(pictures, intake, near)
         reasons = leaks.set_axis(pictures.index[leaks.index]).groupby(level=0).first()
         patches, dropped = _drop(patches, reasons, "leaks: drop", dropped)
         pictures = pictures.loc[patches.index]
@@ -128,7 +128,7 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     if is_dealt(patches):
         pictures = _list_pictures(patches)
         intake = _look_at(pictures)
-        near, _ = find_kin(pictures, intake, histo_args.find_siblings)
+        near, _ = find_related(pictures, intake, histo_args.find_siblings)
         ties = tie_patches(pictures, intake, near)
     return _complete(patches, ties, histo_args).reset_index(drop=True)
 

@@ -1,8 +1,8 @@
-"""Painted patches in HistoLab's folder layouts: three data sets made by code in seconds, offline.
+"""Paint patches in HistoLab's folder layouts: three data sets made by code in seconds, offline.
 
 The classes differ in texture (size, shape and order of nuclei, fibres, holes), hardly in colour: the amounts of stain
 are drawn the same way for every class, and every slide has its own hue, strength and brightness. The pictures hold no
-biology. They prove that a pipeline learns and measures, and say nothing about patients.
+biology. Scores on them show that the pipeline works, and say nothing about patients.
 
 A file is named `{class}-S{slide}-{number}`, such as `ADI-S07-0003.tif`. A slide holds patches of several classes, so
 rows have to be split and intervals clustered by slide: `group_by: "-(S\\d+)-"`.
@@ -110,7 +110,7 @@ def write_colour_only_patches(
 ) -> Path:
     """Paint one data set of two classes, `Blue` and `Red`, alike in texture and apart in tint alone.
 
-    A check that warns of colour shortcuts must fire on it. Arguments, return value and errors as in
+    A check for colour shortcuts must warn of it. Arguments, return value and errors as in
     `write_synthetic_patches`; the files are `Blue/Blue-S03-0001.png` and so on.
     """
     arguments = {"kind": "colour_only", "patches_per_class": patches_per_class, "seed": seed, "size": size}
@@ -118,7 +118,7 @@ def write_colour_only_patches(
 
 
 def _write_once(folder: Path, arguments: dict, patches: Iterable[tuple[Path, np.ndarray]]) -> Path:
-    """Save the patches beside the folder, then move them there, so that a folder that exists is complete."""
+    """Save the patches in a temporary folder and rename it, so that a folder that exists is complete."""
     wanted = arguments | {"version": VERSION}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

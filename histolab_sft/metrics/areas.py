@@ -1,4 +1,4 @@
-"""How far two areas agree: Dice and IoU, of what boxes cover and of what outlines hold."""
+"""Dice and IoU of areas: those that boxes cover, and those inside outlines."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,6 +32,11 @@ def divide_areas(rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         "dice": np.divide(2 * both, total, out=np.zeros_like(total), where=total > 0),
         "iou": np.divide(both, total - both, out=np.zeros_like(total), where=total > 0),
     }
+
+
+def average_areas(scores: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Return the mean of each score, None where no patch has it."""
+    return {name: float(values.mean()) if len(values) else None for name, values in scores.items()}
 
 
 def fold_label(thing) -> str | None:

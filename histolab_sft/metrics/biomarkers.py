@@ -1,10 +1,11 @@
-"""Scores of JSON answers, field by field, beside what a constant answer would score."""
+"""Scores of JSON answers, field by field, with those of a constant answer for comparison."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from histolab_sft.metrics.classification import UNPARSED, compute_classification
+from histolab_sft.metrics.pairs import check_pairs
 from histolab_sft.metrics.quantity import compute_quantity
 
 UNKNOWN = "unknown"
@@ -33,11 +34,7 @@ def compute_biomarkers(
     Raises:
         ValueError: Different numbers of patients, none, or a true value that its field doesn't have.
     """
-    if len(gold) != len(predicted) or len(gold) == 0:
-        raise ValueError(
-            f"{len(gold)} true records and {len(predicted)} answers, expected as many of both and at least one; keep "
-            "an answer without JSON as None"
-        )
+    check_pairs(gold, predicted, "true records", "an answer without JSON")
     names = [field["name"] for field in fields]
     read = [answer or {} for answer in predicted]
     table = {}
@@ -45,7 +42,7 @@ def compute_biomarkers(
         name = field["name"]
         known = find_known(gold, name)
         truth, answers = [gold[row][name] for row in known], [read[row].get(name) for row in known]
-        seen = [record[name] for record in train if _is_known(record.get(name))]
+        seen = [truth[name] for truth in train if _is_known(truth.get(name))]
         if not truth or not seen:
             reason = f"{len(truth)} test and {len(seen)} training patients have a known {name}; scoring needs both"
             table[name] = {"n": len(truth), "reason": reason}
@@ -106,9 +103,9 @@ def compute_number(gold: list[float], predicted: list, train: list[float]) -> di
     return {"n": len(gold), "unknown_rate": float(np.mean([value == UNKNOWN for value in predicted])), **results}
 
 
-def find_known(records: Sequence[Mapping], name: str) -> list[int]:
-    """Return the positions of the records in which the field `name` has a truth."""
-    return [row for row, record in enumerate(records) if _is_known(record.get(name))]
+def find_known(gold: Sequence[Mapping], name: str) -> list[int]:
+    """Return the positions of the patients whose field `name` has a known value."""
+    return [row for row, truth in enumerate(gold) if _is_known(truth.get(name))]
 
 
 def _is_known(value: object) -> bool:

@@ -1,11 +1,12 @@
-"""Scores of boxes: greedy one-to-one matching by overlap, counted over all patches of a data set (micro); areas."""
+"""Scores of boxes: F1 over all patches of a data set, with boxes matched one to one by overlap, and area scores."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from histolab_sft.metrics.areas import compare_areas, divide_areas, fold_label
+from histolab_sft.metrics.areas import average_areas, compare_areas, divide_areas, fold_label
+from histolab_sft.metrics.pairs import check_pairs
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MAIN_THRESHOLD = 0.5
@@ -44,11 +45,7 @@ def compute_boxes(
     Raises:
         ValueError: Different numbers of patches, or none.
     """
-    if len(gold) != len(predicted) or not gold:
-        raise ValueError(
-            f"{len(gold)} patches with true boxes and {len(predicted)} answers, expected as many of both and at least "
-            "one; keep an answer that can't be read as None"
-        )
+    check_pairs(gold, predicted, "patches with true boxes", "an answer that can't be read")
     sums = {t: count_matches(gold, predicted, t, label_aware).sum(axis=0) for t in THRESHOLDS}
     matched, missed, wrong = (int(count) for count in sums[MAIN_THRESHOLD])
     by_threshold = {str(t): f1_from_counts(counts) for t, counts in sums.items()}
@@ -58,10 +55,7 @@ def compute_boxes(
         "box_f1": by_threshold[str(MAIN_THRESHOLD)],
         "box_precision": matched / (matched + wrong) if matched + wrong else None,
         "box_recall": matched / (matched + missed) if matched + missed else None,
-        **{
-            name: float(values.mean()) if len(values) else None
-            for name, values in score_areas(gold, predicted, label_aware).items()
-        },
+        **average_areas(score_areas(gold, predicted, label_aware)),
         "mean_box_f1": None if no_boxes else float(np.mean(list(by_threshold.values()))),
         "box_f1_by_threshold": by_threshold,
         "empty_accuracy": float(np.mean([answer is not None and not answer for answer in negatives]))

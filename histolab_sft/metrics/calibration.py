@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: Brier score, log-likelihood, calibration error, temperature, abstention."""
+"""Scores of probabilities: Brier score, log-likelihood, calibration error; temperature, prior and abstention."""
 
 import logging
 
@@ -129,7 +129,7 @@ def fit_temperature(log_likelihoods: np.ndarray, label_index: np.ndarray) -> dic
 
 
 def fit_log_prior(log_likelihoods: np.ndarray, label_index: np.ndarray) -> np.ndarray:
-    """Return what a system gives each answer whatever the picture shows: shape (classes,), logarithms of a prior.
+    """Return the system's prior over the answers, whatever the picture shows: its logarithms, shape (classes,).
 
     Subtracted from the log-likelihoods, it leaves a mean probability of one divided by the number of classes for each
     of them, over pictures weighted so that each true class counts once (prior matching, Liusie et al. 2023, arXiv

@@ -1,7 +1,7 @@
-"""CIDEr-D (Vedantam et al. 2015, CVPR, section 7): how far two texts share the n-grams that few other texts have.
+"""CIDEr-D (Vedantam et al. 2015, CVPR, section 7): how many n-grams two texts share, rare ones weighted more.
 
-The library that is cited for it, pycocoevalcap, was last published in 2020 and brings a hundred megabytes of Java
-programs that this score has no use for; the tests hold this file against its values.
+The usual library, pycocoevalcap, was last published in 2020 and brings a hundred megabytes of Java programs that this
+score doesn't need. The tests compare this file with its values.
 """
 
 import math

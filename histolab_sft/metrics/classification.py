@@ -1,4 +1,4 @@
-"""Scores of one class per patch, by scikit-learn's definitions; an answer that names no class is a wrong answer."""
+"""Scores of one class per patch, by scikit-learn's definitions; an answer that names no class is wrong."""
 
 import numpy as np
 from sklearn.metrics import (
@@ -107,12 +107,8 @@ def compute_ranking(gold: np.ndarray, probabilities: np.ndarray) -> dict:
     present = np.unique(gold)
     if len(present) < 2:
         reason = f"all {len(gold)} patches are of one class; a ranking needs patches of two"
-        return {
-            "auroc": None,
-            "auroc_reason": reason,
-            "average_precision": None,
-            "average_precision_reason": reason,
-        }
+        keys = ("auroc", "auroc_reason", "average_precision", "average_precision_reason")
+        return {key: reason if key.endswith("reason") else None for key in keys}
     ranked = [1] if probabilities.shape[1] == 2 else present
     return {
         "auroc": float(np.mean([roc_auc_score(gold == k, probabilities[:, k]) for k in ranked])),

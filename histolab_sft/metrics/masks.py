@@ -1,4 +1,4 @@
-"""Scores of masks: how far the areas inside of true and answered outlines agree, pixel by pixel."""
+"""Scores of masks: how far the areas inside true and answered outlines agree, in pixels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from histolab_sft.metrics.areas import compare_areas, divide_areas
+from histolab_sft.metrics.areas import average_areas, compare_areas, divide_areas
 
 SIDE = 1024  # pixels; of a larger picture both masks are compared on a grid with this longest side
 
@@ -48,7 +48,7 @@ def compute_masks(
         )
     scores = score_masks(gold, predicted, sizes, label_aware)
     negatives = [answer for truth, answer in zip(gold, predicted, strict=True) if not truth]
-    results = {name: float(values.mean()) if len(values) else None for name, values in scores.items()}
+    results = average_areas(scores)
     results["empty_accuracy"] = float(np.mean([answer == [] for answer in negatives])) if negatives else None
     results["unparsed_rate"] = float(np.mean([answer is None for answer in predicted]))
     if len(negatives) == len(gold):

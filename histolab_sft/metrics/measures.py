@@ -198,11 +198,11 @@ def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _rank(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean rank of each row in each draw, shape (rows, draws), as if a row stood there weight times."""
-    _, places = np.unique(values, return_inverse=True)
-    sums = np.zeros((places.max() + 1, weights.shape[1]))
-    np.add.at(sums, places, weights)
-    return (np.cumsum(sums, axis=0) - sums / 2)[places]
+    """Return the mean rank of each row in each draw, shape (rows, draws), as if each row occurred `weight` times."""
+    _, codes = np.unique(values, return_inverse=True)
+    sums = np.zeros((codes.max() + 1, weights.shape[1]))
+    np.add.at(sums, codes, weights)
+    return (np.cumsum(sums, axis=0) - sums / 2)[codes]
 
 
 def _correlate(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from histolab_sft.metrics.pairs import check_pairs
+
 
 def compute_multilabel(gold: Sequence[Iterable[str]], predicted: Sequence[Iterable[str] | None]) -> dict:
     """Return the scores of one system on one data set, ready for JSON. Case doesn't count.
@@ -22,11 +24,7 @@ def compute_multilabel(gold: Sequence[Iterable[str]], predicted: Sequence[Iterab
     Raises:
         ValueError: Different numbers of patches, or none.
     """
-    if len(gold) != len(predicted) or len(gold) == 0:
-        raise ValueError(
-            f"{len(gold)} true label sets and {len(predicted)} answers, expected as many of both and at least one; "
-            "keep an unparsed answer as None"
-        )
+    check_pairs(gold, predicted, "true label sets", "an unparsed answer")
     truths = [_fold(labels) for labels in gold]
     answers = [None if labels is None else _fold(labels) for labels in predicted]
     pairs = list(zip(truths, answers, strict=True))

@@ -1,9 +1,11 @@
-"""Scores of numbers. An answer without a number isn't dropped: it counts as the training median, and is counted."""
+"""Scores of numbers. An answer without a number counts as the training median; the share of such answers is told."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
+
+from histolab_sft.metrics.pairs import check_pairs
 
 MIN_FOR_CORRELATION = 3
 
@@ -25,11 +27,7 @@ def compute_quantity(gold: Sequence[float], predicted: Sequence[float | None], t
     Raises:
         ValueError: Different lengths, no patches, or a number that isn't finite.
     """
-    if len(gold) != len(predicted) or len(gold) == 0:
-        raise ValueError(
-            f"{len(gold)} true numbers and {len(predicted)} answers, expected as many of both and at least one; keep "
-            "an answer without a number as None"
-        )
+    check_pairs(gold, predicted, "true numbers", "an answer without a number")
     unparsed = np.array([value is None for value in predicted])
     gold = np.array(gold, dtype=float)
     answers = np.array([train_median if value is None else value for value in predicted], dtype=float)

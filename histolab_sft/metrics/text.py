@@ -1,4 +1,4 @@
-"""Scores of free text against one reference each. No judge model runs here, so nothing here is called GREEN.
+"""Scores of free text against one reference each, by words alone: no model judges the answers.
 
 Words are runs of letters and digits in lower case, in any script that separates words by blanks.
 """
@@ -13,6 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
 from histolab_sft.metrics.cider import compute_cider_d
+from histolab_sft.metrics.pairs import check_pairs
 
 ORDER = 4
 
@@ -49,11 +50,7 @@ def compute_text(references: Sequence[str], predictions: Sequence[str | None]) -
     Raises:
         ValueError: Different numbers of texts, none, or an empty reference.
     """
-    if len(references) != len(predictions) or len(references) == 0:
-        raise ValueError(
-            f"{len(references)} references and {len(predictions)} answers, expected as many of both and at least one; "
-            "keep an unparsed answer as None"
-        )
+    check_pairs(references, predictions, "references", "an unparsed answer")
     empty = [row for row, reference in enumerate(references) if not WORDS.tokenize(reference)]
     if empty:
         raise ValueError(f"row {empty[0]}: reference {references[empty[0]]!r} has no word; leave the row out")

@@ -1,8 +1,8 @@
 """The scores of `classification` for many weightings of the same patches at once, as a bootstrap needs them.
 
-Weights have shape (patches, draws): how often a patch stands in a draw. With the draws along the fast axis every sum
-below is a matrix product or a running sum over whole rows, which makes 1,000 draws on 33,000 patches a matter of
-seconds. A draw may lack a class: means over classes are then over those present in the draw, as they are in the whole.
+Weights have shape (patches, draws): how often a patch occurs in a draw. Every sum below is a matrix product or a
+running sum over whole rows, so that 1,000 draws of 33,000 patches take seconds. Where a draw lacks a class, means over
+classes are over those that it has.
 """
 
 from collections.abc import Callable

@@ -1,34 +1,26 @@
-"""The model card: every score from `results.json`, everything else from the recipe and the records of the run."""
+"""Write the model card: every score from `results.json`, the rest from the recipe, `run.json` and `audit.json`."""
 
+from datetime import datetime
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from trl import SFTConfig
 
-from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.arguments import DTYPES, HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.audit.audit import describe_dropped
 from histolab_sft.data.public.benchmarks import BENCHMARKS, Benchmark
 from histolab_sft.embedded import synthetic
 from histolab_sft.models.load import EMBEDDED
-from histolab_sft.publishing.carbon import estimate_carbon
-from histolab_sft.publishing.push_gate import walk
-from histolab_sft.publishing.score_tables import (
-    SYSTEMS,
-    format_classes,
-    format_floors,
-    format_scores,
-    format_table,
-    is_score,
-)
+from histolab_sft.publishing.push_gate import SYSTEMS, walk
 from histolab_sft.tasks import choose_limit, classification
 
 FLOOR_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
-FLOOR_COLUMNS = 4  # of a record's scores, the one to look at first among them
+FLOOR_COLUMNS = 4  # with a format: the headline score and the next ones
 
-# Terms of the families of base models: what the Hub's metadata call them, where they stand, what they demand.
+# Family of base models -> its licence's name in the Hub's metadata, link, and notice.
 TERMS = {
     "google/medgemma": (
         "health-ai-developer-foundations",
@@ -54,8 +46,23 @@ TESTS = {
     "group_p": "p with whole patients or slides swapped at random",
 }
 PROTOCOLS = {"official": "the one published with the data", "seed": "drawn at random by the recipe"}
-DTYPES = ("bfloat16", "float16", "float32")
-RUN_RECORDS = ("start", "end", "exit_reason", "hardware", "versions", "data_fingerprint", "git_commit")
+RUN_KEYS = ("start", "end", "exit_reason", "hardware", "versions", "data_fingerprint", "git_commit")
+
+# Board power in watts by NVIDIA's data sheets, under the names that torch.cuda.get_device_name gives.
+BOARD_POWER = {
+    "Tesla T4": 70,
+    "NVIDIA L4": 72,
+    "Tesla V100-SXM2-16GB": 300,
+    "NVIDIA A100-SXM4-40GB": 400,
+    "NVIDIA A100-SXM4-80GB": 400,
+    "NVIDIA A100 80GB PCIe": 300,
+    "NVIDIA H100 80GB HBM3": 700,
+    "NVIDIA H100 PCIe": 350,
+    "NVIDIA H200": 700,
+    "NVIDIA GeForce RTX 3090": 350,
+    "NVIDIA GeForce RTX 4090": 450,
+}
+WORLD_AVERAGE = 0.475  # kg CO2 a kWh: IEA, Global Energy & CO2 Status Report 2019
 
 
 def format_card(
@@ -87,7 +94,7 @@ def format_card(
     """
     scores = results["datasets"]
     datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
-    records = any(config.format is not None for config in histo_args.datasets)
+    with_format = any(config.format is not None for config in histo_args.datasets)
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
     quantised = {
         "in_8bit": model_args.load_in_8bit,
@@ -110,7 +117,7 @@ def format_card(
         verdict=results["verdict"],
         overall=format_scores(results["overall"]) if len(datasets) > 1 and results.get("overall") else "",
         figures=[figure for figure in figures if figure not in shown],
-        target=None if records else classification.format_target("..."),
+        target=None if with_format else classification.format_target("..."),
         findings=[
             f"{finding['check'].replace('_', ' ')} ({finding['level']}): {finding['count']}"
             for finding in audit.get("findings", [])
@@ -251,7 +258,7 @@ def _build_metadata(results: dict, repo_id: str, model_args: ModelConfig, merged
 def _list_settings(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> list[list]:
     bits = "4-bit " + model_args.bnb_4bit_quant_type if model_args.load_in_4bit else ""
     bits = bits or ("8-bit" if model_args.load_in_8bit else model_args.dtype)
-    asked = [
+    resolution = [
         [name, value]
         for name, value in (
             ("side of a picture, pixels", model_args.image_side),
@@ -261,7 +268,7 @@ def _list_settings(histo_args: HistoArguments, training_args: SFTConfig, model_a
     ]
     return [
         ["weights of the base model", bits],
-        *asked,
+        *resolution,
         ["LoRA rank, alpha, dropout", f"{model_args.lora_r}, {model_args.lora_alpha}, {model_args.lora_dropout}"],
         ["LoRA layers", f"{model_args.lora_target_modules} in {histo_args.lora_scope.replace('_', ' ')}"],
         ["learning rate", training_args.learning_rate],
@@ -273,5 +280,84 @@ def _list_settings(histo_args: HistoArguments, training_args: SFTConfig, model_a
 
 
 def _list_origin(provenance: dict, run: dict) -> list[list]:
-    records = provenance | {key: run[key] for key in RUN_RECORDS if key in run}
-    return [[place.replace("_", " "), value] for place, value in walk(records) if value is not None]
+    recorded = provenance | {key: run[key] for key in RUN_KEYS if key in run}
+    return [[name.replace("_", " "), value] for name, value in walk(recorded) if value is not None]
+
+
+def estimate_carbon(run: dict) -> str:
+    """Return a sentence with energy and carbon of the training run, or with what is missing for one.
+
+    Energy is hours times devices times board power, carbon is energy times the world's average grid (Lacoste et al.
+    2019, arXiv 1910.09700, without their correction for the data centre).
+
+    Args:
+        run (`dict`): `run.json`; needed are `start` and `end` in ISO 8601, and `hardware` with `device` (the name that
+            torch gives) and `count`.
+    """
+    hardware = run.get("hardware")
+    if not isinstance(hardware, dict) or not {"device", "count"} <= set(hardware) or not {"start", "end"} <= set(run):
+        return "Carbon: not estimated, the run recorded no hardware or no time."
+    device, count = hardware["device"], hardware["count"]
+    if device not in BOARD_POWER:
+        return f"Carbon: not estimated, the power of the device ({device}) isn't known."
+    hours = (datetime.fromisoformat(run["end"]) - datetime.fromisoformat(run["start"])).total_seconds() / 3600
+    energy = hours * count * BOARD_POWER[device] / 1000
+    return (
+        f"Carbon of training: about {energy * WORLD_AVERAGE:.2f} kg CO2, from {hours:.2f} h x {count} x "
+        f"{BOARD_POWER[device]} W (board power, {device}) = {energy:.2f} kWh, x {WORLD_AVERAGE} kg a kWh "
+        "(world average, IEA 2019). Method: Lacoste et al. 2019 (arXiv 1910.09700). Host, cooling and other runs "
+        "aren't counted."
+    )
+
+
+def format_scores(entry: dict) -> str:
+    """Return a table with one line a metric: baseline, finetuned, and their difference where it is there."""
+    systems = [*SYSTEMS, *(["difference"] if "difference" in entry else [])]
+    metrics = [name for name, score in entry["finetuned"].items() if is_score(score)]
+    rows = [[name, *(format_score(entry[system].get(name)) for system in systems)] for name in metrics]
+    return format_table(["metric", *systems], rows)
+
+
+def format_score(score: dict | None) -> str:
+    """Return a score as `0.812 [0.790, 0.833]`: no brackets without an interval, a dash without a value."""
+    if score is None or score["value"] is None:
+        return "–"
+    interval = score.get("ci95")
+    return f"{score['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def is_score(score) -> bool:
+    """Whether an entry of `results.json` is a score: `{"value"}`, with or without `ci95`."""
+    return isinstance(score, dict) and "value" in score
+
+
+def format_floors(floors: dict, finetuned: dict, metrics: list[str]) -> str:
+    """Return a table with one line a floor, and the fine-tuned model as the last."""
+    lines = [*floors.items(), ("**finetuned**", finetuned)]
+    rows = [[name, *(_format_value(scores.get(metric)) for metric in metrics)] for name, scores in lines]
+    return format_table(["", *metrics], rows)
+
+
+def format_classes(per_class: dict) -> str:
+    """Return a table with one line a class, empty if there is no class."""
+    columns = [column for column in next(iter(per_class.values()), {}) if not column.endswith("_ci95")]
+    rows = [[name, *(_format_class(scores, column) for column in columns)] for name, scores in per_class.items()]
+    return format_table(["class", *columns], rows) if rows else ""
+
+
+def _format_class(scores: dict, column: str) -> str:
+    if f"{column}_ci95" in scores:
+        return format_score({"value": scores[column], "ci95": scores[f"{column}_ci95"]})
+    return _format_value(scores[column])
+
+
+def _format_value(value) -> str:
+    if is_score(value) or value is None:
+        return format_score(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def format_table(header: list[str], rows: list[list]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

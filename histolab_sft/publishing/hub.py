@@ -1,4 +1,4 @@
-"""Publish an adapter: a clean folder made from an allow-list, checked, then one commit to the Hub."""
+"""Publish an adapter: write a folder of allowed files, check it, and upload it in one commit to the Hub."""
 
 import json
 import logging
@@ -96,7 +96,8 @@ def collect_evidence(histo_args: HistoArguments, training_args: SFTConfig, model
     """
     output_dir = Path(training_args.output_dir)
     results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])
-    run, audit = (_read_optional(output_dir / name) for name in ("run.json", "audit.json"))
+    files = (output_dir / "run.json", output_dir / "audit.json")
+    run, audit = (read_json(path) if path.is_file() else {} for path in files)
     values = vars(histo_args) | vars(training_args) | vars(model_args)
     check_fingerprints(run, results)
     check_recipe(run.get("recipe", {}), values, "run.json")
@@ -167,7 +168,7 @@ def push_folder(folder: Path, repo_id: str | None, private: bool = True, api: Hf
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         before = api.repo_info(repo_id)
-        # The Hub ignores the wish for privacy when the repository exists.
+        # The Hub ignores `private` when the repository exists.
         if private and not before.private:
             raise PublishError(
                 f"{repo_id} is public, expected private; change that in its settings, or set hub_private_repo: false"
@@ -204,10 +205,6 @@ def _copy_figures(source: Path, target: Path) -> list[str]:
         bare.save(target / path.name, optimize=True)
         names.append(path.name)
     return names
-
-
-def _read_optional(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
 
 
 def _explain(error: Exception, repo_id: str) -> str:

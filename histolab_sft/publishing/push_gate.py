@@ -1,4 +1,4 @@
-"""What must hold before anything leaves the machine: a fresh evaluation of this adapter, finite numbers, no leak."""
+"""Check before an upload: an evaluation of this adapter, finite numbers, no secret and no identifier of a person."""
 
 import getpass
 import json
@@ -23,12 +23,9 @@ TEXT_SUFFIXES = {".json", ".md"}
 SYSTEMS = ("baseline", "finetuned")
 
 # Keys that the card describes and that read the same in a YAML file and after parsing.
-DESCRIBED = (
-    *("model_name_or_path", "model_revision", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha"),
-    *("prompt_style", "seed"),
-)
+DESCRIBED = ("model_name_or_path model_revision load_in_4bit load_in_8bit lora_r lora_alpha prompt_style seed").split()
 
-# Names of accounts that say nothing about a person, and that would be found in any text.
+# Account names that identify nobody, and that occur in many texts.
 SHARED_ACCOUNTS = {"root", "user", "admin", "ubuntu", "debian", "guest", "test", "runner", "jovyan", "docker", "app"}
 
 LEAKS = {
@@ -81,9 +78,9 @@ def check_evaluation(output_dir: Path, dataset_names: list[str]) -> dict:
         missing = [system for system in SYSTEMS if not entry.get(system)]
         if missing:
             raise PublishError(f"{path} lacks the scores of {missing} on {name}, expected {list(SYSTEMS)}; {again}")
-    for place, value in walk(results):
+    for name, value in walk(results):
         if isinstance(value, float) and not math.isfinite(value):
-            raise PublishError(f"{place} in {path} is {value}, expected a finite number; {again}")
+            raise PublishError(f"{name} in {path} is {value}, expected a finite number; {again}")
     return results
 
 
@@ -102,19 +99,19 @@ def check_fingerprints(run: dict, results: dict) -> None:
         )
 
 
-def check_recipe(recorded: dict, values: dict, place: str) -> None:
+def check_recipe(recorded: dict, values: dict, source: str) -> None:
     """Raise `PublishError` if the card would describe another recipe than the one that ran.
 
     Args:
         recorded: The recipe's own keys as they ran, from `run.json` or `results.json`; empty if there is no record.
         values: What each key has now, defaults included.
-        place: Name of the record, for the message.
+        source: Name of that file, for the message.
     """
     changed = [key for key in DESCRIBED if key in recorded and recorded[key] != values[key]]
     if changed:
-        found, expected = ({key: source[key] for key in changed} for source in (values, recorded))
+        found, expected = ({key: keys[key] for key in changed} for keys in (values, recorded))
         raise PublishError(
-            f"the recipe has {found}, expected {expected} as in {place}; correct the recipe, or run again"
+            f"the recipe has {found}, expected {expected} as in {source}; correct the recipe, or run again"
         )
 
 
@@ -232,16 +229,17 @@ def find_leaks(text: str, repo_id: str = "") -> list[str]:
     ]
 
 
-def walk(value, place: str = "") -> Iterator[tuple[str, object]]:
-    """Yield `(place, leaf)` for every leaf of nested dictionaries and lists, places as in `datasets.crc.n`."""
+def walk(value, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield `(name, leaf)` for every leaf of nested dictionaries and lists, with names such as `datasets.crc.n`."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from walk(item, f"{place}.{key}" if place else str(key))
+            yield from walk(item, f"{name}.{key}" if name else str(key))
     else:
-        yield place, value
+        yield name, value
 
 
 def read_json(path: Path) -> dict:
+    """Return the object in a JSON file; raise `PublishError` if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -11,7 +11,7 @@ from PIL import Image
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.picture import choose_rendering, format_rendering, read_steps, read_window
 from histolab_sft.data.audit.audit import audit_patches
-from histolab_sft.data.audit.copies import find_near_copies, leaking_rows
+from histolab_sft.data.audit.copies import find_leaking_rows, find_near_copies
 from histolab_sft.data.data_sets import list_rows
 from histolab_sft.data.pictures.containers import ImageRefused
 from histolab_sft.data.pictures.decoding import hash_pixels, open_patch
@@ -149,7 +149,7 @@ def test_one_file_shown_in_two_ways_is_one_picture_to_the_audit(tmp_path):
     near = find_near_copies(intake)
     audit = audit_patches(rows, intake, near)
     assert "copies_across_splits" in {finding["check"] for finding in audit["findings"]}
-    assert leaking_rows(rows, intake, near).to_dict() == {0: "equal pixels"}
+    assert find_leaking_rows(rows, intake, near).to_dict() == {0: "equal pixels"}
 
 
 def test_padchest_is_windowed_by_itself_and_its_negatives_are_turned(tmp_path):

@@ -14,8 +14,7 @@ from published_run import DATASETS, REPO, write_evaluation, write_run
 
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.data.public.benchmarks import BACH, CRC
-from histolab_sft.publishing.carbon import estimate_carbon
-from histolab_sft.publishing.card import UNQUANTISED, format_card
+from histolab_sft.publishing.card import UNQUANTISED, estimate_carbon, format_card
 from histolab_sft.publishing.hub import build_publish_folder
 from histolab_sft.publishing.push_gate import PublishError, walk
 from histolab_sft.tasks import classification

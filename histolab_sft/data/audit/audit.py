@@ -1,7 +1,7 @@
-"""Audit the splits before training: copies and groups that stand on both sides, empty classes, cheap shortcuts.
+"""Audit the splits before training: copies and groups in more than one split, empty classes, shortcuts.
 
-A refusal is what makes a score on a held-out split meaningless, or training impossible. A warning is what a reader of
-the score has to know, or what can't be told apart with certainty from an honest data set.
+A refusal is a finding that makes a score on a held-out split meaningless, or training impossible. A warning is one
+that a reader of the score has to know, or that may also be found in a sound data set.
 """
 
 import json
@@ -14,10 +14,9 @@ import pandas as pd
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS
 from histolab_sft.data.audit import audit_checks
-from histolab_sft.data.audit.copies import join_intake
+from histolab_sft.data.audit.copies import join_inspected
 from histolab_sft.data.audit.related import describe_siblings
 from histolab_sft.data.formats.listing import format_kinds
-from histolab_sft.data.pictures.containers import name_patch
 from histolab_sft.errors import say_count
 from histolab_sft.files import unfinished_folder
 
@@ -27,7 +26,7 @@ AUDIT_NAME, COPIES_NAME = "audit.json", "copies.parquet"
 
 def audit_patches(
     rows: pd.DataFrame,
-    intake: pd.DataFrame,
+    inspected: pd.DataFrame,
     near: pd.DataFrame,
     class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
@@ -37,8 +36,8 @@ def audit_patches(
         rows: One row a patch: `path`, `row`, `label` (class name; null for tasks without classes), `dataset`, `cohort`
             (within which `group` names the same slide or patient; null if unknown), `split` (train, validation or
             test); `rendering` where there is one.
-        intake: What `check_images` says of the same patches, in any order.
-        near: What `find_kin` says of them.
+        inspected: What `check_images` returns for these patches, in any order.
+        near: What `find_related` returns for them.
         class_names: The classes that each data set should have, to notice those without any patch.
 
     Returns:
@@ -47,9 +46,9 @@ def audit_patches(
         `level` (refusal or warning), `count`, `message` and at most 50 `examples`, each a list of patches.
 
     Raises:
-        ValueError: A column is missing, a split is unknown, or `intake` lacks a patch.
+        ValueError: A column is missing, a split is unknown, or `inspected` lacks a patch.
     """
-    table = _join(rows, intake)
+    table = _join(rows, inspected)
     usable = table[table["verdict"] != "refused"]
     findings = [
         *audit_checks.check_verdicts(table),
@@ -60,7 +59,7 @@ def audit_patches(
         *audit_checks.check_shortcuts(usable),
     ]
     images = {
-        dataset: {place: _count_properties(patches, place) for place in ("split", "label")}
+        dataset: {column: _count_properties(patches, column) for column in ("split", "label")}
         for dataset, patches in usable.groupby("dataset")
     }
     counts = {dataset: _count_classes(patches) for dataset, patches in table.groupby("dataset")}
@@ -75,9 +74,11 @@ def audit_patches(
     }
 
 
-def explain_refusal(audit: dict, intake: pd.DataFrame, histo_args: HistoArguments, folder: str | Path) -> str | None:
+def explain_refusal(
+    audit: dict, inspected: pd.DataFrame, histo_args: HistoArguments, folder: str | Path
+) -> str | None:
     """Return why training and scoring are refused on these data, and what to do; None if they aren't."""
-    refused = intake.loc[intake["verdict"] == "refused"]
+    refused = inspected.loc[inspected["verdict"] == "refused"]
     if len(refused) and histo_args.refused_images == "stop":
         listed = "\n".join(f"  {row.path}: {row.reason}" for row in refused.itertuples())
         return (
@@ -93,7 +94,7 @@ def explain_refusal(audit: dict, intake: pd.DataFrame, histo_args: HistoArgument
 
 
 def write_audit(audit: dict, copies: pd.DataFrame, folder: str | Path) -> None:
-    """Write `audit.json`, with sorted keys, and `copies.parquet` (`list_copies`), which names what the first counts.
+    """Write `audit.json`, with sorted keys, and `copies.parquet`, the copies that it counts (`list_copies`).
 
     Each is written in one step: a reader never sees half of it.
     """
@@ -133,9 +134,9 @@ def describe_dropped(audit: dict, dataset: str | None = None) -> list[str]:
             for counts, kind in zip(sums, (entry["label"] or audit_checks.NO_CLASS, entry["reason"]), strict=True):
                 counts[kind] = counts.get(kind, 0) + entry["rows"]
         classes, reasons = (", ".join(f"{kind} {count}" for kind, count in counts.items()) for counts in sums)
-        place = f"{name}'s {split} split" if split else name
+        where = f"{name}'s {split} split" if split else name
         total = say_count(sum(entry["rows"] for entry in part), "row")
-        lines.append(f"{key} left out {total} of {place} ({classes}; {reasons})")
+        lines.append(f"{key} left out {total} of {where} ({classes}; {reasons})")
     return lines
 
 
@@ -148,13 +149,12 @@ def describe_unread(audit: dict, dataset: str | None = None) -> list[str]:
     ]
 
 
-def _join(rows: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
+def _join(rows: pd.DataFrame, inspected: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(rows["split"]) - set(SPLITS)) if "split" in rows.columns else []
     if unknown:
         raise ValueError(f"rows have splits {unknown}; expected {SPLITS}")
-    table = join_intake(rows, intake, ROW_COLUMNS)
+    table = join_inspected(rows, inspected, ROW_COLUMNS)
     table["size"] = table["width"].astype("string").str.cat(table["height"].astype("string"), sep=" x ")
-    table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]
     return table
 
 
@@ -164,10 +164,10 @@ def _count_classes(patches: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {split: labels[patches["split"] == split].value_counts().sort_index().to_dict() for split in present}
 
 
-def _count_properties(patches: pd.DataFrame, place: str) -> dict[str, dict[str, dict[str, int]]]:
-    """Return the ten commonest formats, sizes and modes for each value of a column."""
+def _count_properties(patches: pd.DataFrame, by: str) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the ten commonest formats, sizes and modes for each value of the column `by`."""
     columns = {"formats": "format", "sizes": "size", "modes": "mode"}
     return {
         name: {title: part[column].value_counts().head(10).to_dict() for title, column in columns.items()}
-        for name, part in patches.groupby(place)
+        for name, part in patches.groupby(by)
     }

@@ -1,6 +1,6 @@
-"""The checks of the audit: each takes the joined table of patches and gives findings, worst first.
+"""The checks of the audit: each takes a table of patches and returns findings, worst first.
 
-The table has one row a patch, with the columns of `rows` and of the intake table, and `patch`, its name, and `size`.
+The table has one row a patch: the columns of its row, those of `check_images`, its name `patch` and its `size`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2_contingency
 
-from histolab_sft.data.audit.copies import NEAR, place_pairs
+from histolab_sft.data.audit.copies import NEAR, locate_pairs
 from histolab_sft.data.pictures.decoding import UNWINDOWED
 
 MAX_EXAMPLES = 50
@@ -34,11 +34,12 @@ def check_verdicts(table: pd.DataFrame) -> list[dict]:
     steps = _list_counts(converted["conversions"])
     where = _list_counts(empty["dataset"] + " " + empty["label"].fillna(NO_CLASS))
     return [
-        # A refusal, as training without them would change the data set, and the classes' shares, in silence.
+        # A refusal: training without them would silently change the data set and the shares of the classes.
         *_find("refused_images", "refusal", f"pictures can't be used ({reasons}); mend or remove them", refused),
         *_find("converted_images", "warning", f"pictures aren't stored as 8-bit RGB ({steps})", converted),
         *_find(
-            *("dark_16_bit_images", "warning"),
+            "dark_16_bit_images",
+            "warning",
             "16-bit pictures use a sixteenth of their range and come out nearly black; set the data set's "
             "intensity_window, or scale them",
             dark,
@@ -60,7 +61,7 @@ def check_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
     across, within, disputed = copies[splits > 1], copies[splits == 1], copies[labels > 1]
     same_file = across[across.duplicated(["pixel_sha256", "file_sha256"], keep=False)]["pixel_sha256"].nunique()
     disputed_across = copies[(labels > 1) & (splits > 1)]["pixel_sha256"].nunique()
-    first, second = place_pairs(table, near)
+    first, second = locate_pairs(table, near)
     differ = (first["dataset"] == second["dataset"]) & (first["label"].fillna("") != second["label"].fillna(""))
     first, second = first[differ], second[differ]
     near_across = (first["split"] != second["split"]).sum()
@@ -70,22 +71,28 @@ def check_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
     return [
         # A refusal: the model would be scored on pictures that it was trained or chosen on.
         *_find(
-            *("copies_across_splits", "refusal"),
+            "copies_across_splits",
+            "refusal",
             f"pictures stand in more than one split ({same_file} of them as equal files, others with equal pixels), "
             "expected none; drop the copies outside the evaluation splits",
-            *(across, "pixel_sha256"),
+            across,
+            "pixel_sha256",
         ),
-        # Warnings: a copy inside one split weighs double, and one with two labels is wrong once, but no score lies.
+        # Warnings: a copy inside one split counts twice, and one with two labels is wrong once, but scores stay valid.
         *_note(
-            *("conflicting_labels", "warning", disputed["pixel_sha256"].nunique() + len(first)),
+            "conflicting_labels",
+            "warning",
+            disputed["pixel_sha256"].nunique() + len(first),
             f"pictures or near copies carry more than one label ({disputed_across + near_across} of them across "
             f"splits, {len(first)} as near copies); correct or drop them",
             examples[:MAX_EXAMPLES],
         ),
         *_find(
-            *("copies_within_split", "warning"),
+            "copies_within_split",
+            "warning",
             f"pictures are repeated inside one split ({surplus} surplus copies); each copy weighs once more",
-            *(within, "pixel_sha256"),
+            within,
+            "pixel_sha256",
         ),
         *_find("blank_copies", "warning", "pictures of one even colour equal another; they show no tissue", blank),
     ]
@@ -93,7 +100,7 @@ def check_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
 
 def check_near_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
     """Pictures that show the same after compression, scaling, turning by right angles or mirroring, and siblings."""
-    first, second = place_pairs(table, near)
+    first, second = locate_pairs(table, near)
     # Warnings: two empty fields can look alike, and which of two near copies to keep is for a person to judge.
     findings = []
     crossing, near_copy = first["split"] != second["split"], first["kind"] == NEAR
@@ -116,7 +123,7 @@ def check_near_copies(table: pd.DataFrame, near: pd.DataFrame) -> list[dict]:
 
 
 def check_groups(table: pd.DataFrame) -> list[dict]:
-    """Slides or patients that stand on both sides of a split."""
+    """Slides or patients with patches in more than one split."""
     known, unknown = table[table["group"].notna()], table[table["group"].isna()]
     # One patch of each split stands for the group.
     ends = known.drop_duplicates(["cohort", "group", "split"])
@@ -124,12 +131,15 @@ def check_groups(table: pd.DataFrame) -> list[dict]:
     return [
         # A refusal: patches of one slide share stain, scanner and patient, which a model learns instead of the tissue.
         *_find(
-            *("groups_across_splits", "refusal"),
+            "groups_across_splits",
+            "refusal",
             "slides or patients have patches in more than one split, expected none; let group_by decide the splits",
-            *(ends, ["cohort", "group"]),
+            ends,
+            ["cohort", "group"],
         ),
         *_find(
-            *("no_group", "warning"),
+            "no_group",
+            "warning",
             f"patches have no known slide or patient ({_list_counts(unknown['dataset'])}): each counts as one of its "
             "own, and leaks through them can't be seen; set group_by if the data tell",
             unknown,
@@ -148,8 +158,8 @@ def check_classes(table: pd.DataFrame, class_names: Mapping[str, Sequence[str]])
     for dataset, patches in table.groupby("dataset"):
         counts = pd.crosstab(patches["label"], patches["split"])
         counts = counts.reindex(counts.index.union(list(class_names.get(dataset, []))), fill_value=0)
-        # A class that is scored but never learnt spoils the score; one that is learnt but never scored is only unseen.
-        # A data set without any train split is there to be scored alone.
+        # A class that is scored but not learnt lowers the score; one that is learnt but not scored does no harm.
+        # A data set without any train split is only scored.
         if "train" in counts:
             lost = counts.index[counts["train"] == 0].tolist()
             message = f"classes of {dataset} have no patch in train: {lost}; correct class_names or the splits"

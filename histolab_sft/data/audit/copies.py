@@ -1,4 +1,4 @@
-"""Which patches belong together: one patient or slide, one picture, or pictures that show the same."""
+"""Find which patches belong together: of one patient or slide, with equal pixels, or of the same tissue."""
 
 from collections.abc import Sequence
 
@@ -16,37 +16,38 @@ EQUAL, NEAR, SIBLING = "equal pixels", "near copy", "sibling"
 GROUP = "same patient or slide"
 
 
-def join_intake(rows: pd.DataFrame, intake: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return `columns` of the rows with what the intake table says of their pictures, in the rows' order.
+def join_inspected(rows: pd.DataFrame, inspected: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return `columns` of the rows, the name `patch` of each and what was found of its picture, in the rows' order.
 
     Raises:
-        ValueError: `rows` lack a column, or `intake` lacks a picture.
+        ValueError: `rows` lack a column, or `inspected` lacks a picture.
     """
     missing = [column for column in columns if column not in rows.columns]
     if missing:
         raise ValueError(f"rows lack {missing}; expected {list(columns)}")
-    rows, intake = (
+    rows, inspected = (
         table.reindex(columns=[*dict.fromkeys((*names, *PICTURE))], fill_value="")
-        for table, names in ((rows, columns), (intake, intake.columns))
+        for table, names in ((rows, columns), (inspected, inspected.columns))
     )
-    table = rows.merge(_name_once(intake).drop_duplicates(PICTURE), on=PICTURE, how="left")
+    table = rows.merge(_unify_hashes(inspected).drop_duplicates(PICTURE), on=PICTURE, how="left")
     if table["verdict"].isna().any():
         gone = table.loc[table["verdict"].isna(), "path"]
-        raise ValueError(f"{len(gone)} patches such as {gone.iloc[0]} aren't in the intake table; check them first")
+        raise ValueError(f"{len(gone)} patches such as {gone.iloc[0]} haven't been inspected; check them first")
+    table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]
     return table
 
 
-def find_near_copies(intake: pd.DataFrame) -> pd.DataFrame:
-    """Return pairs of pictures that show the same after compression, scaling, turning by right angles or mirroring.
+def find_near_copies(inspected: pd.DataFrame) -> pd.DataFrame:
+    """Return pairs of pictures that are the same but for compression, scale, rotation by right angles or mirroring.
 
     Args:
-        intake: What `check_images` says of the pictures.
+        inspected: What `check_images` says of the pictures.
 
     Returns:
-        One row a pair, the likest first: `first` and `second` (`pixel_sha256`, which differ), `likeness`
+        One row a pair, the most alike first: `first` and `second` (`pixel_sha256`, which differ), `likeness`
         (correlation) and `kind` (near copy).
     """
-    usable = _name_once(intake[intake["verdict"] != "refused"]).drop_duplicates("pixel_sha256")
+    usable = _unify_hashes(inspected[inspected["verdict"] != "refused"]).drop_duplicates("pixel_sha256")
     thumbnails = np.frombuffer(b"".join(usable["thumbnail"]), np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     pairs, correlations = find_near_duplicates(thumbnails)
     pixels = usable["pixel_sha256"].to_numpy(object)
@@ -54,22 +55,22 @@ def find_near_copies(intake: pd.DataFrame) -> pd.DataFrame:
     return near.assign(kind=NEAR).sort_values("likeness", ascending=False, kind="stable", ignore_index=True)
 
 
-def tie_patches(pictures: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
-    """Return for each patch the number of the set that must not be divided between splits.
+def tie_patches(pictures: pd.DataFrame, inspected: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
+    """Return for each patch the number of its set, all patches of which must be in one split.
 
     Patches are in one set if they share patient, picture or file, or are a near pair, or a chain of such ties links
-    them. Pictures of one even colour tie nothing: they are equal without being the same tissue.
+    them. Pictures of one even colour tie no patches: they are equal without being the same tissue.
 
     Args:
         pictures: One row a picture: `path`, `row`, `rendering` where there is one, `cohort`, `group`. Rows with one
             index value are the pictures of one question.
-        intake: What `check_images` says of them.
-        near: From `find_kin`.
+        inspected: What `check_images` says of them.
+        near: From `find_related`.
 
     Returns:
         Numbers under the distinct values of the index of `pictures`.
     """
-    table = join_intake(pictures, intake, ("path", "row", "cohort", "group"))
+    table = join_inspected(pictures, inspected, ("path", "row", "cohort", "group"))
     patches, numbers = np.unique(pictures.index, return_inverse=True)
     shown = table["pixel_sha256"].where(table["contrast"] > 0)
     files = table["path"] + "\n" + table["row"].astype(str)
@@ -91,24 +92,24 @@ def tie_patches(pictures: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame
 
 
 def name_groups(table: pd.DataFrame) -> pd.Series:
-    """Return the patient or slide of each row with its cohort, missing where it isn't known."""
+    """Return the patient or slide of each row together with its cohort, missing where it isn't known."""
     return table["cohort"].astype(str).str.cat(table["group"].astype("string"), sep="\n")
 
 
-def leaking_rows(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
+def find_leaking_rows(rows: pd.DataFrame, inspected: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
     """Return the positions of rows to drop so that no picture, near copy or group crosses splits, and why each.
 
-    Evaluation splits stay whole: what is also in test leaves train and validation, then what is also in the rest of
-    validation leaves train.
+    The later split stays whole: rows of train and validation that are tied to test go first, then rows of train that
+    are tied to what is left of validation.
 
     Args:
-        rows, intake: As for `audit_patches`.
-        near: From `find_kin`.
+        rows, inspected: As for `audit_patches`.
+        near: From `find_related`.
 
     Returns:
         Position -> reason (`equal pixels`, `near copy`, `sibling`, `same patient or slide`), in the rows' order.
     """
-    table = join_intake(rows, intake, ("path", "row", "cohort", "group", "split"))
+    table = join_inspected(rows, inspected, ("path", "row", "cohort", "group", "split"))
     rank = table["split"].map(SPLITS.index)
     pixels = table["pixel_sha256"].where(table["contrast"] > 0)
     ends = {"first": "second", "second": "first"}
@@ -126,39 +127,38 @@ def leaking_rows(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) -
     return reasons.dropna()
 
 
-def place_pairs(table: pd.DataFrame, near: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the two patches of each near pair, row by row, once for every two splits in which they stand.
+def locate_pairs(table: pd.DataFrame, near: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return two tables, the first and the second patch of each near pair, for every combination of their splits.
 
     Args:
-        table: Rows of `join_intake`; the first in each split stands for those with the same pixels.
+        table: Rows of `join_inspected`; of rows with equal pixels the first in each split is taken.
     """
-    stands = table.drop_duplicates(["pixel_sha256", "split"])
-    stands = pd.Series(stands.index, index=stands["pixel_sha256"]).rename_axis("pixels").rename("at").reset_index()
-    pairs = near.merge(stands, left_on="first", right_on="pixels").merge(stands, left_on="second", right_on="pixels")
+    firsts = table.drop_duplicates(["pixel_sha256", "split"])
+    firsts = pd.Series(firsts.index, index=firsts["pixel_sha256"]).rename_axis("pixels").rename("at").reset_index()
+    pairs = near.merge(firsts, left_on="first", right_on="pixels").merge(firsts, left_on="second", right_on="pixels")
     return tuple(
         table.loc[pairs[at]].reset_index(drop=True).assign(kind=pairs["kind"], likeness=pairs["likeness"])
         for at in ("at_x", "at_y")
     )
 
 
-def list_copies(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) -> pd.DataFrame:
+def list_copies(rows: pd.DataFrame, inspected: pd.DataFrame, near: pd.DataFrame) -> pd.DataFrame:
     """Return every set of pictures with equal pixels and every near pair, one row a patch in it.
 
     Args:
-        rows, intake: As for `audit_patches`.
-        near: From `find_kin`.
+        rows, inspected: As for `audit_patches`.
+        near: From `find_related`.
 
     Returns:
         `set` (number), `kind` (equal pixels, near copy, sibling), `patch`, `dataset`, `split`, `label` and `likeness`
         (of a pair; null for equal pixels).
     """
-    table = join_intake(rows, intake, ("path", "row", "label", "dataset", "split"))
-    table["patch"] = [name_patch(path, row) for path, row in zip(table["path"], table["row"], strict=True)]
+    table = join_inspected(rows, inspected, ("path", "row", "label", "dataset", "split"))
     shown = ["patch", "dataset", "split", "label"]
     equal = table[table.duplicated("pixel_sha256", keep=False) & (table["contrast"] > 0)]
     numbers = equal.groupby("pixel_sha256", sort=False).ngroup()
     sets = [equal[shown].assign(set=numbers, kind=EQUAL, likeness=np.nan)]
-    first, second = place_pairs(table, near)
+    first, second = locate_pairs(table, near)
     start = numbers.max() + 1 if len(equal) else 0
     for side in (first, second):
         sets.append(side[[*shown, "kind", "likeness"]].assign(set=side.index + start))
@@ -166,6 +166,6 @@ def list_copies(rows: pd.DataFrame, intake: pd.DataFrame, near: pd.DataFrame) ->
     return listed[["set", "kind", *shown, "likeness"]]
 
 
-def _name_once(intake: pd.DataFrame) -> pd.DataFrame:
-    """Give one file one `pixel_sha256`: two data sets may show it in different ways, and it is one picture still."""
-    return intake.assign(pixel_sha256=intake.groupby("file_sha256")["pixel_sha256"].transform("first"))
+def _unify_hashes(inspected: pd.DataFrame) -> pd.DataFrame:
+    """Give equal files one `pixel_sha256`, also where two data sets have different windows or steps for them."""
+    return inspected.assign(pixel_sha256=inspected.groupby("file_sha256")["pixel_sha256"].transform("first"))

@@ -4,12 +4,12 @@ import numpy as np
 from scipy.fft import dctn
 
 THUMBNAIL_SIDE = 16
-# Correlation of two thumbnails from which on they show the same picture. Different patches of PatchCamelyon stay below
+# Least correlation of two thumbnails of the same picture. Different patches of PatchCamelyon stay below
 # it (nearest: empty glass with a scrap of tissue in the same corner); copies by JPEG or by scaling stay well above.
 SAME_PICTURE = 0.985
-# Grey levels. Below this a thumbnail is all but uniform, its correlation with another is one of noise.
+# Grey levels. Below this a thumbnail is nearly uniform, and its correlation with another is that of noise.
 MIN_STRUCTURE = 3.0
-# Frequencies kept for the first look, of 16: more cost time, fewer let more pairs through to the second look.
+# Frequencies of 16 that the first comparison uses: more cost time, fewer leave more pairs to the second one.
 LOW = 8
 BLOCK, CANDIDATES = 256, 4096
 

@@ -1,6 +1,6 @@
 """Find patches cut from one picture: turned by any angle, mirrored, scaled a little and cropped.
 
-That is how augmented sets are made, and comparing eight rotations and mirror images doesn't find them. Each patch is
+Augmented sets are made so, and comparing the eight rotations and mirror images doesn't find them. Each patch is
 described by local features (SIFT: D. Lowe, IJCV 60 (2004) 91-110). Patches that share rare features are candidates.
 Two of them are siblings if turning, scaling, shifting and mirroring lays one upon the other so that their features
 meet and they look alike where they overlap.
@@ -55,15 +55,15 @@ class Features(NamedTuple):
 
 
 def find_siblings(
-    references: Sequence[Mapping], strangers: np.ndarray, folder: str | Path, workers: int | None = None
+    references: Sequence[Mapping], identities: np.ndarray, folder: str | Path, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the pairs of siblings among N patches, and which pairs of different patches pass for siblings.
 
     Args:
         references: Where each patch lies, as for `open_stored`.
-        strangers: (N,) numbers that differ only if two patches are known to be different, such as patients; -1 if
-            nothing is known. Of such pairs the likest is put to the same test, for at most 2,000 patches.
-        folder: Where 35 kB a patch can be kept meanwhile.
+        identities: (N,) numbers, such as of patients: patches with two different ones are known to be different; -1
+            if unknown. Each patch's most alike pair of this kind passes the same test, for at most 2,000 patches.
+        folder: For temporary files of 35 kB a patch.
         workers: Processes; by default one per available core.
 
     Returns:
@@ -73,7 +73,7 @@ def find_siblings(
     jobs = (workers or joblib.cpu_count()) if len(references) >= PATCHES_WORTH_PROCESSES else 1
     with unfinished_folder(folder) as unfinished, joblib.Parallel(n_jobs=jobs, batch_size=1) as pool:
         features = describe_patches(references, unfinished, pool)
-        pairs, controls = rank_candidates(features, strangers)
+        pairs, controls = rank_candidates(features, identities)
         controls = controls[np.random.default_rng(0).permutation(len(controls))[:CONTROLS]]
         alike = check_pairs(features, np.concatenate([pairs, controls]), pool)
     alike, passed = alike[: len(pairs)], alike[len(pairs) :] > 0
@@ -104,8 +104,8 @@ def describe_patches(references: Sequence[Mapping], folder: Path, pool: joblib.P
     return features
 
 
-def rank_candidates(features: Features, strangers: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs (P, 2) of patches that share rare words, and for each patch the likest known to be different."""
+def rank_candidates(features: Features, identities: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs (P, 2) of patches that share rare words, and each patch's most alike pair known to be different."""
     words = assign_words(features, seed)
     rows, columns = np.nonzero(words >= 0)
     names, columns = np.unique(words[rows, columns], return_inverse=True)
@@ -128,7 +128,7 @@ def rank_candidates(features: Features, strangers: np.ndarray, seed: int = 0) ->
             many = np.flatnonzero((shared.data[span] >= SHARED) & (others != at))
             best = others[many[np.argsort(-values[many], kind="stable")[:RANKED]]]
             pairs.append(np.stack([np.full(len(best), at), best], axis=1))
-            known = (strangers[others] >= 0) & (strangers[others] != strangers[at]) & (strangers[at] >= 0)
+            known = (identities[others] >= 0) & (identities[others] != identities[at]) & (identities[at] >= 0)
             if known.any():
                 controls.append(np.array([[at, others[known][values[known].argmax()]]]))
     return tuple(np.unique(np.sort(np.concatenate(found), axis=1), axis=0) for found in (pairs, controls))
@@ -143,12 +143,12 @@ def assign_words(features: Features, seed: int = 0) -> np.ndarray:
     words = np.full(features.descriptors.shape[:2], -1, np.int32)
     if len(drawn) < CLUSTERS:
         return words
-    # Where a feature and its mirror image differ most: the one that leans to a fixed side stands for both.
-    lean = np.linalg.eigh(np.cov((drawn - mirror(drawn)).T))[1][:, -1].astype(np.float32)
-    reduction = PCA(DIMENSIONS, random_state=seed).fit(_stand_up(drawn, lean))
+    # The direction in which features differ most from their mirror images: it decides which of both is used.
+    axis = np.linalg.eigh(np.cov((drawn - mirror(drawn)).T))[1][:, -1].astype(np.float32)
+    reduction = PCA(DIMENSIONS, random_state=seed).fit(_unmirror(drawn, axis))
     # Every other dimension, as the first ones tell the most.
     halves = [np.arange(side, DIMENSIONS, 2) for side in (0, 1)]
-    points = reduction.transform(_stand_up(drawn, lean))
+    points = reduction.transform(_unmirror(drawn, axis))
     clusters = [
         MiniBatchKMeans(CLUSTERS, random_state=seed, n_init=1, batch_size=4096).fit(points[:, half]) for half in halves
     ]
@@ -156,7 +156,7 @@ def assign_words(features: Features, seed: int = 0) -> np.ndarray:
         block = slice(start, start + BLOCK)
         known = np.arange(FEATURES) < features.counts[block, None]
         if known.any():
-            points = reduction.transform(_stand_up(_take_roots(features.descriptors[block][known]), lean))
+            points = reduction.transform(_unmirror(_take_roots(features.descriptors[block][known]), axis))
             first, second = (
                 means.predict(np.ascontiguousarray(points[:, half]))
                 for means, half in zip(clusters, halves, strict=True)
@@ -185,15 +185,15 @@ def _describe(references: Sequence[Mapping]) -> list[tuple[np.ndarray, np.ndarra
     for reference in references:
         try:
             image = open_stored(reference).convert("L")
-        except ImageRefused:  # told by the audit
+        except ImageRefused:  # which the audit reports
             image = Image.new("L", (1, 1))
         scale = SIDE / max(image.size)
         size = [max(1, round(side * scale)) for side in image.size]
         grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3))
         points, descriptors = detector.detectAndCompute(grey, None)
         order = np.argsort([-point.response for point in points], kind="stable")[:FEATURES]
-        places = np.array([points[at].pt for at in order]).reshape(-1, 2)
-        described.append((places, np.empty((0, VALUES)) if descriptors is None else descriptors[order], grey))
+        positions = np.array([points[at].pt for at in order]).reshape(-1, 2)
+        described.append((positions, np.empty((0, VALUES)) if descriptors is None else descriptors[order], grey))
     return described
 
 
@@ -204,9 +204,10 @@ def _take_roots(descriptors: np.ndarray) -> np.ndarray:
     return np.sqrt(values / np.maximum(values.sum(axis=-1, keepdims=True), 1))
 
 
-def _stand_up(roots: np.ndarray, lean: np.ndarray) -> np.ndarray:
+def _unmirror(roots: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """Return the one of each feature and its mirror image that lies on the positive side of `axis`."""
     mirrored = mirror(roots)
-    return np.where(((roots - mirrored) @ lean < 0)[:, None], mirrored, roots)
+    return np.where(((roots - mirrored) @ axis < 0)[:, None], mirrored, roots)
 
 
 def _check(features: Features, pairs: np.ndarray) -> np.ndarray:
@@ -226,13 +227,13 @@ def _check(features: Features, pairs: np.ndarray) -> np.ndarray:
         if min(len(points), len(others)) < MEETING[0][0]:
             continue
         flipped = [-1, 1] * others + [other_grey.shape[1] - 1, 0]
-        looks = (others, other_roots, other_grey), (flipped, mirror(other_roots), other_grey[:, ::-1])
-        alike[number] = max(_lay_upon(points, roots, grey, *look) for look in looks)
+        views = (others, other_roots, other_grey), (flipped, mirror(other_roots), other_grey[:, ::-1])
+        alike[number] = max(_align(points, roots, grey, *view) for view in views)
     return alike
 
 
-def _lay_upon(points, roots, grey, others, other_roots, other_grey) -> float:
-    """Return the correlation of a patch with another that is laid upon it by their features; 0 if they don't meet."""
+def _align(points, roots, grey, others, other_roots, other_grey) -> float:
+    """Return the correlation of a patch with another that is aligned to it by their features; 0 if that fails."""
     import cv2
 
     products = roots @ other_roots.T  # of unit vectors: distances are sqrt(2 - 2 products)
@@ -252,15 +253,15 @@ def _lay_upon(points, roots, grey, others, other_roots, other_grey) -> float:
     inside = cv2.warpAffine(np.ones_like(other_grey), matrix, size, flags=cv2.INTER_NEAREST) > 0
     if inside.mean() < OVERLAP:
         return 0.0
-    laid = cv2.warpAffine(other_grey, matrix, size)
-    one, other = (_take_out_shading(picture, inside)[inside] for picture in (grey, laid))
+    aligned = cv2.warpAffine(other_grey, matrix, size)
+    one, other = (_take_out_shading(picture, inside)[inside] for picture in (grey, aligned))
     correlation = float(one @ other / max(np.sqrt((one @ one) * (other @ other)), 1e-6))
     enough = any(inliers.sum() >= meeting and correlation >= least for meeting, least in MEETING)
     return correlation if enough else 0.0
 
 
 def _take_out_shading(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Return what is finer than 8 pixels and coarser than one: two fields that darken to one side aren't alike."""
+    """Return the details between 1 and 8 pixels of a picture: shading alone doesn't make two patches alike."""
     import cv2
 
     weights = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 8)

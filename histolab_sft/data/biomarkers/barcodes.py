@@ -1,4 +1,4 @@
-"""Which patient a file, a column or a row belongs to."""
+"""Find the patient in the name of a file, a column or a row, and the sample type in a TCGA barcode."""
 
 import re
 from collections.abc import Iterable

@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 
 from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN, name_patient, name_patients, pick_tumour_samples
-from histolab_sft.data.biomarkers.label_rules import GENE_ALIASES, GENE_SETS, call_msi, msi_consensus
+from histolab_sft.data.biomarkers.label_rules import GENE_ALIASES, GENES, call_msi, msi_consensus
 from histolab_sft.metrics.biomarkers import UNKNOWN
 from histolab_sft.tasks.biomarkers import FIELDS, read_value
 
 logger = logging.getLogger(__name__)
 
-GENES = sorted({gene for genes in GENE_SETS.values() for gene in genes})
 UNITS = ("log2_tpm", "tpm")
 # TPM add up to a million, so that log2(TPM + 1) stays below this.
 HIGHEST_LOG2_TPM = float(np.log2(1e6 + 1))
 CANCER_TYPES = {"TCGA-LUAD": "lung adenocarcinoma", "TCGA-LUSC": "lung squamous cell carcinoma"}
-# What GDC, cBioPortal and Bagaev et al. call a column, without case and punctuation; an unnamed first one is an index.
+# Columns' names at GDC, cBioPortal and in Bagaev et al., without case or punctuation; an unnamed one is the index.
 COLUMNS = {
     "patient": ("patient", "patientid", "submitterid", "casesubmitterid", "bcrpatientbarcode", "unnamed0"),
     "cancer_type": ("cancertypedetailed", "cancertype"),
@@ -73,7 +72,7 @@ def read_expression(
             f"{path}: values from {low:g} to {high:g}, expected log2(TPM + 1), 0 to {HIGHEST_LOG2_TPM:.1f}; give the "
             "unit tpm for values without the logarithm"
         )
-    values = np.ascontiguousarray(expression)  # or sums over it would depend on which way round the file was
+    values = np.ascontiguousarray(expression)  # or rounding in sums would depend on whether the file was transposed
     expression = pd.DataFrame(values, index=expression.index, columns=expression.columns)
     return (expression if unit == "log2_tpm" else np.log2(expression + 1)), left_out
 
@@ -139,7 +138,7 @@ def _read_clinical_table(path: Path, pattern: str) -> pd.DataFrame:
     scores = [pd.to_numeric(given[name]) for name in ("msisensor", "mantis")]
     calls = [_read_msi(value, path) for value in given["msi"]]
     facts["msi_calls"] = list(zip(calls, map(call_msi, *scores), strict=True))
-    # One source has one voice: several samples of a patient that agree count once.
+    # Several samples of a patient that agree count once for the table.
     return facts.drop_duplicates(ignore_index=True)
 
 

@@ -1,8 +1,8 @@
 """Turn gene expression into ImmunoPath's eight labels, with statistics of the training patients only.
 
-`fit_signatures` and `fit_label_rules` return what they fitted as a dict for a JSON file, with a hash of every patient
-they saw; applying it refuses if one of them is held out. Tables are indexed by patient; of a TCGA barcode the first
-twelve characters are the patient.
+`fit_signatures` and `fit_label_rules` return their statistics as a dict for a JSON file, with a hash of every patient
+that they were fitted on. The functions that apply them refuse statistics of a held-out patient. Tables are indexed by
+patient; of a TCGA barcode the first twelve characters are the patient.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ GENE_SETS = {
     "exhaustion_signature": "PDCD1 CTLA4 LAG3 TIGIT HAVCR2 TOX ENTPD1".split(),
 }
 GENE_ALIASES = {"CD20": "MS4A1", "CD56": "NCAM1", "PD-L1": "CD274", "PD-1": "PDCD1"}
+GENES = sorted({gene for genes in GENE_SETS.values() for gene in genes})
 SCORE_PARTS = ["cd8_signature", "ifng_signature", "til_signature"]
 FITTED_COLUMNS = [*SCORE_PARTS, "cd274_log2_tpm"]
 DENSITY_EDGES = (-0.5, 0.5)  # below: low, below: moderate, else high; on the signature itself, no second z-score
@@ -39,7 +40,7 @@ def fit_signatures(train_expression: pd.DataFrame) -> dict:
     Raises:
         ValueError: A gene is missing, unknown in a patient or constant; a patient stands in two rows.
     """
-    expression = _select(train_expression.rename(columns=GENE_ALIASES), _genes())
+    expression = _select(train_expression.rename(columns=GENE_ALIASES), GENES)
     spread = expression.std(ddof=0)
     if constant := sorted(spread.index[spread == 0]):
         raise ValueError(
@@ -49,7 +50,7 @@ def fit_signatures(train_expression: pd.DataFrame) -> dict:
     return {
         "mean": expression.mean().to_dict(),
         "std": spread.to_dict(),
-        "patients": _hash_patients(expression.index),
+        "patients": sorted(map(_hash_patient, expression.index)),
     }
 
 
@@ -65,7 +66,7 @@ def compute_signatures(fitted: dict, expression: pd.DataFrame, held_out: Iterabl
         ValueError: As `fit_signatures`, and if one of `held_out` was fitted on.
     """
     refuse_leak(fitted, held_out)
-    expression = _select(expression.rename(columns=GENE_ALIASES), _genes())
+    expression = _select(expression.rename(columns=GENE_ALIASES), GENES)
     scores = (expression - pd.Series(fitted["mean"])) / pd.Series(fitted["std"])
     table = pd.DataFrame({name: scores[genes].mean(axis=1) for name, genes in GENE_SETS.items()})
     return table.assign(cd274_log2_tpm=expression["CD274"])
@@ -89,7 +90,7 @@ def fit_label_rules(train_table: pd.DataFrame) -> dict:
         "cd8_median": float(table["cd8_signature"].median()),
         "til_median": float(table["til_signature"].median()),
         "score_range": [float(score.min()), float(score.max())],
-        "patients": _hash_patients(table.index),
+        "patients": sorted(map(_hash_patient, table.index)),
     }
 
 
@@ -128,7 +129,7 @@ def apply_label_rules(rules: dict, table: pd.DataFrame, held_out: Iterable[str])
 
 
 def refuse_leak(fitted: dict, held_out: Iterable[str]) -> None:
-    """Raise ValueError if statistics were fitted on a held-out patient, or don't say on whom."""
+    """Raise ValueError if statistics were fitted on a held-out patient, or don't name their patients."""
     if not fitted.get("patients"):
         raise ValueError("the fitted statistics name no patients, expected their hashes; fit them again")
     held_out = sorted({str(patient) for patient in held_out})
@@ -168,10 +169,6 @@ def msi_consensus(calls: Iterable[str | None]) -> str:
     return "MSI-H" if high > stable else "MSS"
 
 
-def _genes() -> list[str]:
-    return sorted({gene for genes in GENE_SETS.values() for gene in genes})
-
-
 def _select(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     if missing := sorted(set(columns) - set(table.columns)):
         raise ValueError(f"columns {missing} missing, expected all of {columns}; add them to the table")
@@ -190,10 +187,6 @@ def _select(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def _patient(name: str) -> str:
     name = str(name)
     return name[:12] if name.startswith("TCGA-") else name
-
-
-def _hash_patients(names: Iterable[str]) -> list[str]:
-    return sorted(_hash_patient(name) for name in names)
 
 
 def _hash_patient(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders of patches in ImmunoPath's layout: `{slide}_patch_{number}.jpg` beside `{slide}_metadata.json`.
+"""Write and list patches in ImmunoPath's layout: `{slide}_patch_{number}.jpg` beside `{slide}_metadata.json`.
 
 The JSON file has a list `patches` of `patch_name`, `x`, `y`, `tissue_fraction`; ours also say `mpp`, the µm per pixel
 of the patches, and how they were cut.
@@ -16,7 +16,7 @@ import pandas as pd
 from histolab_sft.data.biomarkers.barcodes import is_normal_tissue, name_patients
 from histolab_sft.data.biomarkers.slides import MPP_TOLERANCE, SLIDE_SUFFIXES, Cutting, cut_slide_file
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
-from histolab_sft.data.public.fetch import write_json
+from histolab_sft.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def cut_slides(source: Path, folder: Path, cutting: Cutting, workers: int = 1) -
 
     Returns:
         A row for each slide: `slide`; `reason` it was refused for ("" if it wasn't); `patches`, how many came of it;
-        `refused`, a dict of how many places were refused by reason.
+        `refused`, how many squares were refused, by reason.
 
     Raises:
         FileNotFoundError: There are no slides.
@@ -130,6 +130,7 @@ def _cut_one(path: Path, folder: Path, cutting: Cutting) -> dict:
         listed.append(
             {"patch_name": patch_name, "x": patch.x, "y": patch.y, "tissue_fraction": round(patch.tissue, 4)}
         )
-    # Last, as the sign that all of its patches are there.
-    write_json(file, {"mpp": cutting.mpp, "settings": settings, "refused": dict(refused), "patches": listed})
+    # Written last: the file shows that all patches are there.
+    content = {"mpp": cutting.mpp, "settings": settings, "refused": dict(refused), "patches": listed}
+    write_text(file, json.dumps(content, indent=2))
     return entry | {"patches": len(listed), "refused": dict(refused)}

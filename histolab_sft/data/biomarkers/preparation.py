@@ -1,21 +1,25 @@
-"""The way from tables and patches to a manifest of biomarker records; everything fitted is fitted on `train`."""
+"""Prepare a manifest of biomarker labels from tables and patches; all statistics are fitted on `train` alone."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from histolab_sft.config.dataset import SPLITS
 from histolab_sft.data.biomarkers.appearance import choose_patches, measure_patches, measure_slides, write_images
 from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN
 from histolab_sft.data.biomarkers.clinical_tables import read_clinical, read_expression
 from histolab_sft.data.biomarkers.label_rules import refuse_leak
-from histolab_sft.data.biomarkers.manifest import describe_labels, find_rare_values, hash_file, write_manifest
 from histolab_sft.data.biomarkers.patch_folders import cut_slides, list_patches
 from histolab_sft.data.biomarkers.patients import assemble_cohort, label_patients, split_patients
 from histolab_sft.data.biomarkers.reinhard import fit_target
 from histolab_sft.data.biomarkers.slides import Cutting
-from histolab_sft.data.public.fetch import write_json
+from histolab_sft.files import write_text
+from histolab_sft.metrics.biomarkers import FEW, UNKNOWN
+from histolab_sft.provenance import compute_sha256
+from histolab_sft.tasks.biomarkers import FIELDS
 
 MANIFEST, FITTED, SUMMARY, PATCHES = "manifest.jsonl", "fitted.json", "summary.json", "patches.csv"
 
@@ -109,13 +113,13 @@ def prepare_biomarkers(preparation: Preparation) -> dict:
         "patches": patches["reason"].replace("", "usable").value_counts().sort_index().to_dict(),
         "labels": {name: describe_labels(labels[split == name]) for name in SPLITS},
         "warnings": find_rare_values(labels, split),
-        "inputs": {path.name: hash_file(path) for path in [given.expression, *given.clinical]},
+        "inputs": {path.name: compute_sha256(path) for path in [given.expression, *given.clinical]},
         "seed": cutting.seed,
     }
     columns = ["name", "slide", "patient", "reason", "tissue", "ink", "sharpness", "image"]
     patches[columns].round(4).to_csv(given.output_dir / PATCHES, index=False)
-    write_json(given.output_dir / FITTED, fitted)
-    write_json(given.output_dir / SUMMARY, summary)
+    write_text(given.output_dir / FITTED, json.dumps(fitted, indent=2))
+    write_text(given.output_dir / SUMMARY, json.dumps(summary, indent=2))
     write_manifest(given.output_dir / MANIFEST, cohort, split, labels, patches.loc[chosen.index])
     return summary
 
@@ -139,3 +143,56 @@ def find_stain_target(choice: str, trained: dict | None, held_out: Iterable[str]
             f"{choice}: {target}, expected `mean` and `std` of L*, a*, b* (0 to 255), three numbers each; correct it"
         )
     return target
+
+
+def write_manifest(
+    path: Path, cohort: pd.DataFrame, split: pd.Series, labels: pd.DataFrame, chosen: pd.DataFrame
+) -> None:
+    """Write a line for each patient: `patient`, `images`, `split`, `cancer_type` and `record` with the eight fields.
+
+    Args:
+        path: Gets the file through a rename; images are named relative to its folder.
+        cohort: Column `cancer_type`, indexed by patient.
+        split, labels: Same index.
+        chosen: Columns `patient` and `image`, in the order of the images.
+    """
+    images = chosen.groupby("patient", sort=True)["image"].apply(list)
+    names = [field["name"] for field in FIELDS]
+    lines = []
+    for patient in cohort.index:
+        record = labels.loc[patient, names].to_dict()
+        record = {name: value if isinstance(value, str) else round(float(value), 6) for name, value in record.items()}
+        row = {"patient": patient, "images": images[patient], "split": split[patient]}
+        row |= {"cancer_type": cohort.at[patient, "cancer_type"], "record": record}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def find_rare_values(labels: pd.DataFrame, split: pd.Series) -> list[str]:
+    """Return a warning for each value of a field that fewer than three patients of a split have, or none at all."""
+    warnings = []
+    for name in SPLITS:
+        for field in FIELDS:
+            values = labels.loc[split == name, field["name"]]
+            known = values[values != UNKNOWN]
+            for value in field.get("values", []):
+                count = int((known == value).sum())
+                if count < FEW:
+                    consequence = "it can't be learnt" if name == "train" else "no score can speak of it"
+                    found = f"{count} of {len(known)} patients have {field['name']} {value}"
+                    warnings.append(f"{name}: {found}; {consequence}")
+    return warnings
+
+
+def describe_labels(labels: pd.DataFrame) -> dict[str, dict]:
+    """Return how often each value of each field stands in `labels`, and of numbers the mean and the range."""
+    described = {}
+    for field in FIELDS:
+        values = labels[field["name"]]
+        if "values" in field:
+            counts = {value: int((values == value).sum()) for value in [*field["values"], UNKNOWN]}
+            described[field["name"]] = counts
+        else:
+            numbers = {"mean": values.mean(), "lowest": values.min(), "highest": values.max()}
+            described[field["name"]] = {name: round(float(number), 4) for name, number in numbers.items()}
+    return described

@@ -1,4 +1,4 @@
-"""Which patches are worth showing: enough tissue, in focus, without marks of a pen."""
+"""Judge patches: whether they have enough tissue, are in focus, and have no marks of a pen."""
 
 from typing import NamedTuple
 

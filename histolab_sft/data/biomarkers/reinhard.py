@@ -1,7 +1,7 @@
-"""Bring the colours of one slide to those of the training slides, after Reinhard et al. 2001 (IEEE CGA 21(5):34).
+"""Normalise the colours of a slide to those of the training slides (Reinhard et al. 2001, IEEE CGA 21(5):34).
 
 Each channel of L*a*b* is shifted and scaled so that its mean and standard deviation over the tissue become those of
-the target. The statistics are a slide's, not a patch's: a patch full of lymphocytes stays darker than its neighbour.
+the target. The statistics are those of the slide, so that a patch full of lymphocytes stays darker than its neighbour.
 """
 
 from collections.abc import Sequence

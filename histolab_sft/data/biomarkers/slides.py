@@ -73,7 +73,7 @@ def cut_slide_file(path: Path, cutting: Cutting) -> tuple[list[SlidePatch], Coun
 
 
 def cut_slide(slide: Slide, name: str, cutting: Cutting) -> tuple[list[SlidePatch], Counter]:
-    """Return patches of one slide, top to bottom, and how many places were refused, by reason.
+    """Return patches of one slide, top to bottom, and how many squares were refused, by reason.
 
     The slide is divided into squares of `patch_size * mpp` µm. Those with tissue at the lowest level are read in an
     order drawn from seed and name, at the coarsest level that is no coarser than `mpp`, and scaled down to it, until
@@ -91,13 +91,12 @@ def cut_slide(slide: Slide, name: str, cutting: Cutting) -> tuple[list[SlidePatc
     finest = [level for level, down in enumerate(slide.level_downsamples) if down <= max(scale.min(), 1) * 1.01]
     level = max(finest, key=lambda level: slide.level_downsamples[level])
     size = np.rint(step / slide.level_downsamples[level]).astype(int)
-    places = _find_places(slide, name, step, cutting.limits.min_tissue)
-    refused = Counter({"no tissue in the overview": int((~places).sum())})
-    rows_columns = np.argwhere(places)
+    squares = _find_squares(slide, name, step, cutting.limits.min_tissue)
+    refused = Counter({"no tissue in the overview": int((~squares).sum())})
     digest = hashlib.sha256(f"{cutting.seed} {name}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     patches = []
-    for row, column in generator.permutation(rows_columns):
+    for row, column in generator.permutation(np.argwhere(squares)):
         if len(patches) == cutting.max_patches:
             break
         x, y = (int(corner) for corner in np.rint(np.array([column, row]) * step))
@@ -134,8 +133,8 @@ def read_mpp(slide: Slide, name: str, target: float = TARGET_MPP) -> tuple[float
     return mpp
 
 
-def _find_places(slide: Slide, name: str, step: np.ndarray, min_tissue: float) -> np.ndarray:
-    """Where squares of `step` px of level 0 may have enough tissue, bool (rows, columns)."""
+def _find_squares(slide: Slide, name: str, step: np.ndarray, min_tissue: float) -> np.ndarray:
+    """Return which squares of `step` px of level 0 may have enough tissue, bool (rows, columns)."""
     size = np.array([int(slide.properties[f"openslide.level[0].{side}"]) for side in ("width", "height")])
     level = len(slide.level_downsamples) - 1
     downsample = slide.level_downsamples[level]
@@ -158,6 +157,6 @@ def _find_places(slide: Slide, name: str, step: np.ndarray, min_tissue: float) -
 
 
 def _flatten(region: Image.Image) -> Image.Image:
-    """Lay what was never scanned, and is transparent, on white."""
+    """Return the region in RGB, white where the slide wasn't scanned and OpenSlide's pixels are transparent."""
     region = region.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", region.size, "white"), region).convert("RGB")

@@ -1,7 +1,7 @@
 """Unpack archives from the network without trusting them.
 
-Every member is checked before the first byte is written; members are then written one by one, their real bytes
-counted against the sizes the headers tell, into a temporary folder that becomes the target in one rename.
+Every member is checked before the first byte is written. Members are then written one by one into a temporary folder,
+and their bytes are counted against the size in the header. At the end the folder is renamed to the target.
 """
 
 import gzip

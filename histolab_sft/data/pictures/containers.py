@@ -1,9 +1,9 @@
 """Read the stored bytes of one patch: a file of its own, or a row of a parquet, Arrow, HDF5 or tar file.
 
-Row -1 is an image file of its own; from 0 on it is a row of a parquet file, of an Arrow file as `save_to_disk` writes
-it, of an array in an HDF5 file, or the n-th picture of a tar shard, of which a compressed one is unpacked once.
-Everything is opened once per process and read only. Any number of threads and processes may read at once. A parquet
-file may also be one on the Hub (see `hub_files`), of which a row group at a time is fetched.
+Row -1: the file is the picture. From 0 on: a row of a parquet file, of an Arrow file of `save_to_disk` or of an
+array in an HDF5 file, or the n-th picture of a tar shard; a compressed shard is unpacked once, to the cache. Files are
+opened read-only, once per process. Any number of threads and processes may read at once. A parquet file may also be on
+the Hub (see `hub_files`); one row group at a time is fetched.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from histolab_sft.files import cache_folder, unfinished_folder
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
-# 25 Mpx of uncompressed 16-bit RGBA are 200 MB: what is larger is a whole slide, and isn't worth reading to find out.
+# 25 Mpx of uncompressed 16-bit RGBA are 200 MB. A larger file must be a whole slide, and isn't read.
 MAX_FILE_BYTES = 256 * 2**20
 MAX_ROW_GROUP_BYTES = 512 * 2**20
 # Row groups are kept up to this size in each process: all of a small data set, one or two groups of a large one.
@@ -47,7 +47,7 @@ os.register_at_fork(
 
 
 def name_patch(path: str, row: int = -1) -> str:
-    """Return how messages and reports call a patch: its path, and `#row` inside a container."""
+    """Return the name of a patch in messages and reports: its path, and `#row` inside a container."""
     return path if row < 0 else f"{path}#{row}"
 
 
@@ -82,7 +82,7 @@ def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes |
 
 
 def check_file(path: str) -> os.stat_result:
-    """Return the status of a regular, readable file. Asks before opening: opening a pipe would wait for ever."""
+    """Return the status of a regular, readable file, without opening it: opening a pipe would wait for ever."""
     try:
         path.encode("utf-8")
         status = os.stat(path)
@@ -100,8 +100,8 @@ def check_file(path: str) -> os.stat_result:
 
 def _read_parquet(path: str, row: int, image_column: str) -> bytes:
     with _parquet_lock:
-        column, place = _find_row(path, row, image_column)
-    return _take_bytes(column[place].as_py(), name_patch(path, row), image_column)
+        column, position = _find_row(path, row, image_column)
+    return _take_bytes(column[position].as_py(), name_patch(path, row), image_column)
 
 
 def _take_bytes(cell: object, name: str, image_column: str) -> bytes:
@@ -113,7 +113,7 @@ def _take_bytes(cell: object, name: str, image_column: str) -> bytes:
 
 
 def _find_row(path: str, row: int, image_column: str) -> tuple[pa.ChunkedArray, int]:
-    """Return the pictures of the row group that holds a row, and the row's place among them."""
+    """Return the pictures of the row group that holds a row, and the row's position among them."""
     file, starts = _open_parquet(path, os.getpid())
     if row >= starts[-1]:
         raise ImageRefused(name_patch(path, row), f"the file has {starts[-1]} rows; correct the manifest")
@@ -131,7 +131,7 @@ def _find_row(path: str, row: int, image_column: str) -> tuple[pa.ChunkedArray, 
 
 
 def _read_row_group(file: pq.ParquetFile, path: str, group: int, image_column: str) -> pa.ChunkedArray:
-    """Return a column of a row group, read in small parts, so that what unpacks beyond all measure is noticed."""
+    """Return a column of a row group, read in small parts to stop before too much is unpacked."""
     chunks = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(image_column))
     parts, total = [], size
@@ -192,7 +192,7 @@ def index_tar(path: str) -> list[tuple[str, int, int]]:
 
 @lru_cache(maxsize=64)
 def unpack_shard(path: str) -> str:
-    """Return the place of a tar shard, of a compressed one that of its copy in the cache, unpacked once.
+    """Return the path of a tar shard; of a compressed one, the path of its unpacked copy in the cache.
 
     Raises:
         UnsafeArchiveError: It is damaged, or unpacks to more than there is room for.
@@ -214,7 +214,7 @@ def unpack_shard(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def open_arrow(path: str) -> pa.Table:
-    """Return an Arrow file that `save_to_disk` wrote: a view of the file, of which nothing is read yet."""
+    """Return the table in an Arrow file that `save_to_disk` wrote, memory-mapped: its rows are read when used."""
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 

@@ -1,4 +1,4 @@
-"""Turn one patch, wherever it lies, into an 8-bit RGB picture; the one place that knows about modes and formats."""
+"""Decode one patch from any format, mode and container to an 8-bit RGB picture."""
 
 import hashlib
 import io
@@ -21,16 +21,14 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 UNWINDOWED = "16-bit grey scaled to 8-bit RGB"
 # What Pillow's decoders raise on damaged files.
-DECODING_ERRORS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
-    *(struct.error, zlib.error),
-)
+DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+DECODING_ERRORS += (struct.error, zlib.error)
 
 
 def open_patch(path: str, row: int = -1, image_column: str = "image", rendering: str = "") -> Image.Image:
     """Return a patch as an 8-bit RGB picture, upright, on a white ground; `info` has its `source_mode` and format.
 
-    `rendering` is what else the data set does to its pictures, from `picture_config.format_rendering`.
+    `rendering` is the data set's own window and steps, as text from `config.picture.format_rendering`.
 
     Raises:
         ImageRefused: The file, the row or the picture in it can't be used; the message says why.
@@ -45,7 +43,7 @@ def open_stored(reference: Mapping) -> Image.Image:
 
 
 def hash_pixels(image: Image.Image) -> str:
-    """Return the SHA-256 that names a picture (RGB) everywhere: of its size and its pixels."""
+    """Return the SHA-256 of a picture's size and pixels (RGB), by which pictures are compared everywhere."""
     return hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest()
 
 
@@ -73,7 +71,7 @@ def decode_image(
     Raises:
         ImageRefused: The bytes are no picture of an allowed format, or are damaged, too large or ambiguous.
     """
-    look = json.loads(rendering) if rendering else {}
+    wanted = json.loads(rendering) if rendering else {}
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
             raise ImageRefused(name, f"pixels {data.dtype} {data.shape}, expected uint8 (H, W, 3); store them so")
@@ -82,12 +80,12 @@ def decode_image(
         image, conversions, mode = dicom.decode_dicom(data, name, max_pixels)
         kind = "DICOM"
     else:
-        image, conversions, mode, kind = _decode_file(data, name, max_pixels, look.get("window"))
-        if look.get("inverted"):
+        image, conversions, mode, kind = _decode_file(data, name, max_pixels, wanted.get("window"))
+        if wanted.get("inverted"):
             image = ImageOps.invert(image)
             conversions.append("MONOCHROME1 inverted")
     try:
-        image, placement = apply_steps(image, look.get("steps", []))
+        image, placement = apply_steps(image, wanted.get("steps", []))
     except ValueError as error:
         raise ImageRefused(name, f"image_steps: {error}") from error
     image.info = {"source_mode": mode, "source_format": kind, "placement": placement}
@@ -202,7 +200,7 @@ def apply_window(values: np.ndarray, window: list[float | str]) -> np.ndarray:
         window: Two bounds, each a stored value or a percentile of `values` such as `1%`, which is the least of them
             that so many pixels don't exceed.
     """
-    # Of the few values that there can be, not of millions of pixels: both are sums and look-ups then.
+    # Over the 65,536 possible values rather than millions of pixels.
     seen = np.cumsum(np.bincount(values.ravel(), minlength=2**16))
     low, high = (
         np.searchsorted(seen, max(float(bound[:-1]) / 100 * seen[-1], 1)) if isinstance(bound, str) else bound

@@ -1,7 +1,7 @@
 """Decode one DICOM picture to 8-bit RGB. Needs the optional extra: `pip install histolab_sft[dicom]`.
 
-Only the elements named here are ever read, and no message of the DICOM library is passed on: either could carry the
-name of a patient into a log.
+Only the elements named here are read, and no message of the DICOM library is passed on, because others could bring a
+patient's name into a log.
 """
 
 import io
@@ -12,19 +12,11 @@ from PIL import Image
 
 from histolab_sft.data.pictures.containers import ImageRefused
 
-REQUIRED = (
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelData",
-)
+REQUIRED = "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelData".split()
 OPTIONAL = (
-    *("NumberOfFrames", "PixelRepresentation", "HighBit", "PlanarConfiguration", "VOILUTFunction"),
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth"),
-)
+    "NumberOfFrames PixelRepresentation HighBit PlanarConfiguration VOILUTFunction RescaleSlope RescaleIntercept "
+    "ModalityLUTSequence WindowCenter WindowWidth"
+).split()
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -44,13 +36,7 @@ def decode_dicom(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, 
         raise ImageRefused(name, reason) from error
     # `from None`: the chained message would be printed with the traceback.
     errors = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-    errors = (
-        *errors,
-        MemoryError,
-        struct.error,
-        pydicom.errors.InvalidDicomError,
-        pydicom.errors.BytesLengthException,
-    )
+    errors += (MemoryError, struct.error, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*REQUIRED, *OPTIONAL])
         missing = [element for element in REQUIRED if element not in dataset]
@@ -89,7 +75,7 @@ def _window(values: np.ndarray, dataset) -> tuple[np.ndarray, list[str]]:
     if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
         low, high = float(values.min()), float(values.max())
         return (values - low) * (255.0 / max(high - low, 1e-6)), ["least to greatest value spread over 8 bits"]
-    # What the window makes of very small and very large values are its black and white.
+    # The window's outputs for very small and very large values are black and white.
     with np.errstate(over="ignore"):
         low, high = pixels.apply_windowing(np.array([-1e9, 1e9]), dataset)
         values = pixels.apply_windowing(values, dataset)

@@ -1,7 +1,7 @@
-"""Arrays of an HDF5 file that are what they seem: stored in this file, and no larger than pictures and labels are.
+"""Open arrays of an HDF5 file only if they are stored in this file, and no larger than pictures and labels are.
 
-HDF5 lets an array lie in any other file of the machine (external storage, external links, virtual arrays), and declare
-a size that a few bytes unpack to.
+HDF5 allows arrays that read any other file of the machine (external storage, external links, virtual arrays), and huge
+arrays that are compressed to a few bytes.
 """
 
 import math
@@ -35,25 +35,25 @@ def find_array(file: h5py.File, key: str, whole: bool = False) -> h5py.Dataset:
     Raises:
         ValueError: There is no array under this key, it lies in another file, or it is too large to be what it should.
     """
-    place, name = file, f"{file.filename}: {key}"
+    item, name = file, f"{file.filename}: {key}"
     for part in key.split("/"):
-        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
         if isinstance(link, h5py.ExternalLink):
             raise ValueError(f"{name} is a link to the file {link.filename!r}, expected an array; remove the link")
-        place = place.get(part) if isinstance(place, h5py.Group) else None
-    if not isinstance(place, h5py.Dataset):
+        item = item.get(part) if isinstance(item, h5py.Group) else None
+    if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{name} is no array among {sorted(file)}, expected one; correct the name of the key")
-    if place.file.filename != file.filename or place.external or place.is_virtual:
+    if item.file.filename != file.filename or item.external or item.is_virtual:
         raise ValueError(f"{name} stores its values in another file, expected them in this one; copy them into it")
-    size = place.dtype.itemsize
+    size = item.dtype.itemsize
     for what, found, most in (
-        ("a row", size * math.prod(place.shape[1:]), MAX_ROW_BYTES),
-        ("a chunk", size * math.prod(place.chunks) if place.chunks else 0, MAX_CHUNK_BYTES),
-        ("the whole", size * math.prod(place.shape) if whole else 0, MAX_WHOLE_BYTES),
+        ("a row", size * math.prod(item.shape[1:]), MAX_ROW_BYTES),
+        ("a chunk", size * math.prod(item.chunks) if item.chunks else 0, MAX_CHUNK_BYTES),
+        ("the whole", size * math.prod(item.shape) if whole else 0, MAX_WHOLE_BYTES),
     ):
         if found > most:
             raise ValueError(
-                f"{name} has the shape {place.shape}, of which {what} takes {found:,} bytes, expected at most "
+                f"{name} has the shape {item.shape}, of which {what} takes {found:,} bytes, expected at most "
                 f"{most:,}; write the array again in smaller parts"
             )
-    return place
+    return item

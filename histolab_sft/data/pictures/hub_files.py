@@ -1,4 +1,4 @@
-"""Parquet files of a data set on the Hub, read where they lie: byte ranges over HTTP, nothing kept on disk.
+"""Read parquet files of a data set on the Hub by byte ranges over HTTP, without keeping them on disk.
 
 An address is `hf://datasets/OWNER/NAME@COMMIT/FILE`: with the commit in it, the same address is always the same bytes.
 """
@@ -15,7 +15,7 @@ PREFIX = "hf://datasets/"
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a place is an address on the Hub and no file here."""
+    """Whether a path is an address on the Hub and not a file of this machine."""
     return str(path).startswith(PREFIX)
 
 
@@ -43,9 +43,9 @@ def open_remote(address: str) -> BinaryIO:
 
 
 def reading(path: str | Path) -> AbstractContextManager:
-    """Return a context in which a failure to read an address becomes one `HubAccessError`; files are left alone.
+    """Return a context in which a failure to read from the Hub becomes one `HubAccessError`.
 
-    A patch that didn't come is no broken patch: it must stop the run, and never be refused or quarantined.
+    It must stop the run: a patch that couldn't be fetched isn't broken, so it is neither refused nor quarantined.
     """
     if not is_remote(path):
         return nullcontext()

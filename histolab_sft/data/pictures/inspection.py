@@ -1,7 +1,7 @@
-"""Decode every patch once before training, and write down what each of them is.
+"""Decode every patch once before training, and measure what the audit of the splits needs.
 
-A picture that can't be used is refused with the reason; it never gets a stand-in. One decode yields all that the audit
-of the splits needs, and is remembered by path, size and time of change.
+A picture that can't be used is refused with the reason, and never replaced by another. Results are cached by the path,
+size and time of change of the file.
 """
 
 import hashlib
@@ -30,17 +30,16 @@ logger = logging.getLogger(__name__)
 CACHE_NAME = "intake.parquet"
 # Part of the cache's name: raise it whenever decoding, hashing or measuring changes.
 INTAKE_VERSION = 2
-# Processes, as most of the time on a small patch is spent in Python, where threads gain nothing; but they take a
-# second or two to start, in which one process checks thousands of patches.
+# Processes rather than threads, as small patches take most of their time in Python. To start them takes a second or
+# two, in which one process checks thousands of patches.
 PATCHES_WORTH_PROCESSES = 4000
 CHUNK = 256
 KEYS = ("path", "row", "column", "rendering")
 WHITE, BLACK = 220, 20
-COLUMNS = {
-    **{"verdict": str, "reason": str, "conversions": str, "width": "Int64", "height": "Int64", "mode": object},
-    **{"format": object, "file_bytes": "Int64", "file_sha256": object, "pixel_sha256": object, "thumbnail": object},
-    **{"contrast": float, "background_fraction": float, "placement": object},
-}
+COLUMNS = dict.fromkeys(("verdict", "reason", "conversions"), str) | dict.fromkeys(("width", "height"), "Int64")
+COLUMNS |= {"mode": object, "format": object, "file_bytes": "Int64"}
+COLUMNS |= dict.fromkeys(("file_sha256", "pixel_sha256", "thumbnail"), object)
+COLUMNS |= {"contrast": float, "background_fraction": float, "placement": object}
 
 
 def check_images(
@@ -99,7 +98,7 @@ def check_images(
 
 
 def describe_patch(path: str, row: int = -1, image_column: str = "image", rendering: str = "") -> dict:
-    """Return what `check_images` says of one patch; of a refused one only the verdict and the reason."""
+    """Return the columns of `check_images` for one patch; for a refused one, only the verdict and the reason."""
     try:
         data = read_patch(path, row, image_column)
         image, conversions = decode_image(data, name_patch(path, row), rendering=rendering)
@@ -138,7 +137,7 @@ def _describe_patches(keys: list[tuple[str, int, str, str]]) -> list[dict]:
 
 
 def _stamp(path: str) -> str:
-    """Return what changes when a file changes: its time of change too, which nobody can set back."""
+    """Return a text that changes whenever the file does; it includes the time of change, which can't be set back."""
     if is_remote(path):
         return "remote"  # the commit stands in the address
     try:

@@ -1,4 +1,4 @@
-"""Colours of a stained patch as amounts of its stains, and their change from laboratory to laboratory."""
+"""Colour jitter in amounts of stain, as stains differ from laboratory to laboratory."""
 
 import numpy as np
 from PIL import Image

@@ -1,7 +1,7 @@
-"""Crop, pad and resize a picture, and keep where it came from, so that a box never stays behind.
+"""Crop, pad and resize a picture, and record where the original is in it, so that its boxes can be moved too.
 
-A step takes a picture and its `Placement` and gives both anew, the inputs untouched. Boxes go along by
-`box_geometry.move_boxes` and come back by `restore_boxes`.
+A step takes a picture and its `Placement` and returns new ones. `box_geometry.move_boxes` moves boxes into the new
+picture, `restore_boxes` moves them back.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ MIN_CENTRE = 10  # of 255; in a darker picture nothing tells frame from patient
 
 
 def apply_steps(image: Image.Image, steps: list[list]) -> tuple[Image.Image, Placement]:
-    """Take `steps`, as `picture_config.read_steps` gives them, one after the other.
+    """Take `steps`, as `config.picture.read_steps` gives them, one after the other.
 
     Raises:
         ValueError: A crop isn't inside the picture, or nothing of the original is in it, or a square is too large.

@@ -1,4 +1,4 @@
-"""Facts of the public data sets: where they lie, what is in them, under which licence and official protocol.
+"""Facts of the public data sets: their files, contents, licences and official protocols.
 
 Checksums and sizes are literal and published; `None` means that none was found, never that none is needed.
 """

@@ -1,7 +1,7 @@
 """Download, verify and unpack public data sets.
 
-A file counts only after its size and checksum are right; it then gets its name in one rename, is unpacked and noted
-in .verified.json, so that a second call only looks and downloads nothing. A cut download resumes where it stopped.
+A file gets its name, by a rename, only after its size and checksum are right. It is then unpacked and noted in
+.verified.json, so that a second call only checks and downloads nothing. An interrupted download resumes.
 """
 
 import json
@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 
 from histolab_sft.data.pictures import archives
 from histolab_sft.data.public.benchmarks import Benchmark, RemoteFile
-from histolab_sft.data.public.fetch import check_file, fetch, write_json
+from histolab_sft.data.public.fetch import fetch, verify_file
 from histolab_sft.data.public.published_counts import check_folder, image_files
+from histolab_sft.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _in_place(file: RemoteFile, folder: Path) -> bool:
         if target.is_dir():
             logger.warning("%s: UNVERIFIED, not unpacked by this command: only its counts are checked", target)
         else:
-            check_file(target, None, file.unpacked_checksum or (file.checksum if _is_plain(file) else None))
+            verify_file(target, None, file.unpacked_checksum or (file.checksum if _is_plain(file) else None))
         _note(file, folder)
     elif found != {key: noted[key] for key in found}:
         raise ValueError(
@@ -76,7 +77,7 @@ def _in_place(file: RemoteFile, folder: Path) -> bool:
 
 
 def _check_disk(missing: Sequence[RemoteFile], folder: Path) -> None:
-    """Raise OSError unless the largest download and everything unpacked fit: archives go one by one, then they go."""
+    """Raise OSError unless the largest archive and everything unpacked fit: each archive is deleted once unpacked."""
     still_to_come = [
         (file.bytes or file.unpacked_limit)
         - sum(p.stat().st_size for p in folder.glob(f"{file.name}*") if p.is_file())
@@ -101,7 +102,7 @@ def _unpack(file: RemoteFile, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=folder) as temporary:
             unpacked = Path(temporary, target.name)
             archives.gunzip(archive, unpacked, file.unpacked_limit)
-            check_file(unpacked, None, file.unpacked_checksum)
+            verify_file(unpacked, None, file.unpacked_checksum)
             os.replace(unpacked, target)
     _note(file, folder)
     if not _is_plain(file):
@@ -114,7 +115,7 @@ def _is_plain(file: RemoteFile) -> bool:
 
 def _note(file: RemoteFile, folder: Path) -> None:
     entry = {"checksum": file.checksum} | _measure(folder / file.unpacks_to)
-    write_json(folder / MARKER, _read_marker(folder) | {file.name: entry})
+    write_text(folder / MARKER, json.dumps(_read_marker(folder) | {file.name: entry}, indent=2))
 
 
 def _read_marker(folder: Path) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Fetch one published file over https: resumed when cut, retried when the server falters, kept only when right."""
+"""Fetch one published file over https: resumed when interrupted, retried, and kept only if its checksum is right."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import httpx2
 from tqdm import tqdm
 
 from histolab_sft.data.public.benchmarks import RemoteFile
-from histolab_sft.files import replacing
+from histolab_sft.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def fetch(client: httpx2.Client, file: RemoteFile, path: Path) -> None:
     """
     part = path.with_name(path.name + ".part")
     if path.exists():
-        check_file(path, file.bytes, file.checksum)
+        verify_file(path, file.bytes, file.checksum)
         return
     for attempt in range(ATTEMPTS):
         try:
@@ -54,7 +54,7 @@ def fetch(client: httpx2.Client, file: RemoteFile, path: Path) -> None:
                 ) from error
             time.sleep(delay)
     try:
-        check_file(part, file.bytes, file.checksum)
+        verify_file(part, file.bytes, file.checksum)
     except ValueError:
         _discard(part)
         raise
@@ -63,9 +63,9 @@ def fetch(client: httpx2.Client, file: RemoteFile, path: Path) -> None:
 
 
 def _receive(client: httpx2.Client, file: RemoteFile, part: Path) -> None:
-    """One attempt: append to `part` what is missing, or start it again where that cannot be told to be the same."""
+    """Make one attempt: append what is missing to `part`, or start again where it may be of another file."""
     known = json.loads(_notes(part).read_text()) if part.exists() and _notes(part).exists() else {}
-    # Without a checksum only a validator of the server can tell that both halves are of one file.
+    # Without a checksum, only the server's ETag or date can tell that both parts are of one file.
     resumable = known.get("url") == file.url and (file.checksum or known.get("validator"))
     offset = part.stat().st_size if resumable else 0
     if offset and offset == known["total"]:
@@ -92,8 +92,8 @@ def _receive(client: httpx2.Client, file: RemoteFile, part: Path) -> None:
             total = int(length) if length.isdecimal() else file.bytes
             if file.bytes is not None and total != file.bytes:
                 raise ValueError(_wrong(part, f"{total:,} bytes offered", f"{file.bytes:,}"))
-            part.unlink(missing_ok=True)  # before its notes, which must never tell of other bytes
-            write_json(_notes(part), {"url": file.url, "validator": validator, "total": total})
+            part.unlink(missing_ok=True)  # before its notes, which must never be of other bytes
+            write_text(_notes(part), json.dumps({"url": file.url, "validator": validator, "total": total}))
         else:
             raise OSError(f"{file.url}: found HTTP {response.status_code}, expected 200; check the address by hand")
         written, limit = offset, total if total is not None else file.unpacked_limit
@@ -116,7 +116,7 @@ def _receive(client: httpx2.Client, file: RemoteFile, part: Path) -> None:
 
 @contextmanager
 def _opened(client: httpx2.Client, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-    """The answer to a GET after at most `MAX_REDIRECTS` redirects, each of them to an address that is allowed."""
+    """Give the response to a GET, after at most `MAX_REDIRECTS` redirects to addresses that are allowed."""
     _check_url(url)
     for _ in range(MAX_REDIRECTS + 1):
         with client.stream("GET", url, headers=headers) as response:
@@ -137,7 +137,7 @@ def _check_url(url: str) -> None:
         raise ValueError(f"Refused the address {url}: found {parts.scheme}://, expected https://; correct the address")
 
 
-def check_file(path: Path, size: int | None, checksum: str | None) -> None:
+def verify_file(path: Path, size: int | None, checksum: str | None) -> None:
     """Raise ValueError unless the file has this size (bytes) and this "algorithm:hex" checksum, where published."""
     found_size = path.stat().st_size
     if size is not None and found_size != size:
@@ -150,12 +150,6 @@ def check_file(path: Path, size: int | None, checksum: str | None) -> None:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if found != expected:
         raise ValueError(_wrong(path, f"{algorithm} {found}", expected))
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write through a rename, so that a cut never leaves half a file."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _wrong(path: Path, found: str, expected: str) -> str:

@@ -14,7 +14,7 @@ from histolab_sft.data.audit import audit as auditing
 from histolab_sft.data.audit import near_copies
 from histolab_sft.data.audit.audit import format_audit, write_audit
 from histolab_sft.data.audit.audit_checks import compute_association
-from histolab_sft.data.audit.copies import find_near_copies, leaking_rows
+from histolab_sft.data.audit.copies import find_leaking_rows, find_near_copies
 from histolab_sft.data.audit.near_copies import SAME_PICTURE, find_near_duplicates
 from histolab_sft.data.pictures.inspection import check_images
 
@@ -57,7 +57,7 @@ def audit_patches(rows, intake, class_names=None):
 
 
 def leaks_of(rows, intake):
-    return leaking_rows(rows, intake, find_near_copies(intake)).to_dict()
+    return find_leaking_rows(rows, intake, find_near_copies(intake)).to_dict()
 
 
 def find(audit: dict, check: str) -> dict:
@@ -384,7 +384,7 @@ def test_the_screen_shows_refusals_first_with_examples():
 
 def test_rows_that_were_never_checked_or_have_unknown_splits_raise():
     rows = make_rows(6)
-    with pytest.raises(ValueError, match="2 patches such as 4.png aren't in the intake table"):
+    with pytest.raises(ValueError, match="2 patches such as 4.png haven't been inspected"):
         audit_patches(rows, make_intake(rows).head(4))
     with pytest.raises(ValueError, match="valid"):
         audit_patches(rows.replace({"split": {"validation": "valid"}}), make_intake(rows))

@@ -7,8 +7,8 @@ from biomarker_fixture import GENES, PATIENTS, WORKED_EXAMPLE, write_tables
 
 from histolab_sft.data.biomarkers.clinical_tables import read_clinical, read_expression
 from histolab_sft.data.biomarkers.label_rules import GENE_SETS
-from histolab_sft.data.biomarkers.manifest import describe_labels, find_rare_values
 from histolab_sft.data.biomarkers.patients import assemble_cohort, label_patients, split_patients
+from histolab_sft.data.biomarkers.preparation import describe_labels, find_rare_values
 from histolab_sft.tasks.biomarkers import FIELDS, format_target, parse
 
 EXAMPLE = "TCGA-22-5489"

@@ -4,7 +4,15 @@ import pytest
 from biomarker_fixture import SIZE, paint_tissue
 from PIL import Image, ImageDraw, ImageFilter
 
-from histolab_sft.data.biomarkers.appearance import choose_patches, measure_patches, measure_slides, write_images
+from histolab_sft.data.biomarkers.appearance import (
+    FEATURE_NAMES,
+    choose_patches,
+    describe_appearance,
+    measure_patches,
+    measure_slides,
+    select_patches,
+    write_images,
+)
 from histolab_sft.data.biomarkers.quality import PatchFilter, find_ink, find_tissue, judge_patch
 from histolab_sft.data.biomarkers.reinhard import (
     fit_target,
@@ -14,7 +22,6 @@ from histolab_sft.data.biomarkers.reinhard import (
     pool_moments,
     rgb_to_lab,
 )
-from histolab_sft.data.biomarkers.selection import FEATURE_NAMES, describe_look, select_patches
 
 LIMITS = PatchFilter()
 PURPLE, PINK = (110, 70, 150), (215, 150, 190)
@@ -113,10 +120,10 @@ def test_patches_of_one_slide_keep_their_difference():
 
 
 def test_a_look_has_a_number_for_each_name_and_tells_stains_apart():
-    look = dict(zip(FEATURE_NAMES, describe_look(Image.new("RGB", (64, 64), PURPLE)), strict=True))
-    other = dict(zip(FEATURE_NAMES, describe_look(Image.new("RGB", (64, 64), PINK)), strict=True))
+    look = dict(zip(FEATURE_NAMES, describe_appearance(Image.new("RGB", (64, 64), PURPLE)), strict=True))
+    other = dict(zip(FEATURE_NAMES, describe_appearance(Image.new("RGB", (64, 64), PINK)), strict=True))
     assert look["haematoxylin_mean"] > other["haematoxylin_mean"]
-    assert look["haematoxylin_texture"] < 1e-9 < 0.1 < describe_look(tissue())[4]
+    assert look["haematoxylin_texture"] < 1e-9 < 0.1 < describe_appearance(tissue())[4]
 
 
 def test_one_patch_of_each_kind_is_chosen_the_most_common_first():
