@@ -1,4 +1,4 @@
-"""How a command ends: a mistake in a recipe or in data with one message, a bug of ours with its traceback."""
+"""Error messages of a command: one sentence for a mistake of the user, a traceback for a bug of ours."""
 
 import dis
 import errno
@@ -57,13 +57,13 @@ def is_for_user(error: BaseException) -> bool:
         return True
     if isinstance(error, AssertionError | NotImplementedError) or error.__traceback__ is None:
         return False
-    place = error.__traceback__
-    while place.tb_next is not None:
-        place = place.tb_next
-    code = place.tb_frame.f_code
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
     file = Path(code.co_filename).resolve()
     ours = PACKAGE in file.parents or (file.parent.name == "recipes" and file.parent.parent == PACKAGE.parent)
-    return ours and dis.opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+    return ours and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def describe(error: BaseException) -> str:

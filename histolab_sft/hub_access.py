@@ -1,4 +1,4 @@
-"""What stands between a run and a model or data set on the Hub, in one sentence."""
+"""Fetch models from the Hub, and say in one sentence why a model or data set can't be had."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from transformers.utils.hub import resolve_revision
 
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
-# What is asked for: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
+# Kind of repository: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
 KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "source", " --repo-type dataset")}
 # Of a base model: weights and processor, and no code.
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]

@@ -1,4 +1,4 @@
-"""Several processes in one run: those that the launcher meant are there, and a lost one is missed in time."""
+"""Check that all launched processes take part in a run, and explain the loss of one."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a result was made from and how its run ended: `run.json`, the fingerprint of the data, hashes of files."""
+"""Record what a result was made from and how its run ended: `run.json`, fingerprint of the data, file hashes."""
 
 import hashlib
 import importlib.metadata
@@ -38,7 +38,7 @@ class RunRecord(dict):
         self._path, self._write, self._previous = path, write, previous
 
     def begin(self) -> None:
-        """Put this run's record in the place of an earlier one, of which nothing is carried on."""
+        """Replace the record of an earlier run by this one's."""
         self._previous = None
         self.save()
 

@@ -1,4 +1,4 @@
-"""One run a folder: two that write to one would end as a mixture of both."""
+"""Lock a run's folder, so that no second run writes to it at the same time."""
 
 import json
 import os

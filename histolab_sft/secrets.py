@@ -1,4 +1,4 @@
-"""Tokens and keys: recognised by their shape, refused in recipes, masked wherever a message could carry them."""
+"""Recognise tokens and passwords by their shape, refuse them in recipes, and mask them in messages and files."""
 
 import re
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ def mask_secrets(text: str) -> str:
     return SECRET.sub("<secret>", text)
 
 
-def check_secrets(values: Mapping, place: str) -> None:
+def check_secrets(values: Mapping, source: str) -> None:
     """Raise a `ValueError` that names the keys of `values` in which a secret stands, and never the secret.
 
     Args:
         values: Keys and values of a recipe or a command line.
-        place (`str`): What `values` is called in the message.
+        source (`str`): What `values` is called in the message.
     """
     keys = [str(key) for key, value in values.items() if SECRET.search(f"{key} {value}")]
     if keys:
         raise ValueError(
-            f"{place} holds a token or password under {', '.join(map(mask_secrets, keys))}, expected none: recipes, "
+            f"{source} holds a token or password under {', '.join(map(mask_secrets, keys))}, expected none: recipes, "
             "logs and process lists are read by others; take it out, revoke it, and log in with `hf auth login` or "
             "set HF_TOKEN"
         )

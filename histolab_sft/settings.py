@@ -1,4 +1,4 @@
-"""What training recorded of its weights and precision, and what of it is other when they are scored."""
+"""Compare weights and settings at scoring with those that training recorded in `run.json`."""
 
 import json
 from pathlib import Path

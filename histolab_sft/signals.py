@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: in training they are obeyed at the end of the optimiser step, elsewhere at once."""
+"""Stop a run on SIGTERM, SIGINT or SIGUSR1: in training after the optimiser step in flight, elsewhere at once."""
 
 import multiprocessing
 import signal

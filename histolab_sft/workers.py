@@ -1,4 +1,4 @@
-"""How many processes read and scale pictures beside the one that computes."""
+"""How many worker processes read and scale pictures."""
 
 import logging
 import os

@@ -47,8 +47,8 @@ def main(histo_args, training_args, model_args):
     model = load_finetuned(load_base_model(model_args, *how), model_args, *trained, *how)
     processor = load_base_processor(model_args)
     weights, answers = hash_weights(model), {}
-    looks = [(rows, 1) for rows in questions.values()]
-    with scoring_with_cache(histo_args.vision_cache, model, processor, looks, training_args) as reader:
+    uses = [(rows, 1) for rows in questions.values()]
+    with scoring_with_cache(histo_args.vision_cache, model, processor, uses, training_args) as reader:
         system = System(FINETUNED, model, reader, weights, histo_args, training_args.per_device_eval_batch_size)
         for config in configs:
             answers[config.name] = predict(questions[config.name], system, config)

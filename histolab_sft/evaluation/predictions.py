@@ -22,7 +22,7 @@ from histolab_sft.evaluation.answer_cache import ask_in_parts
 from histolab_sft.metrics.classification import UNPARSED
 from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers, unwrap_adapter
-from histolab_sft.models.likelihood import label_log_likelihoods, place_log_probabilities
+from histolab_sft.models.likelihood import label_log_likelihoods, slot_log_probabilities
 from histolab_sft.models.precision import get_precision
 from histolab_sft.models.vision_cache.features import read_pictures
 from histolab_sft.models.vision_cache.store import hash_parts
@@ -204,7 +204,7 @@ def _write(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetCo
 
     def weigh(part: range) -> dict:
         given = [row for row in part if places[row]]
-        weighed = place_log_probabilities(
+        weighed = slot_log_probabilities(
             system.model,
             processor,
             read_pictures(rows.select(given), processor),

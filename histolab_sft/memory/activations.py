@@ -1,4 +1,4 @@
-"""What passes through a model's memory in one training step, traced without weights, without a GPU, in seconds.
+"""Trace the activation memory of one training step, without weights and without a GPU, in seconds.
 
 The model's own code runs on PyTorch's fake tensors, which have shapes, dtypes and lifetimes but no data. Every storage
 is counted from the operation that makes it to the moment it is freed: no formula a layer, so a change in the libraries
@@ -39,7 +39,7 @@ class Precision:
         tower (`torch.dtype`): Of the vision tower.
         autocast (`torch.dtype`, *optional*): Of matrix products under automatic mixed precision.
         adapter_casts (`bool`): PEFT casts what enters an adapter to the adapter's float32 first. Around layers in 4 or
-            8 bits it leaves that to autocast, if it finds autocast on: it asks only about the GPU's.
+            8 bits it leaves that to autocast, if it finds autocast on, of which it checks the GPU's alone.
         fused_bfloat16 (`bool`): A fused attention kernel takes bfloat16 (compute capability 8 and later); without one
             the scores of all pairs of tokens are kept.
     """

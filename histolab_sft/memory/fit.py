@@ -127,18 +127,18 @@ def measure_lengths(rows: Dataset, processor: ProcessorMixin) -> dict:
     """
     plain = rows.with_format(None)
     pictures = max(map(len, plain["images"]))
-    turns = {(p[0]["content"], c[0]["content"]) for p, c in zip(plain["prompt"], plain["completion"], strict=True)}
-    answers = {answer: question for question, answer in turns}
+    pairs = {(p[0]["content"], c[0]["content"]) for p, c in zip(plain["prompt"], plain["completion"], strict=True)}
+    answers = {answer: question for question, answer in pairs}
     image_tokens = getattr(processor, "image_seq_length", OTHER_IMAGE_TOKENS)
-    # Words of other lengths have other numbers of tokens, so the longest by letters are all looked at.
-    longest = sorted(turns, key=lambda turn: -len(turn[0]) - len(turn[1]))[:COUNTED_TEXTS]
+    # Words of other lengths have other numbers of tokens, so several of the longest by letters are counted.
+    longest = sorted(pairs, key=lambda pair: -len(pair[0]) - len(pair[1]))[:COUNTED_TEXTS]
     lasting = sorted(answers, key=len)[-COUNTED_TEXTS:]
 
     def count(texts: list[str]) -> list[int]:
         return [len(tokens) for tokens in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     prompts = count([render_prompt(processor, question) for question, _ in longest])
-    completions = count([render_completion(processor, *turn) for turn in longest])
+    completions = count([render_completion(processor, *pair) for pair in longest])
     return {
         "tokens": pictures * (image_tokens + MARKUP_TOKENS) + max(map(sum, zip(prompts, completions, strict=True))),
         "labelled": max(count([render_completion(processor, answers[answer], answer) for answer in lasting])),

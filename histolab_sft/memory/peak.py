@@ -1,8 +1,8 @@
-"""The memory that a run will need, part by part, from the model's shape alone.
+"""Plan the memory that a run will need, part by part, from the shape of its model alone.
 
 Weights are counted from the model on the meta device, activations are traced (see `activations`), the rest is
 arithmetic that each row names. What no shape tells (the CUDA context, cuBLAS, what the caching allocator can't hand
-out) are allowances, whose sources stand beside them.
+out) is an allowance, with its source beside it.
 """
 
 import math
@@ -296,13 +296,13 @@ def _plan_scoring(model, setup: Setup) -> list[MemoryRow]:
         beside = answers // patches * setup.labelled
     kept = trace_cache(model, precision, setup.tokens).kept
     # A tree of answers beside each prompt or, where a window would cut the prompt, a copy of it for each answer.
-    places = patches * (setup.tokens + beside)
+    length = patches * (setup.tokens + beside)
     if setup.tokens + beside >= window:
-        places = (patches + answers) * setup.tokens
+        length = (patches + answers) * setup.tokens
     # As they come, in float32, and once more in the normalisation.
     logits = positions * words * (precision.weights.itemsize + 8)
     rows = [
-        ("keys and values", dtype, round(kept * places / setup.tokens), f"{places:,} tokens"),
+        ("keys and values", dtype, round(kept * length / setup.tokens), f"{length:,} tokens"),
         ("scoring, passing", dtype, patches * above, "traced, one layer's pass"),
         ("logits in scoring", "float32", logits, f"{positions} positions x {words:,} words"),
     ]

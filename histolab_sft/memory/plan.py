@@ -1,4 +1,4 @@
-"""A recipe's memory plan in words: the parts, what fits this machine and every profile, and what to change."""
+"""Print a recipe's memory plan: its parts, what fits this machine and every profile, and which keys to change."""
 
 import math
 import tempfile
@@ -199,8 +199,8 @@ def format_profiles(model, recipe: dict, build: Callable[[int | None, int | None
     for name, table in PROFILES.items():
         keys = recipe | {key: value for key, (value, _) in table.items()}
         if own is not None:
-            asked = keys["image_side"], keys["image_tokens"]
-            model = models[asked] = models.get(asked) or build(*asked)
+            size = keys["image_side"], keys["image_tokens"]
+            model = models[size] = models.get(size) or build(*size)
             keys["tokens"] += keys["pictures"] * (read_resolution(model.config).tokens - own.tokens)
         setup = build_setup(model, keys, name != CPU, CAPABILITIES.get(name))
         rows = plan_memory(model, setup)

@@ -1,4 +1,4 @@
-"""An adapter is a file from somewhere: it is checked against the base model before any of it is loaded."""
+"""Check an adapter's files against the base model before any of them is loaded: they may come from anywhere."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def read_adapter_config(folder: str | Path) -> dict:
     return config
 
 
-def read_trained_resolution(place: Path, config: dict) -> Resolution | None:
+def read_trained_resolution(path: Path, config: dict) -> Resolution | None:
     """Return the resolution that an adapter's configuration names, None if it is the base model's own.
 
     Raises:
@@ -87,7 +87,7 @@ def read_trained_resolution(place: Path, config: dict) -> Resolution | None:
         return None
     if not all(type(value) is int and value > 0 for value in values):
         raise AdapterError(
-            f"{place} has image_side {values[0]!r} and image_tokens {values[1]!r}, expected whole numbers above 0"
+            f"{path} has image_side {values[0]!r} and image_tokens {values[1]!r}, expected whole numbers above 0"
         )
     return Resolution(*values)
 
@@ -205,9 +205,9 @@ def _list_expected(names: set[str], config: dict, model: PreTrainedModel, path: 
     modules = dict(model.named_modules())
     # Whole modules that were trained beside the LoRA matrices, if the configuration names any.
     expected = {
-        PREFIX + place: tuple(parameter.shape)
-        for place, parameter in model.named_parameters()
-        if any(f".{module}." in f".{place}" for module in config.get("modules_to_save") or ())
+        PREFIX + name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
     }
     for name in sorted(names - set(expected)):
         module, separator, _ = name.removeprefix(PREFIX).rpartition(".lora_")

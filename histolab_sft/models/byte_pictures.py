@@ -1,8 +1,8 @@
-"""Pictures that stay bytes until they are where the vision tower is: a quarter of the memory, a ninth of the work.
+"""Send pictures to the vision tower's device as bytes: a quarter of the memory and a ninth of the work of floats.
 
-Pillow scales a picture to 8 bits; what an image processor then does to each value, rescaling and normalising, has
-only 256 outcomes a channel. They are taken from the processor itself and looked up on the device, so that the tower
-gets the same numbers, bit for bit.
+Pillow scales a picture to 8 bits. What an image processor then does to each value (rescale, normalise) has only 256
+results a channel. A table of them is made with the processor itself and used on the device, so that the tower gets the
+same numbers, bit for bit.
 """
 
 import copy
@@ -66,7 +66,7 @@ def look_up(table: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def accept_bytes(tower: nn.Module, table: torch.Tensor) -> None:
-    """Let the tower take bytes in place of floats; call it as often as you like."""
+    """Let the tower take bytes as well as floats. It may be called several times."""
     tower.register_buffer("pixel_table", table.to(next(tower.parameters()).device), persistent=False)
     hooks = tower._forward_pre_hooks.values()
     if _look_up_bytes not in hooks:
@@ -83,7 +83,7 @@ def _look_up_bytes(tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, 
 
 
 class BytePictures:
-    """Stands where the processor looks for its image processor."""
+    """Replaces the image processor inside a processor: pictures come out as bytes."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor

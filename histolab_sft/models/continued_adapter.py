@@ -1,4 +1,4 @@
-"""An adapter to continue from: checked before any of it is loaded, trained on as it is, never inside another."""
+"""Continue training from an adapter: check it, load its weights, and train it on as it is."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +76,8 @@ def build_continued_config(
         if vars(model_args)[key] not in (vars(usual)[key], vars(config)[name])
     ]
     if model_args.lora_target_modules:
-        asked = build_lora_config(model_args, scope)
-        names = {name for name, _ in model.named_modules() if check_target_module_exists(asked, name)}
+        wanted = build_lora_config(model_args, scope)
+        names = {name for name, _ in model.named_modules() if check_target_module_exists(wanted, name)}
         if names != config.target_modules:
             complaints.append(f"lora_target_modules and lora_scope name other layers than the adapter in {folder} has")
     if complaints:

@@ -1,4 +1,4 @@
-"""The turns that a model reads and writes, and greedy answers to a batch of patches."""
+"""Prompts and completions as the chat template writes them, and greedy answers to a batch of patches."""
 
 import itertools
 import logging
@@ -28,7 +28,9 @@ def render_prompt(processor: ProcessorMixin, question: str, n_images: int = 1) -
 
     The text is the one that `SFTTrainer` trains on, written without TRL, so that answering needs no training stack.
     """
-    return processor.apply_chat_template(_ask(question, n_images), tokenize=False, add_generation_prompt=True)
+    return processor.apply_chat_template(
+        _build_user_turn(question, n_images), tokenize=False, add_generation_prompt=True
+    )
 
 
 def render_prompts(
@@ -45,7 +47,7 @@ def render_completion(processor: ProcessorMixin, question: str, answer: str) -> 
     Raises:
         ValueError: The chat template writes the prompt differently once it has an answer.
     """
-    conversation = [*_ask(question), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    conversation = [*_build_user_turn(question), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     prompt = render_prompt(processor, question)
     text = processor.apply_chat_template(conversation, tokenize=False)
     if not text.startswith(prompt):
@@ -184,6 +186,6 @@ def evaluating(model: PreTrainedModel):
         model.train(training)
 
 
-def _ask(question: str, n_images: int = 1) -> list[dict]:
+def _build_user_turn(question: str, n_images: int = 1) -> list[dict]:
     # Only the number of pictures counts here: the processor gets the pictures themselves.
     return [{"role": "user", "content": [{"type": "image"}] * n_images + [{"type": "text", "text": question}]}]

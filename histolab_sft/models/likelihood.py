@@ -1,10 +1,10 @@
-"""How likely the model is to give each of a few answers: class probabilities without parsing a word.
+"""Log-likelihoods of given answers, and class probabilities from them. Nothing is generated or parsed.
 
 The log-likelihood of an answer is the sum over its tokens, end of turn included, of log p(token | picture, question,
 tokens before). `models.shared_prefix` reads picture, question and common words once a patch.
 
-A model that would rather think aloud first takes the same share from the first token of every answer, so that class
-probabilities are those of a model that doesn't.
+A model that tends to think aloud first gives the first token of every answer a lower probability, by the same factor.
+The factor drops out of class probabilities.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from histolab_sft.models.generate import (
 )
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting
-from histolab_sft.models.shared_prefix import score_answers, score_places
+from histolab_sft.models.shared_prefix import score_answers, score_slots
 
 
 def label_log_likelihoods(
@@ -88,35 +88,35 @@ def label_log_likelihoods(
     return log_likelihoods, counts
 
 
-def place_log_probabilities(
+def slot_log_probabilities(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | list[Image.Image]],
     questions: list[str],
-    places: list[list[list[tuple[str, int]]]],
+    slots: list[list[list[tuple[str, int]]]],
     candidate_batch_size: int = 96,
 ) -> list[list[np.ndarray]]:
-    """Weigh what could stand at each of several places of a text, given the picture and the text up to there.
+    """Return the probabilities of the values that could fill each slot of a text, given picture and text up to there.
 
     Args:
         images (`Sequence` of N pictures or lists of pictures): Read one row at a time.
-        places (`list` of N lists): Of each row its places in the order of the text, at least one, and for each the
+        slots (`list` of N lists): Of each row its slots in the order of the text, at least one, and for each the
             alternatives `(text, end)`: the text with the alternative in it, and where that ends. The text is split
             into tokens as a whole, and those up to the one that holds the character before `end` count; what follows
             decides where that token ends, not how likely it is.
 
     Returns:
-        For each place of each row the natural logarithms of the alternatives' probabilities, which sum to 1: float64.
+        For each slot of each row the natural logarithms of the alternatives' probabilities, which sum to 1: float64.
     """
     model = unwrap_adapter(model)
     check_lengths(images, questions)
     weighed = []
     with evaluating(model), autocasting(model):
         for row, question in enumerate(tqdm(questions, desc="weighing values", unit="row", disable=None)):
-            tokens = [_tokenize_beginnings(processor, alternatives) for alternatives in places[row]]
+            tokens = [_tokenize_beginnings(processor, alternatives) for alternatives in slots[row]]
             pictures = [images[row]]
             inputs = encode_prompts(processor, pictures, render_prompts(processor, [question], pictures))
-            scores = score_places(model, dict(inputs.to(model.device)), tokens, candidate_batch_size)
+            scores = score_slots(model, dict(inputs.to(model.device)), tokens, candidate_batch_size)
             weighed.append([log_softmax(score.cpu().numpy()) for score in scores])
     return weighed
 

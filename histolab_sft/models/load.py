@@ -96,7 +96,7 @@ def load_config(model_args: ModelConfig) -> PretrainedConfig:
 
 
 def check_resolution(model_args: ModelConfig) -> None:
-    """Refuse a resolution that the base model can't have, before data are looked at and weights are loaded.
+    """Refuse a resolution that the base model can't have, before data are read and weights are loaded.
 
     Raises:
         ValueError: From `set_resolution`.
@@ -242,7 +242,7 @@ def _prepare_scoring(model: PreTrainedModel, precision: Precision) -> PreTrained
 def build_model_init_kwargs(model_args: ModelConfig) -> dict:
     """Return the arguments of `from_pretrained` that training and scoring share.
 
-    Without a word on remote code, weights that bring code of their own would ask at the prompt, and run it on a `y`.
+    Without `trust_remote_code: False`, weights that come with code would ask at the prompt and run it after a `y`.
     """
     return {
         "trust_remote_code": False,
@@ -292,16 +292,16 @@ def build_lora_config(model_args: ModelConfig, scope: str, parts: Sequence[str] 
             )
         model, decoder = build_meta_model(model_args)
         tower = find_parts(model)[VISION][0]
-        places = [decoder] + ([tower] if scope == "language_and_vision" else [])
-        for place in places:
-            layers = {name.rpartition(".")[2] for name in list_linear_layers(model, place)}
+        parts_with_lora = [decoder] + ([tower] if scope == "language_and_vision" else [])
+        for part in parts_with_lora:
+            layers = {name.rpartition(".")[2] for name in list_linear_layers(model, part)}
             if not layers & set(names):
                 raise ValueError(
-                    f"lora_target_modules {names}: none is in {place}, expected some of {', '.join(sorted(layers))}; "
+                    f"lora_target_modules {names}: none is in {part}, expected some of {', '.join(sorted(layers))}; "
                     "add one, or change lora_scope"
                 )
         alternatives = "|".join(map(re.escape, names))
-        layers = "|".join(map(re.escape, places))
+        layers = "|".join(map(re.escape, parts_with_lora))
         config.target_modules = rf".*({layers})\.(.*\.)?\d+\.(.*\.)?({alternatives})"
         config.modules_to_save = list_saved_modules(model, config, parts) or None
     return config

@@ -58,23 +58,23 @@ def score_in_one_pass(
         use_cache=False,
     ).last_hidden_state[:, prompt - 1 : prompt + len(nodes)]
     # The prompt's last token predicts how answers begin, and each node what follows it.
-    place = {(): 0} | {node: number for number, node in enumerate(nodes, 1)}
-    following: list[list[int]] = [[] for _ in place]
+    index = {(): 0} | {node: number for number, node in enumerate(nodes, 1)}
+    following: list[list[int]] = [[] for _ in index]
     for answer in answers:
         for end, token in enumerate(answer):
-            words = following[place[tuple(answer[:end])]]
+            words = following[index[tuple(answer[:end])]]
             if token not in words:
                 words.append(token)
     most = max(map(len, following))
     table = new([words + [0] * (most - len(words)) for words in following])
     weighed = _weigh(model.lm_head, hidden, table, held)
     steps = [
-        (k, number := place[tuple(answer[:end])], following[number].index(token))
+        (k, number := index[tuple(answer[:end])], following[number].index(token))
         for k, answer in enumerate(answers)
         for end, token in enumerate(answer)
     ]
-    owners, places, choices = (new(column) for column in zip(*steps, strict=True))
-    return weighed.new_zeros(len(weighed), len(answers)).index_add_(1, owners, weighed[:, places, choices])
+    owners, sources, choices = (new(column) for column in zip(*steps, strict=True))
+    return weighed.new_zeros(len(weighed), len(answers)).index_add_(1, owners, weighed[:, sources, choices])
 
 
 def _list_nodes(answers: list[list[int]]) -> list[tuple[int, ...]]:
@@ -103,12 +103,12 @@ def _build_mask(inputs: dict[str, torch.Tensor], nodes: list[tuple[int, ...]], b
 
 
 def _weigh(head: nn.Module, hidden: torch.Tensor, table: torch.Tensor, held: int) -> torch.Tensor:
-    """Return log-probabilities `(rows, places, choices)`, float64, of the words in `table` `(places, choices)`."""
-    rows, places, _ = hidden.shape
+    """Return log-probabilities `(rows, positions, choices)`, float64, of the words in `table`."""
+    rows, positions, _ = hidden.shape
     words = table.expand(rows, -1, -1).flatten(0, 1)
     weighed = []
     for part, choices in zip(hidden.flatten(0, 1).split(held), words.split(held), strict=True):
         logits = head(part).float()
         # Long answers add up to hundreds of nats, where float32 has only five decimals left.
         weighed.append((logits.gather(1, choices) - logits.logsumexp(-1, keepdim=True)).double())
-    return torch.cat(weighed).unflatten(0, (rows, places))
+    return torch.cat(weighed).unflatten(0, (rows, positions))

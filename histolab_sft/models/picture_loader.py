@@ -1,4 +1,4 @@
-"""Pictures and prompts prepared by other processes while this one computes: the one loader beside training's own."""
+"""Prepare pictures and prompts in other processes while this one computes; used wherever nothing is trained."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +18,7 @@ class _Prepared(Dataset):
         try:
             return self.prepare(item)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
-            # A worker would send its traceback in place of the message.
+            # A worker would send its traceback instead of the message.
             return error
 
 

@@ -49,10 +49,10 @@ def read_precision(histo_args, training_args) -> Precision:
 def set_precision(model: nn.Module, precision: Precision) -> None:
     """Let every later pass of the model, with an adapter or without, compute in this precision. Call it once.
 
-    In training call it when the trainer is built: TRL and PEFT put their own forward pass in place of the model's.
+    In training call it when the trainer is built: TRL and PEFT replace the model's forward pass by their own.
 
     Args:
-        precision: Its `compute` has had its effect when the weights were loaded.
+        precision: `compute` was already used when the weights were loaded.
     """
     cast_vision_tower(model, precision.tower)
     base = unwrap_adapter(model)

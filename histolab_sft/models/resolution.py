@@ -1,4 +1,4 @@
-"""The resolution of pictures: other than the base model's own, where a recipe asks for it. This is the one place.
+"""Change the resolution at which a model reads pictures (`image_side`, `image_tokens`).
 
 A picture is scaled to a square of `image_side` pixels, the tower cuts it into patches, and what it makes of them is
 pooled to `image_tokens` tokens of the language model. MedGemma was trained at 896 pixels and 256 tokens. At another

@@ -1,4 +1,4 @@
-"""The passes behind every likelihood: one prompt, and what each of several continuations of it costs.
+"""Log-likelihoods of several continuations of one prompt, with what they share computed once.
 
 Pictures, question and the words that all continuations begin with are read once; then the continuations, as one tree
 where the model's attention allows it, else each from a copy of their keys and values.
@@ -41,24 +41,24 @@ def score_answers(
     return score(model, inputs, answers, chunk)
 
 
-def score_places(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], places: list[list[list[int]]], chunk: int
+def score_slots(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], slots: list[list[list[int]]], chunk: int
 ) -> list[torch.Tensor]:
-    """Return for each place of one text the log-likelihoods of its K alternatives: float64, `(K,)`, up to a constant.
+    """Return for each slot of one text the log-likelihoods of its K alternatives: float64, `(K,)`, up to a constant.
 
-    Prompt and text are read once, from place to place.
+    Prompt and text are read once, from slot to slot.
 
     Args:
         inputs (`dict`): Of one prompt, from `encode_prompts`.
-        places (`list`): For each place, in the order of the text, the token ids of the text up to there with each of
+        slots (`list`): For each slot, in the order of the text, the token ids of the text up to there with each of
             the alternatives.
     """
     if not shares_prefix(model):
-        return [_score_whole(model, inputs, answers, chunk)[0] for answers in places]
+        return [_score_whole(model, inputs, answers, chunk)[0] for answers in slots]
     prefix, scores, read = DynamicCache(config=model.config), [], 0
-    for number, answers in enumerate(places):
-        # A place's alternatives and all that comes later begin with the same words.
-        later = [answer for others in places[number:] for answer in others]
+    for number, answers in enumerate(slots):
+        # The alternatives of a slot and all later text begin with the same words.
+        later = [answer for others in slots[number:] for answer in others]
         shared = _count_shared(later)
         inputs = _append(model, inputs, later[0][read:shared])
         if number == 0:
@@ -156,18 +156,18 @@ def _score_tree(model, inputs: dict, positions, prefix: DynamicCache, tails: lis
     prompts, size = inputs["attention_mask"].bool(), len(nodes)
     count = len(prompts)
     mask = torch.cat([prompts[:, None].expand(-1, size, -1), sees.expand(count, -1, -1)], dim=-1)[:, None]
-    # Text follows the prompt one place at a time under every rotary scheme, pictures' own positions included.
+    # Text follows the prompt one position at a time under every rotary scheme, pictures' own positions included.
     depths = torch.tensor([len(node) for node in nodes], device=model.device)
     ids = torch.tensor([node[-1] for node in nodes], device=model.device).expand(count, -1)
     step = {"input_ids": ids, "attention_mask": mask}
     logits = _forward(model, step, positions[..., -1:] + depths, prefix, False, 0).float()
     prefix.crop(-size)
-    owners, places, words = zip(
+    owners, sources, words = zip(
         *((k, number[tuple(tail[:end])], tail[end]) for k, tail in enumerate(tails) for end in range(1, len(tail))),
         strict=True,
     )
     # Long answers add up to hundreds of nats, where float32 has only five decimals left.
-    picked = (logits[:, places, words] - logits.logsumexp(-1)[:, places]).double()
+    picked = (logits[:, sources, words] - logits.logsumexp(-1)[:, sources]).double()
     owners = torch.tensor(owners, device=model.device)
     return picked.new_zeros(count, len(tails)).index_add_(1, owners, picked)
 
@@ -215,7 +215,7 @@ def _forward(model, inputs: dict, positions: torch.Tensor, cache: DynamicCache |
 
 
 def _find_positions(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    # Padding on the left and pictures have their own positions in each architecture; `generate` asks the same method.
+    # Padding on the left and pictures have their own positions in each architecture; `generate` calls the same method.
     return model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
 
 
@@ -223,8 +223,8 @@ def _append(model, inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[s
     """Return the inputs with the same text tokens after every prompt."""
     ids = inputs["input_ids"].new_tensor(tokens).expand(len(inputs["input_ids"]), -1)
     new = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    # Of which type an answer's tokens are (no picture's, or of PaliGemma's causal part) is asked of the same method as
-    # in `generate`, for one token.
+    # The type of an answer's tokens (not a picture's; PaliGemma's causal part) comes from the method that `generate`
+    # uses, for one token.
     types = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
     for name, grown in model._update_model_kwargs_for_generation({}, dict(types), num_new_tokens=1).items():
         new[name] = grown[:, -1:].expand_as(ids)

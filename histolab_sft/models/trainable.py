@@ -1,4 +1,4 @@
-"""What of a model is trained: language layers, projector, vision tower; found in the model, not by name."""
+"""Find language layers, projector and vision tower in any model, and choose which of them are trained."""
 
 import re
 from collections.abc import Sequence
@@ -48,23 +48,23 @@ def find_parts(model: PreTrainedModel) -> dict[str, list[str]]:
     return {LANGUAGE: [decoder, head], PROJECTOR: beside, VISION: [tower]}
 
 
-def list_siblings(model: PreTrainedModel, place: str) -> list[str]:
-    """Return the full names of the modules beside the path from the model to the module at `place`."""
-    path = place.split(".")
+def list_siblings(model: PreTrainedModel, name: str) -> list[str]:
+    """Return the full names of the modules beside the path from the model to the module `name`."""
+    path = name.split(".")
     siblings = []
     for depth, step in enumerate(path):
         prefix = ".".join(path[:depth])
         parent = model.get_submodule(prefix)
-        siblings += [f"{prefix}.{name}".lstrip(".") for name, _ in parent.named_children() if name != step]
+        siblings += [f"{prefix}.{child}".lstrip(".") for child, _ in parent.named_children() if child != step]
     return siblings
 
 
-def list_linear_layers(model: PreTrainedModel, place: str) -> list[str]:
-    """Return the full names of the linear layers in a list of layers (`.0.`, `.1.`, ...) inside the module at `place`.
+def list_linear_layers(model: PreTrainedModel, part: str) -> list[str]:
+    """Return the full names of the linear layers in a list of layers (`.0.`, `.1.`, ...) inside the module `part`.
 
     What stands beside the list, such as a pooling head, is no layer.
     """
-    layer = re.compile(rf"{re.escape(place)}\.(.*\.)?\d+\..+")
+    layer = re.compile(rf"{re.escape(part)}\.(.*\.)?\d+\..+")
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and layer.fullmatch(name)]
 
 
@@ -77,13 +77,13 @@ def list_saved_modules(model: PreTrainedModel, config: LoraConfig, parts: list[s
         model: The base model.
         config: With `target_modules`.
     """
-    places = find_parts(model)
-    tower = places[VISION][0]
+    found = find_parts(model)
+    tower = found[VISION][0]
     adapted = any(
         name.startswith(f"{tower}.") and check_target_module_exists(config, name) for name, _ in model.named_modules()
     )
     whole = [tower] if VISION in parts and not adapted else []
-    projector = places[PROJECTOR] if PROJECTOR in parts else []
+    projector = found[PROJECTOR] if PROJECTOR in parts else []
     return whole + [name for name in projector if not (whole and name.startswith(f"{tower}."))]
 
 
@@ -125,7 +125,7 @@ def freeze_dtypes(model: PreTrainedModel, parts: Sequence[str], dtype: torch.dty
 def list_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Return `{part: {name: parameter}}` of the model with or without an adapter."""
     base = unwrap_adapter(model)
-    places = find_parts(base)
+    modules = find_parts(base)
     found = {part: {} for part in PARTS}
     for name, parameter in base.named_parameters():
         plain = name
@@ -133,7 +133,7 @@ def list_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
             plain = plain.replace(infix, "")
         # The projector first, since it may lie inside the tower.
         part = next(
-            part for part in (PROJECTOR, VISION, LANGUAGE) if any(plain.startswith(f"{x}.") for x in places[part])
+            part for part in (PROJECTOR, VISION, LANGUAGE) if any(plain.startswith(f"{x}.") for x in modules[part])
         )
         found[part][name] = parameter
     return found
@@ -172,7 +172,7 @@ def _match_dtypes(model: PreTrainedModel) -> None:
     """Let the projector take what the tower gives, where one of the two is trained, and so in float32."""
     for name in find_parts(model)[PROJECTOR]:
         module = model.get_submodule(name)
-        used = [parameter for place, parameter in module.named_parameters() if _ORIGINAL not in f".{place}"]
+        used = [parameter for path, parameter in module.named_parameters() if _ORIGINAL not in f".{path}"]
         dtype = used[0].dtype
         module.register_forward_pre_hook(
             lambda _, inputs, dtype=dtype: tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)

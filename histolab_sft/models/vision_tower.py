@@ -1,4 +1,4 @@
-"""A frozen vision tower costs one forward pass and nothing else."""
+"""Find the vision tower of a model, and run a frozen one without gradients."""
 
 import logging
 

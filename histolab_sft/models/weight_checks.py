@@ -1,4 +1,4 @@
-"""What is loaded is all of a model and nothing else: a weight that files lack would be random, without an error."""
+"""Check that files hold every weight of a model and no other: a missing one would be random, without an error."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -57,18 +57,18 @@ def mask_deciding_tokens(labels: torch.Tensor, branches: set[tuple[int, ...]]) -
     if not branches:
         return mask
     for row, keep in zip(labels, mask, strict=True):
-        places = keep.nonzero().flatten()
-        answer = tuple(row[places].tolist())
+        positions = keep.nonzero().flatten()
+        answer = tuple(row[positions].tolist())
         deciding = [answer[:i] in branches for i in range(len(answer))]
-        keep[places] = torch.tensor(deciding, dtype=torch.bool, device=keep.device)
+        keep[positions] = torch.tensor(deciding, dtype=torch.bool, device=keep.device)
     return mask
 
 
 def compute_guessing_level(answers: Counter[tuple[int, ...]]) -> dict[str, float]:
     """Return `answer_loss` (nats) and `answer_accuracy` of a model that only knows how frequent the answers are.
 
-    This is the height of the shelf: at each branch, the cross-entropy of the empirical distribution and the share of
-    the most frequent token. Empty where the answers are free text.
+    At each branch they are the cross-entropy of the empirical distribution and the share of the most frequent token.
+    Empty where the answers are free text.
     """
     loss, right, tokens = 0.0, 0, 0
     for beginning in find_branches(answers):

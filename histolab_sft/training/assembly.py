@@ -1,4 +1,4 @@
-"""From a recipe's keys to a trainer: the model with what is trained of it, the pictures, the rules that end a run."""
+"""Build the trainer of a phase from the recipe's keys: model, adapter, pictures, early stopping."""
 
 from datasets import DatasetDict
 

@@ -142,7 +142,7 @@ def build_early_stopping(histo_args: HistoArguments, guessing_level: dict[str, f
     """
     level = guessing_level.get(histo_args.early_stopping_metric.removeprefix("eval_"))
     if level is not None:
-        # A tenth of the way from guessing to certainty, so that noise about the shelf isn't taken for leaving it.
+        # A tenth of the way from guessing to certainty, so that noise about that level isn't taken for learning.
         certain = 1.0 if histo_args.early_stopping_metric.endswith("accuracy") else 0.0
         level += 0.1 * (certain - level)
     return EMAEarlyStoppingCallback(

@@ -1,7 +1,7 @@
-"""One step before the first: refuse a precision in which this model's activations overflow or its gradients vanish.
+"""Try one training step, and refuse a precision in which activations overflow or gradients vanish.
 
-Both go unseen otherwise. An overflow shows as a loss that isn't a number, without the layer that it began in;
-gradients that are too small for float16 become zeros, and training goes on and learns little.
+Otherwise both are hard to see. An overflow shows as a loss of NaN, without the layer where it began. Gradients that
+are too small for float16 become zeros, and training goes on and learns little.
 """
 
 import logging
@@ -28,8 +28,8 @@ class CanaryError(RuntimeError):
 def run_canary(trainer: SFTTrainer) -> None:
     """Pass one micro-batch forwards and backwards, twice; nothing of it is left in model or trainer.
 
-    Where everything is float32 there is nothing to fear and nothing is run, nor under `fp16: true`, whose scaler looks
-    for the right factor itself, nor where DeepSpeed or FSDP hold the weights.
+    It isn't run where everything is float32, under `fp16: true`, whose scaler finds the right factor itself, and where
+    DeepSpeed or FSDP hold the weights.
 
     Raises:
         CanaryError: A module's output isn't finite; no gradient arrives; or more than `LARGEST_LOSS` of the gradients

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or don't count, and the one place that decides what a run goes on from.
+"""Write, verify, choose and remove checkpoints.
 
 A checkpoint is whole when its `manifest.json` is there, names every file beside it and no other, and each has the
 size and the SHA-256 that the manifest says. The manifest is written last, after everything else has reached the disk,
-and in one rename: a run that is killed, or a disk that fills up, can leave a torn folder and never a torn checkpoint.
+and in one rename. A run that is killed, or a disk that fills up, may leave an unfinished folder, which never counts.
 """
 
 import json

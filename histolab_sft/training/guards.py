@@ -1,4 +1,4 @@
-"""Numbers that go wrong stop the run, before they reach the weights or the disk."""
+"""Stop a run whose loss, gradient or weights aren't finite, before they reach a checkpoint."""
 
 import math
 
@@ -35,7 +35,7 @@ def check_gradient(norm: torch.Tensor | float | None, step: int, rows: list[str]
 def check_weights(model: nn.Module, step: int, rows: list[str]) -> None:
     """Raise `NonFiniteError` if a trained weight isn't finite, naming one."""
     trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
-    # The largest absolute value is finite exactly if all are; one look at the device for all tensors.
+    # The largest absolute value is finite exactly if all are: one transfer from the device for all tensors.
     if not torch.nn.utils.get_total_norm([weights for _, weights in trained], norm_type=math.inf).isfinite():
         name = next(name for name, weights in trained if not weights.isfinite().all())
         raise NonFiniteError(_explain(f"the weights {name} aren't finite", step, rows))

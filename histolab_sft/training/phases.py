@@ -100,7 +100,7 @@ def begin_phase(phase: Phase, patches: DatasetDict) -> bool:
 
     Raises:
         CheckpointError: An earlier run has left this phase's folder, and it was another phase (keys, data, seed or the
-            weights that it started from), or nobody asked to go on.
+            weights that it started from), or `resume_from_checkpoint` isn't set.
     """
     if phase.config is None:
         return True
@@ -128,7 +128,7 @@ def begin_phase(phase: Phase, patches: DatasetDict) -> bool:
             raise CheckpointError(f"the weights in {folder} aren't those that the phase ended with; remove the folder")
         logger.info("phase %s is finished, and isn't run again", phase.config.name)
         return False
-    # Every process has looked before one writes.
+    # Every process has read the record before one writes it.
     PartialState().wait_for_everyone()
     if phase.args.should_save and found is None:
         folder.mkdir(parents=True, exist_ok=True)

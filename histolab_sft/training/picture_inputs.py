@@ -75,15 +75,15 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     if args.max_steps > 0:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         epochs = args.max_steps * batch / len(patches["train"])
-    looks = [(patches["train"], epochs)]
+    uses = [(patches["train"], epochs)]
     evaluated = args.eval_strategy != "no" or args.eval_on_start
     if evaluated:
         # At least; how many there will be depends on steps and early stopping.
-        looks.append((patches["validation"], max(1, math.floor(epochs))))
-    pictures, passes = list_pictures(looks)
+        uses.append((patches["validation"], max(1, math.floor(epochs))))
+    pictures, passes = list_pictures(uses)
     if histo_args.augmentation == "symmetries":
         views, passes = list_views(patches["train"]), epochs / len(SYMMETRIES)
-        pictures = views | (list_pictures(looks[1:])[0])
+        pictures = views | (list_pictures(uses[1:])[0])
     # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
     move_tower(trainer.model, args.device)
     cache = prepare_vision_cache(

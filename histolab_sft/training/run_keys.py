@@ -56,13 +56,15 @@ def describe_keys(*parsed) -> dict:
     return json.loads(json.dumps(computing, sort_keys=True, default=_write))
 
 
-def compare_keys(saved: dict, run: dict, accepted: Iterable[str], place: str, processes_differ: bool) -> list[dict]:
+def compare_keys(
+    saved: dict, run: dict, accepted: Iterable[str], checkpoint: str, processes_differ: bool
+) -> list[dict]:
     """Return the changes of keys that a resumed run takes on purpose: `key`, `from`, `to`.
 
     Args:
         saved, run (`dict`): From `describe_keys`, when the checkpoint was saved and now.
         accepted: Keys that may differ.
-        place: Of the checkpoint, for the message.
+        checkpoint: Its path, for the message.
         processes_differ (`bool`): Whether the checkpoint was saved by another number of processes.
 
     Raises:
@@ -84,7 +86,7 @@ def compare_keys(saved: dict, run: dict, accepted: Iterable[str], place: str, pr
         takeable = [change["key"] for change in refused if change["key"] in CHANGEABLE]
         advice = f", or take it on purpose by resume_changes: [{', '.join(takeable)}]" if takeable else ""
         raise CheckpointError(
-            f"{place} is of a run with other keys: {listed}; undo the change{advice}, or start afresh in another "
+            f"{checkpoint} is of a run with other keys: {listed}; undo the change{advice}, or start afresh in another "
             "output_dir"
         )
     return changes

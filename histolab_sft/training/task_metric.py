@@ -1,4 +1,4 @@
-"""The score that counts, during training: balanced accuracy on the validation split by label likelihood."""
+"""Balanced accuracy on the validation split, by label likelihood, at each evaluation in training."""
 
 import numpy as np
 from accelerate import Accelerator

@@ -21,7 +21,7 @@ def save_weights(model: nn.Module, folder: Path, state_dict: dict | None, proces
     temporary = folder / SAVING
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    # PEFT would ask the Hub whether the vocabulary of the base model was changed.
+    # PEFT would query the Hub whether the vocabulary of the base model was changed.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     model.save_pretrained(temporary, state_dict=state_dict, **options)
     if processor is not None:

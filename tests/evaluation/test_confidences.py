@@ -19,7 +19,7 @@ from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.predictions import System, hash_weights, predict, predict_held_out
 from histolab_sft.metrics.calibration import compute_ece, fit_temperature
 from histolab_sft.models.generate import encode_prompts, render_prompt
-from histolab_sft.models.likelihood import place_log_probabilities
+from histolab_sft.models.likelihood import slot_log_probabilities
 from histolab_sft.tasks.biomarkers import FIELDS, parse
 from histolab_sft.tasks.parsing.field_places import find_places, list_options
 
@@ -55,7 +55,7 @@ def assert_weighed_like_by_hand(model, processor, counts, chunk=32):
     questions = QUESTIONS[:3]
     places = [list(find_places(text, parse(text).values, FIELDS).values()) for text in TEXTS]
     assert [len(found) for found in places] == [3, 3, 1]
-    weighed = place_log_probabilities(model, processor, pictures, questions, places, chunk)
+    weighed = slot_log_probabilities(model, processor, pictures, questions, places, chunk)
     for row, found in enumerate(places):
         for alternatives, scores in zip(found, weighed[row], strict=True):
             expected = weigh_by_hand(model, processor, pictures[row], questions[row], alternatives)
@@ -112,7 +112,7 @@ def test_answers_and_confidences_are_kept_and_free_ones_are_others(asked, monkey
     rows, ask = asked
     first = predict(rows["test"], *ask)
     monkeypatch.setattr(predictions, "generate_answers", None)
-    monkeypatch.setattr(predictions, "place_log_probabilities", None)
+    monkeypatch.setattr(predictions, "slot_log_probabilities", None)
     pd.testing.assert_frame_equal(predict(rows["test"], *ask), first)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(ask[0].histo_args.data_dir) + "/cache")

@@ -1,4 +1,4 @@
-"""The recipe's key `vision_cache`: whether a run reads features in place of pixels, and the run with them."""
+"""The recipe's key `vision_cache`: whether a run reads cached features or pixels."""
 
 import logging
 import shutil
@@ -37,14 +37,14 @@ def attached_cache(
     choice: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    looks: Sequence[tuple[Dataset, int]],
+    uses: Sequence[tuple[Dataset, int]],
     batch_size: int,
 ) -> Iterator[ProcessorMixin]:
     """Give the processor for a model that is scored: that of the cache, to which the model is attached meanwhile.
 
     Where there is to be no cache it sends bytes, if it can. Arguments as in `prepare_vision_cache`.
     """
-    cache = prepare_vision_cache(choice, model, processor, *list_pictures(looks), batch_size)
+    cache = prepare_vision_cache(choice, model, processor, *list_pictures(uses), batch_size)
     if cache is None:
         yield send_bytes(model, processor)
         return
@@ -65,7 +65,7 @@ def prepare_vision_cache(
             used however little it saves.
         model (`PreTrainedModel` or `PeftModel`): With `requires_grad` set as in the run that is meant.
         pictures (`dict`): `pixel_sha256` -> function that opens the picture.
-        passes (`float`): How often the run looks at each picture on average.
+        passes (`float`): How often the run reads each picture on average.
         batch_size (`int`): Pictures in one pass of the tower.
 
     Returns:
@@ -112,18 +112,18 @@ def _open_and_fill(choice, model, processor, pictures: Pictures, passes: float, 
     return cache
 
 
-def list_pictures(looks: Sequence[tuple[Dataset, int]]) -> tuple[Pictures, float]:
-    """Return the distinct pictures of audited rows, unopened, and how often each is looked at on average.
+def list_pictures(uses: Sequence[tuple[Dataset, int]]) -> tuple[Pictures, float]:
+    """Return the distinct pictures of audited rows, unopened, and how often each is read on average.
 
     Args:
-        looks (`list` of `(rows, times)`): Rows have `images` and `pixel_sha256`.
+        uses (`list` of `(rows, times)`): Rows have `images` and `pixel_sha256`.
     """
     pictures, total = {}, 0
-    for rows, times in looks:
+    for rows, times in uses:
         images = rows.select_columns(["images"])
         for row, keys in enumerate(rows.with_format(None)["pixel_sha256"]):
-            for place, key in enumerate(keys):
-                pictures.setdefault(key, partial(_open, images, row, place))
+            for number, key in enumerate(keys):
+                pictures.setdefault(key, partial(_open, images, row, number))
                 total += times
     return pictures, total / max(1, len(pictures))
 
@@ -162,5 +162,5 @@ def cache_worthwhile(
     )
 
 
-def _open(images: Dataset, row: int, place: int) -> Image.Image:
-    return images[row]["images"][place]
+def _open(images: Dataset, row: int, number: int) -> Image.Image:
+    return images[row]["images"][number]

@@ -253,7 +253,7 @@ class VisionCache(FeatureStore):
 
 
 class _FeatureReader:
-    """Stands where the processor looks for its image processor."""
+    """Replaces the image processor inside a processor: the cached features come out."""
 
     def __init__(self, cache: VisionCache, image_processor: BaseImageProcessor):
         self.cache = cache
