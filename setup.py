@@ -24,6 +24,7 @@ setup(
         "histolab_sft.evaluation": ["*.jinja"],
         "histolab_sft.publishing": ["*.jinja"],
     },
+    entry_points={"console_scripts": ["histolab_sft=histolab_sft.commands.cli:main"]},
     install_requires=[
         "torch>=2.13",
         "transformers>=5.23",
@@ -56,6 +57,7 @@ setup(
         "psutil>=6",
         "pyyaml>=6",
         "safetensors>=0.7",
+        "shtab>=1.7",
         "tokenizers>=0.22",
     ],
     extras_require={

@@ -65,6 +65,7 @@ FLOORS = {
     "evaluation": 6,
     "publishing": 6,
     "demo": 7,
+    "commands": 8,
 }
 FILES = {".".join(path.with_suffix("").parts): path for path in Path("histolab_sft").rglob("*.py")}
 

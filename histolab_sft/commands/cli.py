@@ -1,0 +1,109 @@
+"""`histolab_sft COMMAND`: the recipe scripts of the checkout under short names, and what needs no recipe."""
+
+import argparse
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+import shtab
+
+from histolab_sft.errors import plain_errors
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+# Command -> recipe script and what it does.
+SCRIPTS = {
+    "check": ("preflight", "look at a recipe, its data, prompts and memory"),
+    "train": ("sft", "fine-tune, in one process"),
+    "evaluate": ("evaluate", "score the base model and the adapter, write the report"),
+    "push": ("push_adapter", "publish the adapter with its card (first: --dry_run true)"),
+    "export": ("export", "write the model for llama.cpp, Ollama or vLLM (--format gguf)"),
+    "app": ("app", "ask both models in a browser, on this machine only"),
+}
+EPILOG = """\
+examples:
+  histolab_sft new my_tissue --from data/my_tissue
+  histolab_sft check recipes/my_tissue.yaml
+  histolab_sft train recipes/my_tissue.yaml --learning_rate 1e-4
+
+Any key of a recipe can be changed behind it, as --key value. Several GPUs:
+  accelerate launch --config_file FILE recipes/sft.py --config RECIPE
+Tab completion: eval "$(histolab_sft --print-completion bash)"
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = sys.argv[1:] if args is None else args
+    if args and args[0] in SCRIPTS:
+        with plain_errors():
+            return run_script(args[0], args[1:])
+    options = build_parser().parse_args(args)
+    with plain_errors():
+        return options.run(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the commands without a script; the others are in it for help and completion."""
+    parser = argparse.ArgumentParser(
+        prog="histolab_sft",
+        usage="histolab_sft COMMAND [--help] ...",
+        description="Fine-tune MedGemma on histopathology patches, and score it honestly.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    # Without a line of its own in the help, which is to fit a screen.
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    shtab.add_argument_to(parser, "--print-completion", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND [RECIPE]", required=True)
+    new = commands.add_parser("new", help="write a recipe from a look at your data", description=_new.__doc__)
+    new.add_argument("name", metavar="NAME", help="of the recipe, such as my_tissue: recipes/NAME.yaml")
+    new.add_argument(
+        "--from", dest="source", required=True, metavar="DATA", help="folder or table"
+    ).complete = shtab.FILE
+    new.set_defaults(run=_new)
+    for name, (_, text) in SCRIPTS.items():
+        script = commands.add_parser(name, help=text)
+        script.add_argument("recipe", metavar="RECIPE").complete = shtab.FILE
+    return parser
+
+
+def run_script(command: str, args: list[str]) -> int:
+    """Run the recipe script of a command in this process; `RECIPE` first stands for `--config RECIPE`.
+
+    Raises:
+        FileNotFoundError: The package was installed without the scripts.
+    """
+    script = CHECKOUT / "recipes" / f"{SCRIPTS[command][0]}.py"
+    if not script.is_file():
+        raise FileNotFoundError(
+            f"{script} isn't there, expected the recipe script that `histolab_sft {command}` runs; get the whole "
+            "repository, and install it by `make install` or `pip install -e .` in its folder"
+        )
+    if not args or args[0] in ("-h", "--help"):
+        text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
+        print(f"usage: histolab_sft {command} RECIPE [--key value ...]\n\n{text}")
+        return 0 if args else 2
+    if not args[0].startswith("-"):
+        args = ["--config", *args]
+    sys.argv = [str(script), *args]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    """Write recipes/NAME.yaml from the classes, splits and groups in the data, with what to answer as comments."""
+    from histolab_sft.commands.new_recipe import write_recipe
+
+    path, questions = write_recipe(options.name, options.source)
+    print("\n".join(f"- {question}" for question in questions))
+    print(f"\n{path} is written. Read its comments, then: histolab_sft check {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
