@@ -12,8 +12,8 @@ RUN apt-get update \
 # Ubuntu's images bring a user who has the number that most people's files have on their own machine.
 ARG UID=1000
 RUN if id ubuntu >/dev/null 2>&1; then userdel --remove ubuntu; fi \
-    && useradd --create-home --uid "${UID}" --shell /bin/bash histolab \
-    && install --directory --owner histolab /cache /cache/huggingface /app /app/data /app/outputs
+    && useradd --create-home --uid "${UID}" --shell /bin/bash app \
+    && install --directory --owner app /cache /cache/huggingface /app /app/data /app/outputs
 USER ${UID}
 WORKDIR /app
 
@@ -21,10 +21,10 @@ WORKDIR /app
 ENV XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 
 # What the packages depend on first, so that a change of the code installs nothing again.
-COPY --chown=histolab Makefile constraints.txt setup.py README.md ./
-COPY --chown=histolab histolab_sft/__init__.py histolab_sft/
+COPY --chown=app Makefile constraints.txt setup.py README.md ./
+COPY --chown=app histolab_sft/__init__.py histolab_sft/
 RUN make install
-COPY --chown=histolab . .
+COPY --chown=app . .
 
 VOLUME ["/cache", "/app/data", "/app/outputs"]
 CMD ["make", "help"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from histolab_sft.publishing.push_gate import SHARED_ACCOUNTS
+
 TEXT = Path("Dockerfile").read_text(encoding="utf-8")
 # Each instruction with its arguments, lines that go on joined.
 INSTRUCTIONS = re.findall(
@@ -50,9 +52,11 @@ def test_it_runs_as_a_user_of_its_own():
     assert find("USER") == ["${UID}"] and "UID=1000" in find("ARG")
     # What follows as root is nothing: packages of this project are installed by the user.
     assert names.index("USER") < names.index("COPY")
-    assert all("--chown=histolab" in arguments for arguments in find("COPY"))
+    assert all("--chown=app" in arguments for arguments in find("COPY"))
     container = json.loads(Path(".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
-    assert container["remoteUser"] == "histolab"
+    assert container["remoteUser"] == "app"
+    # A name that stands in every card would be taken for a leak of the user's.
+    assert "app" in SHARED_ACCOUNTS
 
 
 def test_packages_come_in_the_tested_versions():
@@ -72,7 +76,7 @@ def test_caches_are_volumes_and_belong_to_the_user():
     volumes = json.loads(find("VOLUME")[0])
     settings = dict(pair.split("=") for pair in find("ENV")[0].split())
     assert settings["XDG_CACHE_HOME"] == "/cache" and settings["HF_HOME"].startswith("/cache/")
-    made = next(line for line in find("RUN") if "install --directory --owner histolab" in line)
+    made = next(line for line in find("RUN") if "install --directory --owner app" in line)
     assert all(volume in made.split() for volume in [*volumes, settings["HF_HOME"]])
 
 
