@@ -281,14 +281,7 @@ class HistoArguments:
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
         self.phases = read_phases(self.phases, names)
-        kinds = {entry.format is None for entry in self.datasets}
-        if len(kinds) > 1:
-            records = [entry.name for entry in self.datasets if entry.format is not None]
-            raise ValueError(
-                f"{records} have a format and the other data sets none, expected all or none: they are scored in "
-                "different ways; give each kind a recipe of its own"
-            )
-        if self.max_new_tokens is None and True in kinds:
+        if self.max_new_tokens is None and all(entry.options for entry in self.datasets):
             self.max_new_tokens = 64
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction leave no patch to train on; lower them")

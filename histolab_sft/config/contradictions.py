@@ -9,13 +9,13 @@ def check_consistency(histo_args, training_args, model_args) -> None:
     """Raise one `ValueError` that names every contradiction between keys, each with what to do."""
     quantised = model_args.load_in_4bit or model_args.load_in_8bit
     metric = histo_args.early_stopping_metric
-    with_format = any(config.format is not None for config in histo_args.datasets)
-    # Not for data sets with a format.
+    choosing = [bool(config.options) for config in histo_args.datasets]
+    # Not where some rows, or where all of them, bring their own questions.
     useless = {
-        "generate_answers: false": not histo_args.generate_answers,
-        f"sensitivity: {histo_args.sensitivity}": histo_args.sensitivity != "none",
-        f"augmentation: {histo_args.augmentation}": histo_args.augmentation != "none",
-        f"prompt_style: {histo_args.prompt_style}": histo_args.prompt_style != "generic",
+        "generate_answers: false": not histo_args.generate_answers and not all(choosing),
+        f"sensitivity: {histo_args.sensitivity}": histo_args.sensitivity != "none" and not any(choosing),
+        f"augmentation: {histo_args.augmentation}": histo_args.augmentation != "none" and not all(choosing),
+        f"prompt_style: {histo_args.prompt_style}": histo_args.prompt_style != "generic" and not any(choosing),
     }
     stopping = histo_args.early_stopping != "none"
     gemma3 = any(name in str(model_args.model_name_or_path).lower() for name in ("gemma-3", "medgemma"))
@@ -40,12 +40,12 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             f"early_stopping_metric {metric} is never logged with eval_strategy: no; set eval_strategy: steps",
         ),
         (
-            with_format and any(useless.values()),
+            any(useless.values()),
             f"{', '.join(key for key, given in useless.items() if given)}: data sets with a format bring their "
             "own questions, their answers are written, and turning a picture would move boxes and sides; remove it",
         ),
         (
-            with_format
+            not any(choosing)
             and "balanced_accuracy" in f"{metric if stopping else ''} {training_args.metric_for_best_model}",
             "eval_balanced_accuracy is measured on class folders alone; with a format, watch loss or eval_loss",
         ),

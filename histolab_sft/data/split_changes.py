@@ -149,7 +149,7 @@ def _mark_patients(
             if now == then or common or not shown.isdisjoint(pictures):
                 trained |= {(now, group) for group in known["group"][known["cohort"] == then]}
     pairs = zip(rows["cohort"], rows["group"], strict=True)
-    return pd.Series([group is not None and (cohort, group) in trained for cohort, group in pairs], index=rows.index)
+    return pd.Series([pd.notna(group) and (cohort, group) in trained for cohort, group in pairs], index=rows.index)
 
 
 def _list_pictures(table: pd.DataFrame, cohort: str) -> set[str]:

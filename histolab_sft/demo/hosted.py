@@ -16,6 +16,7 @@ from histolab_sft.demo.systems import Systems
 from histolab_sft.models.precision import Precision, set_precision
 from histolab_sft.models.resolution import resize_processor, resize_tower
 from histolab_sft.models.weight_checks import check_loaded
+from histolab_sft.tasks import classification
 
 
 def serve_space(folder: Path) -> None:
@@ -49,12 +50,15 @@ def load_space(folder: Path) -> Demo:
     if resolution != (None, None):
         processor = resize_processor(processor, model.config)
     processor.chat_template = settings["chat_template"]
+    limit = settings["max_new_tokens"] or classification.MAX_NEW_TOKENS
     data_sets = [build_data_set(entry) for entry in settings["data_sets"]]
     examples = folder / "examples"
     renderings = {entry.name: entry.rendering for entry in data_sets}
     return Demo(
         systems=Systems(
-            PeftModel.from_pretrained(model, folder / "adapter").eval(), processor, settings["max_new_tokens"]
+            PeftModel.from_pretrained(model, folder / "adapter").eval(),
+            processor,
+            limit,
         ),
         data_sets=data_sets,
         base_model=settings["title"],

@@ -16,6 +16,7 @@ from histolab_sft.demo.space import describe_base_model, describe_data_sets, pai
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.load import load_adapter, load_base_model, load_base_processor
 from histolab_sft.models.precision import read_precision
+from histolab_sft.tasks import classification
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def load_demo(
         logger.warning("%s; the base model answers alone", error)
         remarks = [NO_ADAPTER]
     return Demo(
-        systems=Systems(model, processor, histo_args.max_new_tokens),
+        systems=Systems(model, processor, histo_args.max_new_tokens or classification.MAX_NEW_TOKENS),
         data_sets=[build_data_set(entry) for entry in entries],
         base_model=describe_base_model(model_args.model_name_or_path),
         remarks=remarks + painted,

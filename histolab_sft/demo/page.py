@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -37,7 +37,7 @@ class Demo:
     """
 
     systems: Systems
-    data_sets: list[DataSet] | list[RecordSet]
+    data_sets: list[DataSet | RecordSet]
     base_model: str
     remarks: list[str] = field(default_factory=list)
     examples: list[tuple[Image.Image, str, str]] = field(default_factory=list)
@@ -47,14 +47,19 @@ def build_page(demo: Demo) -> gr.Blocks:
     """Return the page. Files are kept in `GRADIO_TEMP_DIR`, which is read here."""
     with gr.Blocks(title="HistoLab demo", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(cards.format_head(demo.base_model, len(demo.systems.names) > 1, demo.remarks))
-        if isinstance(demo.data_sets[0], RecordSet):
-            build_record_page(demo.systems, demo.data_sets, demo.examples)
+        asked = [entry for entry in demo.data_sets if isinstance(entry, RecordSet)]
+        chosen = replace(demo, data_sets=[entry for entry in demo.data_sets if isinstance(entry, DataSet)])
+        if not chosen.data_sets:
+            build_record_page(demo.systems, asked, demo.examples)
             return page
         with gr.Tabs():
             with gr.Tab("One patch"):
-                _build_patch_tab(demo)
+                _build_patch_tab(chosen)
             with gr.Tab("Batch"):
-                _build_batch_tab(demo)
+                _build_batch_tab(chosen)
+            if asked:
+                with gr.Tab("Questions"):
+                    build_record_page(demo.systems, asked, [])
     return page
 
 

@@ -14,7 +14,7 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.picture import choose_rendering
 from histolab_sft.demo.space_code import PACKAGE, copy_package, find_imports, pin_requirements
-from histolab_sft.demo.space_records import describe_records
+from histolab_sft.demo.space_records import describe_questions
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.files import unfinished_folder
 from histolab_sft.models.load import (
@@ -129,18 +129,21 @@ def describe_demo(
 def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[list[dict], list[str]]:
     """Return the fields of `demo.systems.DataSet` for each data set, and a remark if none withholds an answer.
 
-    Of data sets with a format it is those of `demo.records.RecordSet`: written answers have no confidence.
+    Of data sets without options it is those of `demo.records.RecordSet`: written answers have no confidence.
     """
-    if histo_args.datasets[0].format is not None:
-        return describe_records(histo_args), []
+    choosing = any(config.options for config in histo_args.datasets)
     try:
-        results = check_evaluation(output_dir, [config.name for config in histo_args.datasets])["datasets"]
+        names = [config.name for config in histo_args.datasets]
+        results = check_evaluation(output_dir, names)["datasets"] if choosing else {}
     except PublishError as error:
         logger.warning("no answer will be withheld: %s", error)
         results = {}
     described = []
     for config in histo_args.datasets:
-        options, scored = list(config.class_names.values()), results.get(config.name, {})
+        if not config.options:
+            described.append(describe_questions(config, histo_args))
+            continue
+        options, scored = config.options, results.get(config.name, {})
         question = classification.format_prompt(config.name, options, histo_args.prompt_style, config.question)
         # A confidence among other classes says nothing about one among these.
         comparable = scored.get("classes") == options
@@ -157,7 +160,8 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
                 "log_priors": read_log_priors(scored) if comparable else {},
             }
         )
-    return described, [] if any(entry["thresholds"] for entry in described) else [NOT_SCORED]
+    withheld = any(entry.get("thresholds") for entry in described)
+    return described, [NOT_SCORED] if choosing and not withheld else []
 
 
 def read_log_priors(entry: dict) -> dict[str, list[float]]:
@@ -187,7 +191,7 @@ def paint_examples(histo_args: HistoArguments, folder: Path) -> list[str]:
     Returns:
         The remark that belongs beside them; nothing where nothing was painted.
     """
-    configs = [config for config in histo_args.datasets if config.format is None and config.name in TISSUES]
+    configs = [config for config in histo_args.datasets if config.options and config.name in TISSUES]
     with TemporaryDirectory() as temporary:
         painted = Path(temporary, "painted")
         if configs:

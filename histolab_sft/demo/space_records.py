@@ -5,6 +5,7 @@ import json
 import pandas as pd
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.data_sets import list_rows
 from histolab_sft.tasks import choose_limit
 
@@ -14,27 +15,22 @@ KEYS = ("format", "instruction", "codec", "fields", "intensity_window", "image_s
 OF_A_PICTURE = ("size", "placement")
 
 
-def describe_records(histo_args: HistoArguments) -> list[dict]:
-    """Return the fields of `demo.records.RecordSet` for each data set; reads its rows, but no picture.
+def describe_questions(config: DatasetConfig, histo_args: HistoArguments) -> dict:
+    """Return the fields of `demo.records.RecordSet` for a data set without options; reads its rows, but no picture.
 
     Raises:
         FileNotFoundError, ValueError: As `list_rows`.
     """
-    described = []
-    for config in histo_args.datasets:
-        questions = list_rows(config, histo_args)
-        task = questions["task"].iloc[0]
-        given = {key: getattr(config, key) for key in KEYS}
-        described.append(
-            {
-                "name": config.name,
-                "task": task,
-                "asks": list_wordings(questions),
-                "max_new_tokens": choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens),
-                "keys": {key: value for key, value in given.items() if value is not None},
-            }
-        )
-    return described
+    questions = list_rows(config, histo_args)
+    task = questions["task"].iloc[0]
+    given = {key: getattr(config, key) for key in KEYS}
+    return {
+        "name": config.name,
+        "task": task,
+        "asks": list_wordings(questions),
+        "max_new_tokens": choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens),
+        "keys": {key: value for key, value in given.items() if value is not None},
+    }
 
 
 def list_wordings(questions: pd.DataFrame) -> list[dict]:

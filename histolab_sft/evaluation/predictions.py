@@ -241,7 +241,7 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat([table.assign(system=system) for (_, system), table in predictions.items()], ignore_index=True)
     for column in ("id", "group"):
-        table[column] = [value and hashlib.sha256(value.encode()).hexdigest()[:16] for value in table[column]]
+        table[column] = [None if pd.isna(v) else hashlib.sha256(v.encode()).hexdigest()[:16] for v in table[column]]
     table.to_parquet(folder / "predictions.parquet", index=False)
 
 

@@ -94,7 +94,7 @@ def format_card(
     """
     scores = results["datasets"]
     datasets = [_describe_dataset(config, scores[config.name], figures, histo_args) for config in histo_args.datasets]
-    with_format = any(config.format is not None for config in histo_args.datasets)
+    written = not all(config.options for config in histo_args.datasets)
     shown = {figure for dataset in datasets for figure in dataset["figures"]}
     quantised = {
         "in_8bit": model_args.load_in_8bit,
@@ -117,7 +117,7 @@ def format_card(
         verdict=results["verdict"],
         overall=format_scores(results["overall"]) if len(datasets) > 1 and results.get("overall") else "",
         figures=[figure for figure in figures if figure not in shown],
-        target=None if with_format else classification.format_target("..."),
+        target=None if written else classification.format_target("..."),
         findings=[
             f"{finding['check'].replace('_', ' ')} ({finding['level']}): {finding['count']}"
             for finding in audit.get("findings", [])
@@ -156,15 +156,14 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
     written = {system: entry[system]["generation"] for system in SYSTEMS if "generation" in entry[system]}
     floors = {name: floor for name, floor in entry["floors"].items() if floor}
     columns = [name for name in FLOOR_METRICS if is_score(finetuned.get(name))]
-    if config.format is None:
-        options = list(config.class_names.values())
-        prompt = classification.format_prompt(config.name, options, histo_args.prompt_style, config.question)
-        limit = histo_args.max_new_tokens
+    task = entry.get("task", classification.NAME)
+    limit = choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens)
+    if config.options:
+        prompt = classification.format_prompt(config.name, config.options, histo_args.prompt_style, config.question)
     else:
         columns = list(dict.fromkeys([entry["headline"], *entry["difference"]]))[:FLOOR_COLUMNS]
         prompt = entry["question"]
-        limit = choose_limit(entry["task"], config.max_new_tokens, histo_args.max_new_tokens)
-        notes.append(f"Task: {entry['task']}. A written answer that can't be read counts as wrong.")
+        notes.append(f"Task: {task}. A written answer that can't be read counts as wrong.")
     return {
         "name": config.name,
         "size": f"{entry['n']} test patches of {groups}.",

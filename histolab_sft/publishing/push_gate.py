@@ -120,14 +120,14 @@ def check_classes(config: DatasetConfig, entry: dict) -> None:
 
     One with a format brings its own questions; there the task must be the one that was scored.
     """
-    if config.format is not None:
+    if not config.options:
         if "task" not in entry or config.task not in (None, entry["task"]):
             raise PublishError(
                 f"data set {config.name!r} has format: {config.format} and task: {config.task}, expected "
                 f"{entry.get('task', 'class folders')} as in results.json; correct the recipe, or score again"
             )
         return
-    found, expected = list(config.class_names.values()), entry["classes"]
+    found, expected = config.options, entry.get("classes")
     if found != expected:
         raise PublishError(
             f"data set {config.name!r} has the classes {found}, expected {expected} as in results.json; correct the "

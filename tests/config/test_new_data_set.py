@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from chest_fixture import write_16_bit
+from conftest import PCAM_CLASSES, write_class_folders
+from open_fixture import write_captions
 from recipe_commands import CPU, SMALL, run
 
 from histolab_sft import tasks
@@ -138,3 +141,31 @@ def test_other_columns_go_to_the_task_and_pictures_may_be_several(grading, confi
     assert table["ask"][0] == {"kind": "counting", "question": "How many?"} and table["group"][0] == "s1"
     assert [len(paths) for paths in table["images"]] == [2, 1] and table["split"].tolist() == ["train", "test"]
     assert table["answer"].tolist() == [7, None]
+
+
+@pytest.mark.model
+def test_classes_and_questions_in_one_recipe_have_one_report_one_results_and_one_card(tmp_path, monkeypatch, capsys):
+    entry = {"name": "ward", "source": "ward", "class_names": PCAM_CLASSES}
+    write_class_folders(tmp_path / "ward", PCAM_CLASSES, per_class=12)
+    captions = {"name": "captions", "source": "dataset", "format": "captions"}
+    write_captions(tmp_path, [captions])
+    out = tmp_path / "out"
+    flags = ["--config", "recipes/captioning.yaml", "--model_name_or_path", "embedded", "--data_dir", tmp_path]
+    flags += ["--output_dir", out, "--datasets", json.dumps([entry, captions]), *CPU, *SMALL, "--max_steps", 1]
+    for command in ("preflight", "sft", "evaluate"):
+        assert run(command, flags, monkeypatch) in (0, None)
+    said = capsys.readouterr().out
+    assert "balanced accuracy" in said and "constant answer" in said
+
+    results = json.loads((out / "evaluation/results.json").read_text())
+    assert results["datasets"]["ward"]["floors"]["majority"] and "zero_shot" in results["datasets"]["ward"]
+    assert results["datasets"]["captions"]["task"] == "report" and results["overall"]["by_task"].keys() == {
+        "classification",
+        "report",
+    }
+    page = (out / "evaluation/report.html").read_text()
+    assert "Most confident mistakes" in page and "Constant answer" in page and "test questions" in page
+    assert set(pd.read_parquet(out / "evaluation/predictions.parquet")["dataset"]) == {"ward", "captions"}
+    assert run("push_adapter", [*flags, "--dry_run", "true"], monkeypatch) in (0, None)
+    card = next(out.rglob("README.md")).read_text()
+    assert "ward" in card and "captions" in card and "Task: report" in card

@@ -18,7 +18,7 @@ from record_demo_run import ANSWERS, DATASETS, noise, write_record_run
 from histolab_sft.config.arguments import HistoArguments, read_recipe
 from histolab_sft.demo.record_cards import ABSENT, format_record_answers
 from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, build_data_set, fill_ask
-from histolab_sft.demo.space_records import describe_records, list_wordings
+from histolab_sft.demo.space_records import describe_questions, list_wordings
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 from histolab_sft.tasks.biomarkers import FIELDS
@@ -141,8 +141,9 @@ def test_every_shipped_recipe_on_records_has_questions_for_the_page(recipe, tmp_
     keys = read_recipe(f"recipes/{recipe}.yaml")
     write_data(recipe, tmp_path, keys["datasets"])
     home = str(tmp_path / keys.get("data_dir", ""))
-    for entry in describe_records(HistoArguments(datasets=keys["datasets"], data_dir=home)):
-        record_set = build_data_set(json.loads(json.dumps(entry)))
+    histo_args = HistoArguments(datasets=keys["datasets"], data_dir=home)
+    for config in histo_args.datasets:
+        record_set = build_data_set(json.loads(json.dumps(describe_questions(config, histo_args))))
         for ask in record_set.asks:
             options = "\n".join(ask.get("options") or ask.get("vocabulary") or [])
             filled = fill_ask(record_set, ask, "What is there?", options, [GREY])
