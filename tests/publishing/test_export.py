@@ -320,7 +320,7 @@ def test_the_demo_goes_home_with_its_comparison_in_the_card(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     for command in (
         [sys.executable, "recipes/paint_patches.py", str(tmp_path / "data" / "synthetic")],
-        [*launch, "recipes/sft.py", *flags, "--num_train_epochs", "1"],
+        [*launch, "recipes/sft.py", *flags],
         [sys.executable, "recipes/evaluate.py", *flags, "--sensitivity", "none"],
         [sys.executable, "recipes/export.py", *flags, "--format", "ollama"],
     ):
