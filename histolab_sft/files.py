@@ -1,10 +1,11 @@
 """Files and folders that appear whole or not at all, and where the cache is on this machine."""
 
+import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +73,37 @@ def unfinished_folder(parent: str | Path, prefix: str = UNFINISHED) -> Iterator[
             yield Path(folder)
         finally:
             _empty(Path(folder))
+
+
+def unpack_once(path: str | Path, name: str, size: int | None, write: Callable[[Path], None]) -> Path:
+    """Return the place in the cache of what a file unpacks to, which is written there at the first call.
+
+    Args:
+        path: The file. Where it changes, it is unpacked anew.
+        name: Which part of it, with the ending of the copy.
+        size (`int`, *optional*): Bytes that the copy will take, if they are known before.
+        write: Unpacks to the path that it is given.
+
+    Raises:
+        OSError: The disk has no room for `size` bytes.
+    """
+    status = os.stat(path)
+    version = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns} {name}"
+    target = cache_folder() / "unpacked" / (hashlib.sha256(version.encode()).hexdigest()[:32] + Path(name).suffix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            logger.info("%s is compressed: %s is unpacked once, to %s", path, name, target)
+            free = shutil.disk_usage(target.parent).free
+            if size is not None and size > free:
+                raise OSError(
+                    f"{target.parent}: found {free:,} bytes free, expected {size:,} to unpack {path}; make room, or "
+                    "set XDG_CACHE_HOME to another disk"
+                )
+            with unfinished_folder(target.parent) as folder:
+                write(Path(folder, "unpacked"))
+                os.replace(Path(folder, "unpacked"), target)
+    return target
 
 
 def remove_abandoned(parent: str | Path, prefix: str = UNFINISHED) -> None:

@@ -19,8 +19,8 @@ class DatasetConfig:
     Args:
         name (`str`): Shown in every table; also selects the data set's own question where the task has one.
         source (`str`): Class folders, a manifest (`.csv`, `.json`, `.jsonl`, `.parquet`), a folder of split
-            manifests, a folder with PCam's HDF5 pairs, or the id of a data set on the Hub with parquet files. Relative
-            paths start at the recipe's `data_dir`.
+            manifests, a folder with PCam's HDF5 pairs, an `.npz` file of MedMNIST's form, or the id of a data set on
+            the Hub with parquet files. Relative paths start at the recipe's `data_dir`.
         streaming (`bool`, *optional*, defaults to `False`): Read a data set on the Hub over the network whenever a
             picture is needed, a row group at a time, and keep none of its files on disk.
         format (`str`, *optional*, defaults to `"class_folders"`): How the data lie, a key of

@@ -62,13 +62,11 @@ def count_filled_tokens(config: PretrainedConfig, batch: dict, pictures: list[in
         tokens = (batch["image_grid_thw"].prod(dim=1) // vision.spatial_merge_size**2).tolist()
         ends = torch.tensor(pictures).cumsum(0).tolist()
         return [sum(tokens[end - number : end]) for end, number in zip(ends, pictures, strict=True)]
+    if family in ("idefics3", "smolvlm"):  # pictures are cut into tiles; rows with fewer have masked ones besides
+        mask = batch["pixel_attention_mask"]
+        patches = mask.shape[-2] // vision.patch_size * (mask.shape[-1] // vision.patch_size)
+        return (mask.flatten(2).any(dim=2).sum(dim=1) * patches // config.scale_factor**2).tolist()
     tower = (getattr(vision, "image_size", 0) // vision.patch_size) ** 2
-    if family in (
-        "idefics3",
-        "smolvlm",
-    ):  # a picture is cut into tiles; rows with fewer are filled up with masked ones
-        tiles = batch["pixel_attention_mask"].flatten(2).any(dim=2).sum(dim=1)
-        return (tiles * tower // config.scale_factor**2).tolist()
     per_picture = {
         "gemma3": lambda: config.mm_tokens_per_image,
         "paligemma": lambda: tower,

@@ -57,7 +57,8 @@ def encode_pictures(patches: Dataset, system: System) -> np.ndarray:
     images = read_pictures(patches, processor)
 
     def prepare(rows: range) -> dict[str, torch.Tensor]:
-        inputs = dict(processor.image_processor([images[row][0] for row in rows], return_tensors="pt"))
+        # Each in a list of its own: an Idefics 3 takes a plain list for the pictures of one row.
+        inputs = dict(processor.image_processor([[images[row][0]] for row in rows], return_tensors="pt"))
         inputs.pop("num_crops", None)  # a count for the processor, not for the model
         return inputs
 

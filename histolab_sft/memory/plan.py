@@ -38,7 +38,7 @@ from histolab_sft.memory.peak import (
 from histolab_sft.models.geometry import MEDGEMMA_4B_SIZED, write_medgemma_4b_config
 from histolab_sft.models.load import build_lora_config, build_meta_model
 from histolab_sft.models.precision import DTYPES
-from histolab_sft.models.resolution import read_resolution
+from histolab_sft.models.resolution import GEMMA3, read_resolution
 from histolab_sft.models.trainable import train_parts
 from histolab_sft.models.vision_tower import find_vision_tower
 
@@ -168,7 +168,8 @@ def build_setup(model, keys: dict, on_gpu: bool, capability: tuple[int, int] | N
         pictures=keys["pictures"],
         options=keys["options"],
         checkpointing=keys["activation_checkpointing"],
-        cached=keys["vision_cache"] not in ("auto", "off") and frozen_tower,
+        # Of other families the cache declines, whatever the key says.
+        cached=keys["vision_cache"] not in ("auto", "off") and frozen_tower and model.config.model_type == GEMMA3,
         optimiser=OptimizerNames(keys["optim"]).value,
         scoring_batch=keys["per_device_eval_batch_size"],
         candidates=keys["candidate_batch_size"],
@@ -198,7 +199,8 @@ def format_profiles(model, recipe: dict, build: Callable[[int | None, int | None
     lines = [f"{'profile':<17}{'GiB':>6}{'batch':>7}{'training':>10}{'scoring':>9}{'largest batch':>15}  verdict"]
     for name, table in PROFILES.items():
         keys = recipe | {key: value for key, (value, _) in table.items()}
-        if own is not None:
+        # A profile's resolution is MedGemma's, and no other family's.
+        if model.config.model_type == GEMMA3:
             size = keys["image_side"], keys["image_tokens"]
             model = models[size] = models.get(size) or build(*size)
             keys["tokens"] += keys["pictures"] * (read_resolution(model.config).tokens - own.tokens)
@@ -234,10 +236,11 @@ def suggest_changes(model, setup: Setup, available: int, accumulation: int) -> s
         changes.append("per_device_eval_batch_size: 1, candidate_batch_size: 1")
     tower_frozen = not any(parameter.requires_grad for parameter in find_vision_tower(model).parameters())
     adapter = any(not parameter.requires_grad for parameter in model.parameters())
+    cacheable = model.config.model_type == GEMMA3 and tower_frozen and not setup.cached
     steps = [
         ("", {}, True),
         ("activation_checkpointing: true", {"checkpointing": True}, not setup.checkpointing),
-        ("vision_cache: FOLDER", {"cached": True}, tower_frozen and not setup.cached),
+        ("vision_cache: FOLDER", {"cached": True}, cacheable),
         (
             "load_in_4bit: true" + " in place of load_in_8bit" * setup.load_in_8bit,
             {"load_in_4bit": True, "load_in_8bit": False},

@@ -8,6 +8,7 @@ from peft import PeftModel
 from scored_likelihoods import ORDERS, assert_scored_like_one_by_one, name_classes
 from small_architectures import ANSWERS, QUESTION, build_model_args, build_rows, build_trainer, score
 from tiny_models import (
+    SMOLVLM_TEMPLATE,
     build_idefics3,
     build_llava,
     build_paligemma,
@@ -36,13 +37,6 @@ LLAVA_TEMPLATE = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image_soft_token>\n' }}"
     "{% endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-SMOLVLM_TEMPLATE = (
-    "<bos>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 ARCHITECTURES = {
     "gemma3": (None, "model.language_model", ["model.multi_modal_projector"], "model.vision_tower"),

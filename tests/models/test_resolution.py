@@ -8,13 +8,23 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from saved_adapters import name_model, save_adapter
 from scored_likelihoods import assert_scored_like_one_by_one
-from tiny_models import LANGUAGE_LORA, QUESTIONS, build_llava, format_row, load_tiny, paint_patches
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from small_architectures import build_model_args
+from tiny_models import (
+    LANGUAGE_LORA,
+    QUESTIONS,
+    SMOLVLM_TEMPLATE,
+    build_idefics3,
+    build_llava,
+    format_row,
+    load_tiny,
+    paint_patches,
+)
+from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Config
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from histolab_sft.config.arguments import HistoArguments, parse_recipe
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.data.loss_masks import audit_masks
+from histolab_sft.data.loss_masks import audit_masks, count_filled_tokens
 from histolab_sft.demo.load import load_demo
 from histolab_sft.memory.fit import measure_lengths
 from histolab_sft.models.adapter_checks import AdapterError
@@ -92,6 +102,46 @@ def test_another_family_is_refused_by_name():
     with pytest.raises(ValueError, match="family llava, expected a Gemma 3"):
         set_resolution(build_llava()[0].config, 448, None)
     set_resolution(build_llava()[0].config, None, None)
+
+
+TILES = {  # of SmolVLM-256M's sizes
+    (512, None): (512, 64),
+    (None, 64): (512, 64),
+    (256, None): (256, 16),
+    (64, 1): (64, 1),
+    (500, None): "image_side is 500, expected a multiple of the 64 pixels of an image token; 512 is the nearest",
+    (1024, None): "image_side is 1024, expected at most 512",
+    (512, 16): "image_tokens is 16 at an image_side of 512, expected 64",
+}
+
+
+@pytest.mark.parametrize(("asked", "expected"), TILES.items(), ids=str)
+def test_an_idefics3_reads_a_picture_as_one_tile_of_a_side_that_its_tower_has(asked, expected):
+    config = Idefics3Config(vision_config={"image_size": 512, "patch_size": 16}, scale_factor=4)
+    assert read_resolution(config) is None
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            set_resolution(config, *asked)
+    else:
+        set_resolution(config, *asked)
+        assert read_resolution(config) == Resolution(*expected)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("side", "tokens"), [(None, 17 * 4), (32, 4), (16, 1)])
+def test_an_idefics3_has_as_many_image_tokens_as_its_tiles_fill(tmp_path, side, tokens):
+    model, processor = build_idefics3(tiles=4)
+    processor.chat_template = SMOLVLM_TEMPLATE
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model_args = build_model_args(tmp_path, image_side=side)
+    model, processor = load_both(model_args)
+    batch = collate(processor, paint_patches(2))
+    assert (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [tokens] * 2
+    assert count_filled_tokens(load_config(model_args), batch, [1, 1]) == [tokens] * 2
+    with torch.no_grad():
+        assert model(**{key: value for key, value in batch.items() if key != "labels"}).logits.isfinite().all()
+    assert_scored_like_one_by_one(model, processor, paint_patches(2), [ANSWERS] * 2, 2, 3)
 
 
 def load_both(model_args):

@@ -35,12 +35,14 @@ from histolab_sft.data.formats.words import (
 from histolab_sft.data.pictures.containers import index_tar, unpack_shard
 from histolab_sft.data.pictures.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.pictures.hub_files import is_remote, reading
+from histolab_sft.data.pictures.npz_arrays import LABELS, PICTURES, list_arrays, read_labels
 from histolab_sft.errors import say_count
 
 # Of a manifest, where the recipe has no image_column. `file_name` is the one of imagefolder's metadata.
 PICTURE_COLUMNS = ("path", "image", "file_name")
 MANIFEST_SUFFIXES = (*TEXT_TABLES, *COLUMN_TABLES)
 HDF5_SUFFIXES = (".h5", ".hdf5")
+NPZ = ".npz"
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 METADATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 # What `save_to_disk` writes beside the pictures.
@@ -218,6 +220,33 @@ def read_hdf5(path: Path, config: DatasetConfig) -> pd.DataFrame:
     table["label"] = [read_label(name_label(value, config), config) for value in table[config.label_column]]
     table = table.assign(path=str(path), row=range(count), column=pictures)
     return _name_columns(table, config)
+
+
+def read_npz(path: Path, config: DatasetConfig) -> pd.DataFrame:
+    """MedMNIST's `SPLIT_images` (N, H, W, 3) or (N, H, W) and `SPLIT_labels` (N, 1) in one .npz file.
+
+    A number as label is a position in `class_names` where no class has that name.
+    """
+    shapes, tables = list_arrays(path), []
+    found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no array"
+    for pictures in [name for name in shapes if name.endswith(PICTURES)]:
+        split = pictures.removesuffix(PICTURES)
+        count, labels = shapes[pictures][0], shapes.get(split + LABELS)
+        if labels not in ((count,), (count, 1)):
+            raise ValueError(
+                f"data set {config.name!r}: {path} holds {found}, expected one label a picture of {pictures} in "
+                f"{split + LABELS}; take a data set with one label a picture, or correct the file"
+            )
+        values = read_labels(path, split + LABELS).reshape(-1).tolist()
+        named = [read_label(name_label(value, config), config) for value in values]
+        tables.append(pd.DataFrame({"label": named, "split": split}))
+    if not tables:
+        raise ValueError(
+            f"data set {config.name!r}: {path} holds {found}, expected arrays as MedMNIST's: train{PICTURES}, "
+            f"train{LABELS} and so on; name them so, or write HDF5"
+        )
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(path=str(path), row=range(len(table)))
 
 
 def _read_values(array: h5py.Dataset) -> list:

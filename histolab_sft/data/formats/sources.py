@@ -26,6 +26,7 @@ from histolab_sft.data.formats.listing import (
 from histolab_sft.data.formats.readers import (
     HDF5_SUFFIXES,
     MANIFEST_SUFFIXES,
+    NPZ,
     SAVED_NOTES,
     SHARD_SUFFIXES,
     list_metadata,
@@ -36,6 +37,7 @@ from histolab_sft.data.formats.readers import (
     read_hdf5_pairs,
     read_manifest,
     read_metadata,
+    read_npz,
     read_shards,
     suggest_sources,
 )
@@ -107,7 +109,7 @@ def _read_on_disk(source: Path, config: DatasetConfig) -> tuple[pd.DataFrame, st
         raise ValueError(
             f"data set {config.name!r}: no patch found in {source}: {describe_files(source, list_visible(source))}; "
             f"expected class folders with {', '.join(IMAGE_SUFFIXES)} files, manifests named after the splits, tar "
-            f"shards, parquet or HDF5 files, or PCam's *_x.h5 and *_y.h5{suggest_sources(source, config)}"
+            f"shards, parquet, HDF5 or .npz files, or PCam's *_x.h5 and *_y.h5{suggest_sources(source, config)}"
         )
     patches.attrs["not_read"] = tell_unread(count_unread(source, [*patches["path"], *map(str, tables)]), config.name)
     return patches, str(source)
@@ -119,11 +121,13 @@ def _read_file(path: Path, config: DatasetConfig) -> pd.DataFrame:
         return read_shards([path], config)
     if suffix in HDF5_SUFFIXES:
         return read_hdf5(path, config)
+    if suffix == NPZ:
+        return read_npz(path, config)
     if suffix in MANIFEST_SUFFIXES:
         return read_manifest(path, config)
     raise ValueError(
         f"data set {config.name!r}: source {path} is a {suffix or 'nameless'} file, expected a folder or one of "
-        f"{', '.join((*MANIFEST_SUFFIXES, *HDF5_SUFFIXES, *SHARD_SUFFIXES))}; unpack or convert it"
+        f"{', '.join((*MANIFEST_SUFFIXES, *HDF5_SUFFIXES, NPZ, *SHARD_SUFFIXES))}; unpack or convert it"
     )
 
 
@@ -145,6 +149,8 @@ def _read_listed(folder: Path, config: DatasetConfig) -> tuple[list[pd.DataFrame
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_side_file(path.name))
     if pairs := [path for path in files if path.name.endswith("_x.h5")]:
         return read_hdf5_pairs(pairs, config), [p for p in files if p.name.endswith(("_y.h5", "_meta.csv"))]
+    if arrays := [path for path in files if path.suffix.lower() == NPZ]:
+        return [read_npz(path, config) for path in arrays], []
     if shards := [path for path in files if path.name.lower().endswith(SHARD_SUFFIXES)]:
         return [read_shards(shards, config)], []
     if saved := list_saved(folder):

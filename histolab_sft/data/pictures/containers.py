@@ -1,13 +1,11 @@
 """Read the stored bytes of one patch: a file of its own, or a row of a parquet, Arrow, HDF5 or tar file.
 
-Row -1: the file is the picture. From 0 on: a row of a parquet file, of an Arrow file of `save_to_disk` or of an
-array in an HDF5 file, or the n-th picture of a tar shard; a compressed shard is unpacked once, to the cache. Files are
-opened read-only, once per process. Any number of threads and processes may read at once. A parquet file may also be on
-the Hub (see `hub_files`); one row group at a time is fetched.
+Row -1: the file is the picture. From 0 on: a row of a parquet file, of an Arrow file of `save_to_disk` or of an array
+in an HDF5 or .npz file, or the n-th picture of a tar shard. Compressed shards and .npz arrays are unpacked once, to
+the cache. Files are opened read-only, once per process. Any number of threads and processes may read at once.
+A parquet file may also be on the Hub (see `hub_files`); one row group at a time is fetched.
 """
 
-import hashlib
-import logging
 import os
 import shutil
 import stat
@@ -21,14 +19,12 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from histolab_sft.data.pictures.archives import gunzip
 from histolab_sft.data.pictures.hdf5_arrays import find_array, open_hdf5
 from histolab_sft.data.pictures.hub_files import is_remote, open_remote, reading
-from histolab_sft.files import cache_folder, unfinished_folder
-
-logger = logging.getLogger(__name__)
+from histolab_sft.data.pictures.npz_arrays import read_picture
+from histolab_sft.files import unpack_once
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 # 25 Mpx of uncompressed 16-bit RGBA are 200 MB. A larger file must be a whole slide, and isn't read.
@@ -52,7 +48,7 @@ def name_patch(path: str, row: int = -1) -> str:
 
 
 def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes | np.ndarray:
-    """Return the encoded bytes of a patch, or its pixels (H, W, 3) uint8 where they are stored raw (HDF5).
+    """Return the encoded bytes of a patch, or its pixels (H, W, 3) uint8 where they are stored raw (HDF5, .npz).
 
     Raises:
         ImageRefused: There is no such file or row, or it is no regular file, or too large to be a patch.
@@ -65,6 +61,7 @@ def read_patch(path: str, row: int = -1, image_column: str = "image") -> bytes |
         with open(path, "rb") as file:
             return file.read()
     readers = {".parquet": _read_parquet, ".arrow": _read_arrow, ".h5": _read_hdf5, ".hdf5": _read_hdf5}
+    readers |= {".npz": _read_npz}
     readers |= dict.fromkeys((".tar", ".tgz", ".gz"), _read_tar)
     suffix = PurePath(path).suffix.lower()
     if suffix not in readers:
@@ -161,6 +158,10 @@ def _read_hdf5(path: str, row: int, image_column: str) -> np.ndarray:
     return pixels[row]
 
 
+def _read_npz(path: str, row: int, image_column: str) -> np.ndarray:
+    return read_picture(path, row)
+
+
 def _read_arrow(path: str, row: int, image_column: str) -> bytes:
     table = open_arrow(path)
     if row >= len(table):
@@ -199,17 +200,11 @@ def unpack_shard(path: str) -> str:
     """
     if path.lower().endswith(".tar"):
         return path
-    status = os.stat(path)
-    version = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
-    target = cache_folder() / "shards" / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.tar"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists():
-            logger.info("%s is compressed: it is unpacked once, to %s", path, target)
-            with unfinished_folder(target.parent) as folder:
-                gunzip(Path(path), Path(folder, "shard"), shutil.disk_usage(folder).free // 2)
-                os.replace(Path(folder, "shard"), target)
-    return str(target)
+
+    def write(target: Path) -> None:
+        gunzip(Path(path), target, shutil.disk_usage(target.parent).free // 2)
+
+    return str(unpack_once(path, "shard.tar", None, write))
 
 
 @lru_cache(maxsize=64)

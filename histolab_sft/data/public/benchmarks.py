@@ -181,8 +181,14 @@ BACH = Benchmark(
     counts={BACH_PHOTOS: {"Benign": 100, "InSitu": 100, "Invasive": 100, "Normal": 100}},
 )
 
-PATHMNIST_URL, PATHMNIST_MD5 = f"{ZENODO}/10519652/files/pathmnist_224.npz", "md5:2c51a510bcdc9cf8ddb2af93af1eadec"
-PATHMNIST_FILE = RemoteFile(PATHMNIST_URL, PATHMNIST_MD5, None, "pathmnist_224.npz", 17_000_000_000)
+# Checksums as MedMNIST's own package has them (medmnist/info.py, 3.0). The limit is what the arrays take unpacked.
+PATHMNIST_FILE, PATHMNIST_64_FILE = (
+    RemoteFile(f"{ZENODO}/10519652/files/{name}", f"md5:{checksum}", None, name, limit)
+    for name, checksum, limit in (
+        ("pathmnist_224.npz", "2c51a510bcdc9cf8ddb2af93af1eadec", 17_000_000_000),
+        ("pathmnist_64.npz", "55aa9c1e0525abe5a6b9d8343a507616", 1_400_000_000),
+    )
+)
 
 PATHMNIST = Benchmark(
     name="pathmnist",
@@ -192,7 +198,14 @@ PATHMNIST = Benchmark(
     protocol="arrays train_*, val_* (both from the 100K: shared patients) and test_* (CRC-VAL-HE-7K)",
     class_names={str(index): words for index, words in enumerate(CRC_CLASS_NAMES.values())},
     files=(PATHMNIST_FILE,),
-    rows={"pathmnist_224.npz": {"train_labels": 89_996, "val_labels": 10_004, "test_labels": 7_180}},
+    rows={PATHMNIST_FILE.name: {"train_labels": 89_996, "val_labels": 10_004, "test_labels": 7_180}},
+)
+PATHMNIST_64 = replace(
+    PATHMNIST,
+    name="pathmnist_64",
+    title="PathMNIST, 64 px",
+    files=(PATHMNIST_64_FILE,),
+    rows={PATHMNIST_64_FILE.name: PATHMNIST.rows[PATHMNIST_FILE.name]},
 )
 
 KATHER2016_LABELS = "01_TUMOR 02_STROMA 03_COMPLEX 04_LYMPHO 05_DEBRIS 06_MUCOSA 07_ADIPOSE 08_EMPTY".split()
@@ -287,7 +300,7 @@ CHESTXRAY14 = Benchmark(
 BENCHMARKS = {
     b.name: b
     for b in (
-        *(CRC, CRC_NONORM, PCAM, BACH, PATHMNIST, KATHER2016, MHIST, BREAKHIS),
+        *(CRC, CRC_NONORM, PCAM, BACH, PATHMNIST, PATHMNIST_64, KATHER2016, MHIST, BREAKHIS),
         *(MIMIC_CXR, CHEXPERT, CHESTXRAY14),
     )
 }

@@ -109,6 +109,26 @@ def test_an_honest_hdf5_array_is_read(tmp_path):
     assert np.array_equal(read_patch(str(tmp_path / "x.h5"), 1, "x"), PIXELS[1] + 7)
 
 
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[{}], [1]], dtype=object), "expected rows of plain numbers"),
+        (np.zeros((30, 512, 512, 3), dtype=np.uint8), "expected what its shape takes"),
+    ],
+    ids=["pickled", "bomb"],
+)
+def test_an_npz_array_that_is_not_what_it_seems_is_refused(tmp_path, array, message):
+    np.savez_compressed(tmp_path / "x.npz", train_images=array)
+    with pytest.raises(ValueError, match=message):
+        read_patch(str(tmp_path / "x.npz"), 1)
+
+
+def test_a_damaged_npz_file_is_refused(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK no archive")
+    with pytest.raises(ValueError, match="can't be read as .npz"):
+        read_patch(str(tmp_path / "x.npz"), 0)
+
+
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 RECIPES = {
     "aliases that unfold": (LAUGHS, "unfolds to more than 100,000 values"),

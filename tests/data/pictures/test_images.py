@@ -231,6 +231,20 @@ def test_a_row_of_an_hdf5_file_is_opened(tmp_path):
         open_patch(path, 5)
 
 
+def test_rows_of_an_npz_file_are_counted_over_its_splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, rng = str(tmp_path / "d.npz"), np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8) for n in (5, 3))
+    grey = rng.integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    np.savez_compressed(path, train_images=train, train_labels=np.zeros(5), test_images=test, grey_images=grey)
+    assert (np.asarray(open_patch(path, 4)) == train[4]).all()
+    assert (np.asarray(open_patch(path, 5)) == test[0]).all()
+    assert (np.asarray(open_patch(path, 9)) == grey[1][..., None]).all()
+    assert len(list((tmp_path / "cache/histolab_sft/unpacked").glob("*.npy"))) == 3
+    with pytest.raises(ImageRefused, match="has 10 pictures"):
+        open_patch(path, 10)
+
+
 def test_the_nth_picture_of_a_tar_shard_is_opened(tmp_path):
     path = str(tmp_path / "shard.tar")
     with tarfile.open(path, "w") as archive:
