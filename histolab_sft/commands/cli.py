@@ -23,7 +23,6 @@ SCRIPTS = {
 EPILOG = """\
 examples:
   histolab_sft new my_tissue --from data/my_tissue
-  histolab_sft check recipes/my_tissue.yaml
   histolab_sft train recipes/my_tissue.yaml --learning_rate 1e-4
 
 Any key of a recipe can be changed behind it, as --key value. Several GPUs:
@@ -56,13 +55,20 @@ def build_parser() -> argparse.ArgumentParser:
     # Without a line of its own in the help, which is to fit a screen.
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     shtab.add_argument_to(parser, "--print-completion", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND [RECIPE]", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND [RECIPE]", required=True, dest="command")
     new = commands.add_parser("new", help="write a recipe from a look at your data", description=_new.__doc__)
     new.add_argument("name", metavar="NAME", help="of the recipe, such as my_tissue: recipes/NAME.yaml")
     new.add_argument(
         "--from", dest="source", required=True, metavar="DATA", help="folder or table"
     ).complete = shtab.FILE
     new.set_defaults(run=_new)
+    doctor = commands.add_parser("doctor", help="look at this machine, say what to do", description=_doctor.__doc__)
+    doctor.add_argument(
+        "--config", metavar="RECIPE", help="whose base model and device are meant"
+    ).complete = shtab.FILE
+    doctor.set_defaults(run=_doctor)
+    schema = commands.add_parser("schema", help="print every key of a recipe as JSON schema, for editors")
+    schema.set_defaults(run=_schema)
     for name, (_, text) in SCRIPTS.items():
         script = commands.add_parser(name, help=text)
         script.add_argument("recipe", metavar="RECIPE").complete = shtab.FILE
@@ -102,6 +108,27 @@ def _new(options: argparse.Namespace) -> int:
     path, questions = write_recipe(options.name, options.source)
     print("\n".join(f"- {question}" for question in questions))
     print(f"\n{path} is written. Read its comments, then: histolab_sft check {path}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Look at driver, GPU, libraries, disk, memory and the base model; exit code 1 where a run couldn't start."""
+    from histolab_sft.commands.doctor import examine, format_findings
+    from histolab_sft.config.recipe_file import read_recipe
+
+    recipe = read_recipe(options.config) if options.config else {}
+    model = recipe.get("model_name_or_path", "google/medgemma-4b-it")
+    findings = examine(model, not recipe.get("use_cpu", False), Path(), CHECKOUT / "constraints.txt")
+    print(format_findings(findings))
+    return int(any(finding.state == "stop" for finding in findings))
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from histolab_sft.commands.schema import build_schema
+
+    print(json.dumps(build_schema(), indent=1))
     return 0
 
 

@@ -174,20 +174,28 @@ def check_gpu(recipe: Mapping) -> None:
     """
     if recipe.get("use_cpu", False) or torch.accelerator.is_available():
         return
-    cuda, driver = torch.version.cuda, Path("/proc/driver/nvidia/version").exists()
-    if driver and cuda is None:
-        reason = "there is an NVIDIA driver, but this PyTorch was built without CUDA; install a CUDA build of torch"
-    elif driver:
-        reason = (
-            f"there is an NVIDIA driver, but this PyTorch, built for CUDA {cuda}, can't use it; compare with the CUDA "
-            "version that `nvidia-smi` shows, and update the driver or install the build of torch for that version"
-        )
-    else:
-        reason = "there is no NVIDIA driver; run it on a machine with a GPU"
+    reason = explain_missing_gpu(Path("/proc/driver/nvidia/version").exists(), torch.version.cuda)
     raise ValueError(
         f"no GPU that PyTorch can use, expected one unless the recipe has use_cpu: true: {reason}. Without a GPU, "
         "`make demo` runs everything on a tiny model, and `make check RECIPE=...` looks at this recipe and its data"
     )
+
+
+def explain_missing_gpu(driver: bool, cuda: str | None) -> str:
+    """Return why PyTorch finds no GPU, and what to do.
+
+    Args:
+        driver (`bool`): Whether there is an NVIDIA driver.
+        cuda (`str`, *optional*): The version of CUDA that PyTorch was built for, none for processors alone.
+    """
+    if driver and cuda is None:
+        return "there is an NVIDIA driver, but this PyTorch was built without CUDA; install a CUDA build of torch"
+    if driver:
+        return (
+            f"there is an NVIDIA driver, but this PyTorch, built for CUDA {cuda}, can't use it; compare with the CUDA "
+            "version that `nvidia-smi` shows, and update the driver or install the build of torch for that version"
+        )
+    return "there is no NVIDIA driver; run it on a machine with a GPU"
 
 
 def apply_profile(name: str, written: Set[str]) -> tuple[dict, list[str]]:
