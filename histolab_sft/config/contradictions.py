@@ -117,6 +117,11 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             "sensitivity_sides, or vision_cache: auto",
         ),
         (
+            histo_args.augmentation != "none" and any(config.multi_scale for config in histo_args.datasets),
+            f"augmentation: {histo_args.augmentation} turns each picture by itself, and with multi_scale crops would "
+            "no longer lie in the whole picture where it shows them; remove one of the two",
+        ),
+        (
             histo_args.sensitivity_sides and histo_args.sensitivity == "none",
             "sensitivity_sides asks about the patches of sensitivity, which is none; set sensitivity: prompt or all",
         ),

@@ -10,6 +10,7 @@ from histolab_sft.config.picture import read_steps, read_window
 SPLITS = ("train", "validation", "test")
 CLASS_FOLDERS = "class_folders"  # the format of a data set that names none
 OFFICIAL_SPLITS = ("bach_official",)
+MAX_CROPS = 8  # along each side: 65 pictures a row are 16,640 tokens at 256 each
 
 
 @dataclass
@@ -61,6 +62,9 @@ class DatasetConfig:
         image_steps (`list`, *optional*): What is done to every picture of every split, in this order:
             `crop_dark_edges`, `pad_to_square`, `resize: [width, height]`, `crop: [left, top, right, bottom]`. Boxes go
             along, and answers come back in pixels of the stored picture.
+        multi_scale (`int`, *optional*): For pictures larger than the model sees at once: each is shown whole and then
+            in n x n crops, row by row, as further pictures of the same row. This is n, of 2 to 8. Answers that are
+            places are places in the whole picture.
         max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
     """
 
@@ -89,6 +93,7 @@ class DatasetConfig:
     views: str | None = None
     intensity_window: str | list | None = None
     image_steps: list | None = None
+    multi_scale: int | None = None
     streaming: bool = False
     max_new_tokens: int | None = None
 
@@ -118,6 +123,10 @@ class DatasetConfig:
             )
         read_window(self.intensity_window)
         read_steps(self.image_steps or [])
+        if self.multi_scale is not None and self.multi_scale not in range(2, MAX_CROPS + 1):
+            raise ValueError(
+                f"multi_scale is {self.multi_scale!r}, expected 2 to {MAX_CROPS}, the crops along a side; correct it"
+            )
         if self.format is None:
             self._check_classes()
         else:

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import pandas as pd
 from datasets import Dataset, DatasetDict
+from tqdm import tqdm
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
@@ -15,8 +17,9 @@ from histolab_sft.data.audit.audit import audit_patches, explain_refusal, format
 from histolab_sft.data.audit.copies import find_leaking_rows, join_inspected, list_copies, tie_patches
 from histolab_sft.data.audit.related import find_related
 from histolab_sft.data.data_sets import finish_rows, list_rows
-from histolab_sft.data.pictures.decoding import open_stored
+from histolab_sft.data.pictures.decoding import hash_pixels, open_stored
 from histolab_sft.data.pictures.inspection import check_images
+from histolab_sft.data.pictures.steps import list_cells
 from histolab_sft.data.row_counts import FLOW, count_flow
 from histolab_sft.data.split_assignment import deal_patches, is_dealt
 from histolab_sft.errors import AuditRefusal
@@ -148,6 +151,7 @@ def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> Dataset
     rows = patches.drop(columns=["cohort", *FLOW]).assign(
         prompt=[worded[key][0] for key in keys], completion=[worded[key][1] for key in keys], **texts
     )
+    rows = _add_crops(rows, configs)
     splits = DatasetDict()
     for split in SPLITS:
         part = rows.loc[rows["split"] == split].drop(columns="split")
@@ -233,6 +237,37 @@ def _word(row, config: DatasetConfig) -> tuple[list[dict], list[dict] | None]:
     except ValueError as error:
         raise ValueError(f"data set {row.dataset!r}, {row.id}: {error}") from error
     return prompt, [{"role": "assistant", "content": target}]
+
+
+def _add_crops(rows: pd.DataFrame, configs: dict[str, DatasetConfig]) -> pd.DataFrame:
+    """Let `multi_scale` follow each picture of a row by its crops.
+
+    That is not done before the audit: crops show what their picture shows, and neither copies nor leaks of their own.
+    """
+    crops = [configs[name].multi_scale for name in rows["dataset"]]
+    if not any(crops):
+        return rows
+    cells = [[None, *(list_cells(n) if n else ())] for n in crops]
+    images = [
+        [image | {"cell": cell} for image in row for cell in own]
+        for row, own in zip(rows["images"], cells, strict=True)
+    ]
+    rows = rows.assign(images=images)
+    if "pixel_sha256" in rows:
+        # The cache of features knows a crop, as any picture, by its pixels.
+        hashing = joblib.Parallel(n_jobs=-1, return_as="generator")
+        hashed = hashing(joblib.delayed(_hash_crops)(row) for row in images)
+        progress = tqdm(hashed, "Cutting crops", len(rows), unit="row", disable=None)
+        rows["pixel_sha256"] = [
+            [digest or next(whole) for digest in digests]
+            for digests, whole in zip(progress, map(iter, rows["pixel_sha256"]), strict=True)
+        ]
+    return rows
+
+
+def _hash_crops(references: list[dict]) -> list[str | None]:
+    """Return the hash of each picture of a row that is a crop, None for whole ones."""
+    return [hash_pixels(open_stored(reference)) if reference["cell"] else None for reference in references]
 
 
 def _open_images(batch: dict) -> dict:

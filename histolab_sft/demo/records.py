@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.picture import choose_rendering
+from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.demo.systems import DataSet, Systems, use_system
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.tasks import TASKS
@@ -123,9 +124,10 @@ def put_question(
     systems: Systems, system: str, images: Sequence[Image.Image], record_set: RecordSet, ask: dict, question: str
 ) -> RecordAnswer:
     """Return what `system` answers to `question`, which is `ask` in words, about one picture or several."""
+    shown = [scale for image in images for scale in show_scales(image, record_set.config.multi_scale)]
     with use_system(systems, system) as model:
         [(text, truncated)] = generate_answers(
-            model, systems.processor, [list(images)], [question], record_set.max_new_tokens
+            model, systems.processor, [shown], [question], record_set.max_new_tokens
         )
     value, _ = TASKS[record_set.task].read_answer(text, ask, record_set.config)
     return RecordAnswer(text, truncated, value)

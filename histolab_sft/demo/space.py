@@ -157,6 +157,7 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
                 "thresholds": thresholds,
                 "target": TARGET_ACCURACY,
                 "rendering": choose_rendering(config),
+                "multi_scale": config.multi_scale,
                 "log_priors": read_log_priors(scored) if comparable else {},
             }
         )

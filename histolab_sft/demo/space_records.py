@@ -10,7 +10,7 @@ from histolab_sft.data.data_sets import list_rows
 from histolab_sft.tasks import choose_limit
 
 MAX_WORDINGS = 30  # of a data set
-KEYS = ("format", "instruction", "codec", "fields", "intensity_window", "image_steps")
+KEYS = ("format", "instruction", "codec", "fields", "intensity_window", "image_steps", "multi_scale")
 # What an `ask` says of the one picture that it is about.
 OF_A_PICTURE = ("size", "placement")
 

@@ -13,6 +13,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.models.generate import generate_answers
 from histolab_sft.models.likelihood import label_log_likelihoods, probabilities
 from histolab_sft.tasks import classification, reasoning
@@ -34,6 +35,7 @@ class DataSet:
             target on the validation split; a system that was never scored isn't listed, and withholds nothing.
         target: The accuracy on the validation split that the thresholds stand for.
         rendering: What is done to a stored picture before it is shown (`picture_config.choose_rendering`).
+        multi_scale: Crops along each side that a picture is also shown in, None for the whole picture alone.
         log_priors: System -> what is taken from its log-likelihoods of the options before they are compared; the base
             model's leaning towards some words, where it was scored without it.
     """
@@ -44,6 +46,7 @@ class DataSet:
     thresholds: dict[str, float | None] = field(default_factory=dict)
     target: float = 0.0
     rendering: str = ""
+    multi_scale: int | None = None
     log_priors: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -76,9 +79,10 @@ def answer_patches(
 ) -> list[Answer]:
     """Return the class that `system` finds likeliest for each of N patches, by the likelihood of whole answers."""
     targets = [classification.format_target(option) for option in data_set.options]
+    shown = [show_scales(image, data_set.multi_scale) for image in images]
     with use_system(systems, system) as model:
         scores, _ = label_log_likelihoods(
-            model, systems.processor, images, [data_set.question] * len(images), targets, batch_size
+            model, systems.processor, shown, [data_set.question] * len(images), targets, batch_size
         )
     return [decide(row, data_set, system) for row in probabilities(scores, data_set.log_priors.get(system))]
 
@@ -94,7 +98,8 @@ def decide(row: np.ndarray, data_set: DataSet, system: str) -> Answer:
 def write_answer(systems: Systems, system: str, image: Image.Image, data_set: DataSet) -> tuple[str, bool]:
     """Return what `system` writes when it is asked about the patch, and whether it was cut off."""
     with use_system(systems, system) as model:
-        [written] = generate_answers(model, systems.processor, [image], [data_set.question], systems.max_new_tokens)
+        shown = show_scales(image, data_set.multi_scale)
+        [written] = generate_answers(model, systems.processor, [shown], [data_set.question], systems.max_new_tokens)
     return written
 
 
@@ -102,7 +107,8 @@ def write_reasoning(systems: Systems, system: str, image: Image.Image, data_set:
     """Return what `system` writes when it shall describe first and then decide, whether it was cut off, the class."""
     question = reasoning.format_prompt(data_set.options)
     with use_system(systems, system) as model:
-        [(text, truncated)] = generate_answers(model, systems.processor, [image], [question], REASONING_TOKENS)
+        shown = show_scales(image, data_set.multi_scale)
+        [(text, truncated)] = generate_answers(model, systems.processor, [shown], [question], REASONING_TOKENS)
     return text, truncated, reasoning.parse(text, data_set.options)
 
 

@@ -135,8 +135,9 @@ def _choose_rows(patches: Dataset, config: DatasetConfig, histo_args: HistoArgum
     unchanged = {"change": "stain", "step": STRENGTHS["stain"].index(UNCHANGED["stain"])}
     # The same draw for a patch whatever asks for it, and another one for every patch.
     plain["images"] = [
-        [image | unchanged | {"seed": int(digest[:8], 16)} for image, digest in zip(*pictures, strict=True)]
-        for pictures in zip(plain["images"], plain["pixel_sha256"], strict=True)
+        # A row's further pictures are crops of the first.
+        [image | unchanged | {"seed": int(digests[0][:8], 16)} for image in images]
+        for images, digests in zip(plain["images"], plain["pixel_sha256"], strict=True)
     ]
     return plain
 
@@ -290,4 +291,4 @@ def _open_changed(batch: dict) -> dict:
 
 def _open_one(image: dict) -> Image.Image:
     strength = STRENGTHS[image["change"]][image["step"]]
-    return change_patch(open_stored(image), image["change"], strength, image["seed"])
+    return open_stored(image, lambda whole: change_patch(whole, image["change"], strength, image["seed"]))

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import zipfile
@@ -12,6 +13,7 @@ from PIL import Image, ImageFilter
 from transformers import AutoModelForImageTextToText
 
 from histolab_sft.config.arguments import parse_recipe
+from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import BatchRefused, classify_batch, format_csv, list_uploads
 from histolab_sft.demo.examples import read_examples
@@ -29,6 +31,8 @@ from histolab_sft.demo.systems import (
 )
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.models.generate import render_completion, render_prompt
+from histolab_sft.models.likelihood import label_log_likelihoods, probabilities
+from histolab_sft.tasks import classification
 from recipes.app import parse_options
 
 SURE = {"threshold": [0.9, 0.7, 0.5, 0.3], "coverage": [0.25, 0.5, 0.75, 1.0], "accuracy": [1.0, 0.92, 0.8, 0.7]}
@@ -81,6 +85,20 @@ def test_an_answer_is_withheld_below_the_threshold_and_where_none_was_reached():
     assert not decide(np.array([0.3, 0.7]), DATA_SET, "finetuned").withheld
     assert decide(np.array([0.0, 1.0]), DATA_SET, "baseline").withheld
     assert not decide(row, DataSet("crc", ["Adipose", "Tumor"], ""), "finetuned").withheld
+
+
+@pytest.mark.model
+def test_a_picture_is_asked_about_in_the_scales_of_training(demo):
+    images = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 40, 3), np.uint8)) for n in (0, 1)]
+    several = dataclasses.replace(demo.data_sets[0], multi_scale=2)
+    asked = answer_patches(demo.systems, "finetuned", images, several)
+    targets = [classification.format_target(option) for option in several.options]
+    scales = [show_scales(image, 2) for image in images]
+    scores, _ = label_log_likelihoods(
+        demo.systems.model, demo.systems.processor, scales, [several.question] * 2, targets, 8
+    )
+    np.testing.assert_allclose([answer.probabilities for answer in asked], probabilities(scores, None), atol=1e-6)
+    assert asked != answer_patches(demo.systems, "finetuned", images, demo.data_sets[0])
 
 
 @pytest.mark.model

@@ -6,14 +6,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from histolab_sft.data.pictures import dicom
 from histolab_sft.data.pictures.containers import ImageRefused, name_patch, read_patch
-from histolab_sft.data.pictures.steps import MAX_PIXELS, apply_steps
+from histolab_sft.data.pictures.steps import MAX_PIXELS, apply_steps, cut_cell
 
 # The formats in which patches are published. Not JPEG 2000 (its decoder needs four bytes a channel value, which breaks
 # the memory limit below), not GIF (256 colours), not EPS (Pillow hands it to Ghostscript), not icons or documents.
@@ -37,9 +37,15 @@ def open_patch(path: str, row: int = -1, image_column: str = "image", rendering:
     return image
 
 
-def open_stored(reference: Mapping) -> Image.Image:
-    """Return the patch of a table's row, as `open_patch`: `path`, `row`, `column` and `rendering`."""
-    return open_patch(reference["path"], reference["row"], reference["column"], reference["rendering"])
+def open_stored(reference: Mapping, change: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
+    """Return the patch of a table's row, as `open_patch`: `path`, `row`, `column` and `rendering`.
+
+    With a `cell` that isn't None it is that crop of it (`steps.cut_cell`), after `change`.
+    """
+    image = open_patch(reference["path"], reference["row"], reference["column"], reference["rendering"])
+    image = image if change is None else change(image)
+    cell = reference.get("cell")
+    return image if cell is None else cut_cell(image, *cell)
 
 
 def hash_pixels(image: Image.Image) -> str:

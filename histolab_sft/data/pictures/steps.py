@@ -86,6 +86,31 @@ def resize(image: Image.Image, placement: Placement, *size: int) -> tuple[Image.
     return image.resize(size, Image.Resampling.LANCZOS), placement._replace(size=size, drawn=drawn[:4])
 
 
+def list_cells(crops: int) -> list[list[int]]:
+    """Return `[crops, row, column]` of each crop of a picture cut into `crops` x `crops`, row by row."""
+    return [[crops, row, column] for row in range(crops) for column in range(crops)]
+
+
+def cut_cell(image: Image.Image, crops: int, row: int, column: int) -> Image.Image:
+    """Return one crop of a picture cut into `crops` x `crops` without gap or overlap; sizes differ by a pixel.
+
+    Raises:
+        ValueError: The picture has fewer pixels along a side than there are crops.
+    """
+    if min(image.size) < crops:
+        raise ValueError(
+            f"a picture of {image.width} x {image.height} pixels, expected at least {crops} along each side for "
+            f"multi_scale: {crops}; lower it"
+        )
+    across, down = ([length * step // crops for step in range(crops + 1)] for length in image.size)
+    return image.crop((across[column], down[row], across[column + 1], down[row + 1]))
+
+
+def show_scales(image: Image.Image, crops: int | None) -> list[Image.Image]:
+    """Return the pictures that the model sees of one: itself, and with `multi_scale: crops` its crops after it."""
+    return [image, *(cut_cell(image, *cell) for cell in (list_cells(crops) if crops else ()))]
+
+
 def find_bright_area(image: Image.Image) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of the picture without its dark frame.
 
