@@ -9,6 +9,8 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from histolab_sft.tasks import TASKS
+
 README = Path("README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *map(str, sorted(Path("docs").glob("*.md")))]
 MAKEFILE = Path("Makefile").read_text(encoding="utf-8")
@@ -118,6 +120,43 @@ def test_no_module_needs_what_needs_it():
     needs = {module: set(list_named(path)) - {module} for module, path in FILES.items()}
     assert sum(map(len, needs.values())) > 500
     list(TopologicalSorter(needs).static_order())  # raises a CycleError with the modules
+
+
+def test_no_task_is_named_outside_its_file():
+    # Keys of a recipe stand below the tasks, and FLARE has words of its own that happen to be the same.
+    apart = {"config/dataset.py", "data/formats/flare.py", "data/formats/flare_answers.py", "evaluation/submission.py"}
+    named = []
+    for path in FILES.values():
+        if path.parts[1] == "tasks" or path.relative_to("histolab_sft").as_posix() in apart:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = []
+            if isinstance(node, ast.Compare):
+                found = [node.left, *node.comparators] if "task" in ast.unparse(node) else []
+            elif isinstance(node, ast.Dict):
+                keys = [key and ast.unparse(key) for key in node.keys]
+                found = [value for key, value in zip(keys, node.values, strict=True) if key == "'task'"]
+            elif isinstance(node, ast.keyword) and node.arg == "task":
+                found = [node.value]
+            named += [path for value in found if isinstance(value, ast.Constant) and value.value in TASKS]
+    assert TASKS.keys() == {task.NAME for task in TASKS.values()} and named == []
+
+
+def test_no_name_has_a_word_that_meant_several_things():
+    words = {"arms", "deal", "dealing", "intake", "kin", "knob", "look", "looks", "settle", "shelf"}
+    allowed = {
+        "_looks_like_a_picture",
+        "look",
+    }  # the second in the tiny model's pretraining, whose file is its version
+    found = set()
+    for path in FILES.values():
+        names = {path.stem}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names |= {
+                value for key in ("name", "id", "arg", "attr") if isinstance(value := getattr(node, key, 0), str)
+            }
+        found |= {name for name in names - allowed if words & set(name.lower().split("_"))}
+    assert found == set()
 
 
 def test_setup_names_every_package_that_is_imported():

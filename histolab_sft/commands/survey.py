@@ -62,9 +62,9 @@ def survey_source(source: str) -> Survey:
 def _try_keys(source: str, keys: dict, questions: list[str]) -> tuple[Survey | None, str]:
     """Return what the readers find with these keys, and what they complain about."""
     complaint = ""
-    for deal_anew in (False, True):
+    for anew in (False, True):
         try:
-            patches = load_source(DatasetConfig(name="data", source=source, **keys), deal_anew=deal_anew)
+            patches = load_source(DatasetConfig(name="data", source=source, **keys), anew=anew)
         except (ValueError, FileNotFoundError) as error:
             if not is_for_user(error):
                 raise
@@ -74,7 +74,7 @@ def _try_keys(source: str, keys: dict, questions: list[str]) -> tuple[Survey | N
         if not 2 <= len(labels) <= min(MOST_CLASSES, len(patches) / 2):
             return None, f"{len(labels)} labels on {len(patches)} patches ({list_some(labels)})"
         asked = [*questions, *([complaint] if complaint else [])]
-        return Survey(keys | {"class_names": {label: label for label in labels}}, patches, asked, deal_anew), complaint
+        return Survey(keys | {"class_names": {label: label for label in labels}}, patches, asked, anew), complaint
     found = keys["class_names"] is not ANY_NUMBER
     return (Survey(keys, None, [*questions, complaint]) if found else None), complaint
 

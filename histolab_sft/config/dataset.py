@@ -180,11 +180,6 @@ class DatasetConfig:
             raise ValueError(
                 f"format: {self.format} and label_by, expected answers of the format's own; remove label_by"
             )
-        if self.task == "masks" and self.image_steps:
-            raise ValueError(
-                "task: masks and image_steps, expected pictures as they are stored, since outlines aren't moved along "
-                "with them; remove image_steps"
-            )
         if self.class_names is not None and not isinstance(self.class_names, dict):
             raise ValueError(
                 f"class_names is {self.class_names!r}, expected a mapping of labels to words; correct or remove it"

@@ -42,7 +42,7 @@ def list_rows(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame
         ValueError: An unknown format or task, several tasks in one data set, labels that aren't the recipe's, or
             splits that can't be understood; the message says what to do.
     """
-    rows = load_source(config, histo_args.data_dir, deal_anew=histo_args.split_protocol == "seed")
+    rows = load_source(config, histo_args.data_dir, anew=histo_args.split_protocol == "seed")
     not_read = rows.attrs["not_read"]
     rows, left_out = leave_out(rows, config, histo_args.unlabelled)
     if config.options:
@@ -57,15 +57,15 @@ def list_rows(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame
     return rows
 
 
-def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = False) -> pd.DataFrame:
+def load_source(config: DatasetConfig, data_dir: str = ".", anew: bool = False) -> pd.DataFrame:
     """Return all rows of a data set as its reader gives them, of one task, before anything is left out.
 
     Args:
-        deal_anew (`bool`): Whether the splits that the data bring are ignored.
+        anew (`bool`): Whether the splits that the data bring are ignored.
 
     Returns:
         Columns as of `list_rows` but for those of splits and data sets; `answer` and `label` in the data's own words.
-        `split` is empty where the data name none, and with `deal_anew`; it is None for rows of a split that the
+        `split` is empty where the data name none, and with `anew`; it is None for rows of a split that the
         recipe's `splits` doesn't name.
 
     Raises:
@@ -74,6 +74,12 @@ def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = Fa
     for key, value, known in (("format", config.format or CLASS_FOLDERS, FORMATS), ("task", config.task, TASKS)):
         if value is not None and value not in known:
             raise ValueError(f"data set {config.name!r}: {key} is {value!r}, expected one of {', '.join(known)}")
+    task = TASKS.get(config.task)
+    if config.image_steps and task is not None and task.draw_answers is not None and task.count_cut is None:
+        raise ValueError(
+            f"data set {config.name!r}: task: {config.task} and image_steps, expected pictures as they are "
+            f"stored, since {task.ANSWER_IS} aren't moved along with them; remove image_steps"
+        )
     form = FORMATS[config.format or CLASS_FOLDERS]
     strange = set(config.reader_keys) - form.keys
     if strange:
@@ -95,7 +101,7 @@ def load_source(config: DatasetConfig, data_dir: str = ".", deal_anew: bool = Fa
         unread = count_unread(source, rows["images"].explode()) if source.is_dir() else {}
         not_read = {kind: unread[kind] for kind in (PICTURES, OTHER_PICTURES) if kind in unread}
         not_read = tell_unread(not_read, config.name)
-    if deal_anew and not isinstance(config.splits, str):
+    if anew and not isinstance(config.splits, str):
         rows["split"] = ""
     elif not isinstance(config.splits, str):
         rows["split"] = map_splits(rows["split"], config, "patch" if config.options else "question")

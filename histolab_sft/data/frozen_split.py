@@ -65,8 +65,8 @@ def load_training_patches(histo_args: HistoArguments, output_dir: str | Path) ->
         SplitError: What is in the folder was trained on other rows, or a picture, patient or slide to be scored had
             been learnt by the adapter that the run goes on from.
     """
-    frame, intake = audit_or_stop(histo_args, output_dir)
-    rows, patches = describe_rows(frame, intake), format_patches(frame, histo_args)
+    frame, inspected = audit_or_stop(histo_args, output_dir)
+    rows, patches = describe_rows(frame, inspected), format_patches(frame, histo_args)
     split = FrozenSplit(rows, fingerprint_data(patches), _describe_settings(histo_args))
     found = read_split(output_dir)
     if found is not None and _holds_results(Path(output_dir)):
@@ -108,12 +108,12 @@ def load_scored_patches(histo_args: HistoArguments, output_dir: str | Path) -> t
         return format_patches(frame, histo_args), [note]
     notes = []
     if histo_args.changed_split == "frozen":
-        frame, intake = audit_or_stop(
-            _without_caps(histo_args), output_dir, lambda *found: _deal(*found, frozen, notes)
+        frame, inspected = audit_or_stop(
+            _without_caps(histo_args), output_dir, lambda *found: _assign_frozen(*found, frozen, notes)
         )
     else:
-        frame, intake = audit_or_stop(histo_args, output_dir)
-    now = FrozenSplit(describe_rows(frame, intake), "", _describe_settings(histo_args))
+        frame, inspected = audit_or_stop(histo_args, output_dir)
+    now = FrozenSplit(describe_rows(frame, inspected), "", _describe_settings(histo_args))
     changes = _compare(frozen, now)
     sentences = list(changes.leaks)
     if histo_args.changed_split == "new":
@@ -198,21 +198,23 @@ def _list_changes(frozen: FrozenSplit, changes: SplitChanges, now: FrozenSplit) 
     return sentences
 
 
-def _deal(patches: pd.DataFrame, intake: pd.DataFrame, frozen: FrozenSplit, notes: list[str]) -> pd.DataFrame:
+def _assign_frozen(
+    patches: pd.DataFrame, inspected: pd.DataFrame, frozen: FrozenSplit, notes: list[str]
+) -> pd.DataFrame:
     """Give each row the split that it had in training, in the order of then; leave out the others and note it."""
     known = frozen.rows[frozen.rows["split"] != EARLIER].reset_index(drop=True)
-    positions = match_rows(known, describe_rows(patches, intake))
+    positions = match_rows(known, describe_rows(patches, inspected))
     positions = positions[positions >= 0].sort_values()
     if len(positions) < len(patches):
         notes.append(
             f"no part in the split of training: {say_count(len(patches) - len(positions), 'row')} of the data"
         )
-    dealt = known["split"].iloc[positions].set_axis(positions.index)
-    if gone := sorted(set(known["split"]) - set(dealt)):
+    assigned = known["split"].iloc[positions].set_axis(positions.index)
+    if gone := sorted(set(known["split"]) - set(assigned)):
         raise SplitError(
             f"nothing is left in the data of {', '.join(gone)} in the split of training; bring its pictures back"
         )
-    return patches.loc[positions.index].assign(split=dealt)
+    return patches.loc[positions.index].assign(split=assigned)
 
 
 def _without_caps(histo_args: HistoArguments) -> HistoArguments:

@@ -21,7 +21,7 @@ from histolab_sft.data.pictures.decoding import hash_pixels, open_stored
 from histolab_sft.data.pictures.inspection import check_images
 from histolab_sft.data.pictures.steps import list_cells
 from histolab_sft.data.row_counts import FLOW, count_flow
-from histolab_sft.data.split_assignment import deal_patches, is_dealt
+from histolab_sft.data.split_assignment import assign_splits, has_open_splits
 from histolab_sft.errors import AuditRefusal
 from histolab_sft.files import cache_folder
 from histolab_sft.tasks import TASKS
@@ -58,51 +58,52 @@ def load_audited_patches(histo_args: HistoArguments, output_dir: str | Path) -> 
 
 
 def audit_or_stop(
-    histo_args: HistoArguments, output_dir: str | Path, deal: Callable | None = None
+    histo_args: HistoArguments, output_dir: str | Path, assign: Callable | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the patches of `audit_recipe` and the intake table.
+    """Return the patches of `audit_recipe` and the table of inspected pictures.
 
     Raises:
         AuditRefusal: As `load_audited_patches` does.
     """
-    patches, audit, intake = audit_recipe(histo_args, output_dir, deal)
+    patches, audit, inspected = audit_recipe(histo_args, output_dir, assign)
     logger.info("%s", format_audit(audit))
-    if reason := explain_refusal(audit, intake, histo_args, output_dir):
+    if reason := explain_refusal(audit, inspected, histo_args, output_dir):
         raise AuditRefusal(reason)
-    return patches, intake
+    return patches, inspected
 
 
 def audit_recipe(
-    histo_args: HistoArguments, output_dir: str | Path, deal: Callable | None = None
+    histo_args: HistoArguments, output_dir: str | Path, assign: Callable | None = None
 ) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
     """Decode every picture, apply `refused_images` and `leaks`, audit what is left and write `audit.json`.
 
     Args:
-        deal: Gives the patches, with `pixel_sha256` and beside the intake table, other splits before all of that.
+        assign: Gives the patches, with `pixel_sha256`, other splits before all of that; it is also given the table of
+            inspected pictures.
 
     Returns:
-        The patches that are left, with `pixel_sha256`; the audit; the intake table of all pictures.
+        The patches that are left, with `pixel_sha256`; the audit; the table of all inspected pictures.
     """
     patches = _list_datasets(histo_args)
     not_read = patches.attrs["not_read"]
     left_out = patches.attrs["left_out"]
     pictures = _list_pictures(patches)
-    intake = _look_at(pictures)
-    hashes = iter(intake["pixel_sha256"])
+    inspected = _inspect(pictures)
+    hashes = iter(inspected["pixel_sha256"])
     patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
-    near, siblings = find_related(pictures, intake, histo_args.find_siblings)
-    patches = _complete(patches, tie_patches(pictures, intake, near), histo_args)
-    if deal is not None:
-        patches = deal(patches, intake)
+    near, siblings = find_related(pictures, inspected, histo_args.find_siblings)
+    patches = _complete(patches, tie_patches(pictures, inspected, near), histo_args)
+    if assign is not None:
+        patches = assign(patches, inspected)
     pictures, dropped = _list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
-        verdicts = join_inspected(pictures, intake, ("path", "row"))["verdict"]
+        verdicts = join_inspected(pictures, inspected, ("path", "row"))["verdict"]
         refused = pictures.index[verdicts == "refused"].unique()
         reasons = pd.Series("refused picture", index=refused)
         patches, dropped = _drop(patches, reasons, "refused_images: quarantine", dropped)
         pictures = pictures.loc[patches.index]
     if histo_args.leaks == "drop":
-        leaks = find_leaking_rows(pictures, intake, near)
+        leaks = find_leaking_rows(pictures, inspected, near)
         reasons = leaks.set_axis(pictures.index[leaks.index]).groupby(level=0).first()
         patches, dropped = _drop(patches, reasons, "leaks: drop", dropped)
         pictures = pictures.loc[patches.index]
@@ -110,10 +111,10 @@ def audit_recipe(
     # Several questions about one picture make no copy of it.
     pictures = pictures.drop_duplicates(["path", "row", "dataset", "split"])
     class_names = {config.name: config.options for config in histo_args.datasets if config.options}
-    audit = audit_patches(pictures, intake, near, class_names) | {"siblings": siblings}
+    audit = audit_patches(pictures, inspected, near, class_names) | {"siblings": siblings}
     audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches, left_out)}
-    write_audit(audit, list_copies(pictures, intake, near), output_dir)
-    return patches, audit, intake
+    write_audit(audit, list_copies(pictures, inspected, near), output_dir)
+    return patches, audit, inspected
 
 
 def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:
@@ -128,11 +129,11 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     Pictures are decoded only if splits are dealt out, as copies have to be known for it.
     """
     patches, ties = _list_datasets(histo_args), None
-    if is_dealt(patches):
+    if has_open_splits(patches):
         pictures = _list_pictures(patches)
-        intake = _look_at(pictures)
-        near, _ = find_related(pictures, intake, histo_args.find_siblings)
-        ties = tie_patches(pictures, intake, near)
+        inspected = _inspect(pictures)
+        near, _ = find_related(pictures, inspected, histo_args.find_siblings)
+        ties = tie_patches(pictures, inspected, near)
     return _complete(patches, ties, histo_args).reset_index(drop=True)
 
 
@@ -180,13 +181,13 @@ def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
 
 
 def _list_pictures(patches: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a picture, under the index of its row, with the columns that intake and audit read."""
+    """Return one row a picture, under the index of its row, with the columns that inspection and audit read."""
     rows = patches[["images", "label", "dataset", "cohort", "split", "group"]].explode("images")
     places = pd.DataFrame(rows["images"].tolist(), index=rows.index, columns=["path", "row", "column", "rendering"])
     return pd.concat([places, rows.drop(columns="images")], axis=1)
 
 
-def _look_at(pictures: pd.DataFrame) -> pd.DataFrame:
+def _inspect(pictures: pd.DataFrame) -> pd.DataFrame:
     references = pictures.reindex(columns=["path", "row", "column", "rendering"], fill_value="").to_dict("records")
     return check_images(references, cache_folder=cache_folder() / "intake")
 
@@ -194,7 +195,7 @@ def _look_at(pictures: pd.DataFrame) -> pd.DataFrame:
 def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoArguments) -> pd.DataFrame:
     """Deal out the splits that are open, do what waits for them, and tell what came of it."""
     ties = pd.Series(patches.index, index=patches.index) if ties is None else ties
-    patches = deal_patches(patches, ties, histo_args)
+    patches = assign_splits(patches, ties, histo_args)
     parts = []
     for config in histo_args.datasets:
         part = finish_rows(patches[patches["dataset"] == config.name], config)

@@ -35,12 +35,12 @@ def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: His
     return _cap_test(patches, histo_args)
 
 
-def is_dealt(patches: pd.DataFrame) -> bool:
+def has_open_splits(patches: pd.DataFrame) -> bool:
     """Whether the splits of some data set have to be dealt out."""
     return any(not set(SPLITS) <= set(part) for _, part in patches.groupby("dataset")["split"])
 
 
-def deal_patches(patches: pd.DataFrame, ties: pd.Series, histo_args: HistoArguments) -> pd.DataFrame:
+def assign_splits(patches: pd.DataFrame, ties: pd.Series, histo_args: HistoArguments) -> pd.DataFrame:
     """Fill the splits of all data sets.
 
     What is tied stays together also between data sets: one that brings its splits settles them, and the first that is
@@ -55,7 +55,7 @@ def deal_patches(patches: pd.DataFrame, ties: pd.Series, histo_args: HistoArgume
     """
     splits, settled = patches["split"].copy(), pd.Series(dtype=int)
     parts = dict(list(patches.groupby("dataset", sort=False)))
-    for name, part in sorted(parts.items(), key=lambda entry: is_dealt(entry[1])):
+    for name, part in sorted(parts.items(), key=lambda entry: has_open_splits(entry[1])):
         table = _label(part).assign(group=ties[part.index], path=part["id"])
         places = table["group"].map(settled).map(dict(enumerate(SPLITS))).fillna("")
         fractions = histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed
@@ -65,9 +65,9 @@ def deal_patches(patches: pd.DataFrame, ties: pd.Series, histo_args: HistoArgume
         # A set that stands in several splits already follows the last, which is scored and not learnt.
         settled = pd.concat([settled, ranks]).groupby(level=0).max()
     patches = patches.assign(split=splits)
-    dealt = patches["protocol"] == "seed"
-    parts = [_cap_test(part, histo_args) for _, part in patches[dealt].groupby("dataset", sort=False)]
-    kept = pd.concat([patches[~dealt], *parts]).index
+    open_rows = patches["protocol"] == "seed"
+    parts = [_cap_test(part, histo_args) for _, part in patches[open_rows].groupby("dataset", sort=False)]
+    kept = pd.concat([patches[~open_rows], *parts]).index
     return patches[patches.index.isin(kept)]
 
 

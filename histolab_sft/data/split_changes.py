@@ -34,21 +34,21 @@ class SplitChanges:
     sentences: list[str]
 
 
-def describe_rows(patches: pd.DataFrame, intake: pd.DataFrame) -> pd.DataFrame:
+def describe_rows(patches: pd.DataFrame, inspected: pd.DataFrame) -> pd.DataFrame:
     """Return what must be known of each row to find it again, in the order of `patches` and with its index.
 
     Names, patients and answers are told apart by a hash, so that the table can be kept beside the weights.
 
     Args:
         patches: From `audit_recipe`.
-        intake: From `audit_recipe`.
+        inspected: From `audit_recipe`.
 
     Returns:
         `dataset`, `cohort`, `split`; `id`, `group` (None if unknown) and `answer` as hashes; `pixels`, one hash of all
         pictures of the row; `pictures`, the list of their `pixel_sha256` without those of one even colour, which show
-        no tissue and so give nothing away; `thumbnails` of these, as in `intake`.
+        no tissue and so give nothing away; `thumbnails` of these, as in `inspected`.
     """
-    shown = intake[intake["contrast"] > 0].drop_duplicates("pixel_sha256")
+    shown = inspected[inspected["contrast"] > 0].drop_duplicates("pixel_sha256")
     thumbnails = dict(zip(shown["pixel_sha256"], shown["thumbnail"], strict=True))
     hashes = patches["pixel_sha256"]
     return pd.DataFrame(
@@ -103,8 +103,12 @@ def match_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     left = frozen.assign(position=range(len(frozen)))
     for keys in (["dataset", "id", "pixels"], ["dataset", "pixels"], ["pixels"]):
         open_rows = rows[found < 0]
-        turns = open_rows.groupby(keys).cumcount(), left.groupby(keys).cumcount()
-        pairs = open_rows.assign(turn=turns[0]).reset_index().merge(left.assign(turn=turns[1]), on=[*keys, "turn"])
+        repeats = open_rows.groupby(keys).cumcount(), left.groupby(keys).cumcount()
+        pairs = (
+            open_rows.assign(repeat=repeats[0])
+            .reset_index()
+            .merge(left.assign(repeat=repeats[1]), on=[*keys, "repeat"])
+        )
         found[pairs["index"]] = pairs["position"].to_numpy()
         left = left[~left["position"].isin(pairs["position"])]
     return found

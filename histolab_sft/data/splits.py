@@ -18,7 +18,7 @@ def split_patches(
 ) -> pd.DataFrame:
     """Fill the column `split`, keeping every split that the data bring.
 
-    Without splits in the data, patches are dealt out by class with the fractions given, and the patches of one group
+    Without splits in the data, patches are assigned by class with the fractions given, and the patches of one group
     (column `group`) stay together; a patch without a group is a group of its own. Data with `train` and `test` alone
     get a validation split out of `train`, data with `train` and `validation` alone a test split, and so on: `test` is
     never touched when it's given.
@@ -26,7 +26,7 @@ def split_patches(
     Args:
         patches (`pandas.DataFrame`): Columns `label`, `split` (empty where not given) and `group` (None if unknown).
         settled (`pandas.Series`, *optional*): For each patch the split in which another data set already has its
-            patient or a copy of it, else empty. Such a patch goes there too if that split is dealt here.
+            patient or a copy of it, else empty. Such a patch goes there too if that split is assigned here.
 
     Raises:
         ValueError: Some patches have a split and others none, or a split comes out empty.
@@ -109,7 +109,7 @@ def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: 
     if whole["group"].nunique() >= folds:
         folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
-            # A class may have fewer patches in groups than there are folds: its patches without one are dealt below.
+            # A class may have fewer patches in groups than there are folds: those without one are assigned below.
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             drawn += whole.index[next(folder.split(whole, whole["label"], whole["group"]))[1]].tolist()
         size = round(fraction * len(alone))
@@ -127,12 +127,12 @@ def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: 
             "limit) or leave it out"
         )
     # A patch that is the only one of its label beside whole groups stays in train.
-    dealt = alone[~labels[alone.index].isin(rare)]
-    kinds = dealt["label"].nunique()
+    assigned = alone[~labels[alone.index].isin(rare)]
+    kinds = assigned["label"].nunique()
     if not drawn:
         size = max(size, kinds)
-    if size and kinds and len(dealt) >= 2 * kinds:
-        size = min(size, len(dealt) - kinds)
-        stratify = dealt["label"] if size >= kinds else None
-        drawn += train_test_split(dealt.index, test_size=size, stratify=stratify, random_state=seed)[1].tolist()
+    if size and kinds and len(assigned) >= 2 * kinds:
+        size = min(size, len(assigned) - kinds)
+        stratify = assigned["label"] if size >= kinds else None
+        drawn += train_test_split(assigned.index, test_size=size, stratify=stratify, random_state=seed)[1].tolist()
     return pd.Index(drawn, dtype=patches.index.dtype)

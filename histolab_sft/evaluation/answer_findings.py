@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
+from histolab_sft.tasks.report import NAME as REPORT
 
 MOST = 0.5  # part of the answers from which a reader must be warned
 NEARLY_ALL = 0.95  # part from which a run is broken
@@ -120,7 +121,7 @@ def list_findings(entry: dict) -> list[str]:
                 warnings.append(f"the {CALLED[system]} repeats itself: {repeats}")
     written = entry["finetuned"].get("written", {})
     repeated = written.get("n", 0) - written.get("n_distinct_truths", written.get("n", 0))
-    if repeated and entry.get("task") == "report":
+    if repeated and entry.get("task") == REPORT:
         warnings.append(
             f"{written['n_distinct_truths']} of the {written['n']} true answers are distinct: repeating one scores as "
             "often as it comes"

@@ -129,8 +129,8 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
             colour = "white" if parts[row, column] > 0.55 else "#1F2937"
             text = f"{counts[row, column]}{share}"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=size)
-    look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axes.set_xticks(np.arange(len(columns)) + 0.5, names, fontsize=size, **look)
+    style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, fontsize=size, **style)
     rows = names[:n_rows] if n_rows > 4 else [_wrap(name) for name in names[:n_rows]]
     axes.set_yticks(np.arange(n_rows) + 0.5, rows, fontsize=size)
     axes.tick_params(length=0)
@@ -144,11 +144,11 @@ def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, fl
     figure, axes = _start(0.95 * WIDTH)
     axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, label="calibrated")
     total = sum(part["n"] for part in before)
-    looks = {
+    styles = {
         "before": (before, ece[0], "white", (0, (2, 2))),
         "after": (after, ece[1], COLOURS[system], "solid"),
     }
-    for name, (bins, error, face, line) in looks.items():
+    for name, (bins, error, face, line) in styles.items():
         filled = [part for part in bins if part["n"]]
         x, y = ([part[key] for part in filled] for key in ("confidence", "accuracy"))
         axes.plot(x, y, color=COLOURS[system], linestyle=line, linewidth=1.3)

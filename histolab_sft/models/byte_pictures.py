@@ -53,13 +53,13 @@ def build_table(image_processor: BaseImageProcessor, settings: dict) -> torch.Te
     scaled, plain = (
         image_processor([trial], return_tensors="pt", **settings | how)["pixel_values"] for how in (AS_BYTES, {})
     )
-    if scaled.dtype != torch.uint8 or scaled.shape != plain.shape or not torch.equal(look_up(table, scaled), plain):
+    if scaled.dtype != torch.uint8 or scaled.shape != plain.shape or not torch.equal(convert(table, scaled), plain):
         logger.info("%s: pictures are prepared as floats on the processor", type(image_processor).__name__)
         return None
     return table
 
 
-def look_up(table: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+def convert(table: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     """Return the values of pictures `(pictures, channels, height, width)` of bytes, in the table's dtype."""
     channels = torch.arange(len(table), dtype=torch.int32, device=pictures.device)
     return table.flatten()[pictures.int() + 256 * channels[:, None, None]]
@@ -69,15 +69,15 @@ def accept_bytes(tower: nn.Module, table: torch.Tensor) -> None:
     """Let the tower take bytes as well as floats. It may be called several times."""
     tower.register_buffer("pixel_table", table.to(next(tower.parameters()).device), persistent=False)
     hooks = tower._forward_pre_hooks.values()
-    if _look_up_bytes not in hooks:
+    if _convert_bytes not in hooks:
         # Before hooks that cast floats.
-        tower.register_forward_pre_hook(_look_up_bytes, with_kwargs=True, prepend=True)
+        tower.register_forward_pre_hook(_convert_bytes, with_kwargs=True, prepend=True)
 
 
-def _look_up_bytes(tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _convert_bytes(tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     def convert(value):
         is_bytes = isinstance(value, torch.Tensor) and value.dtype == torch.uint8
-        return look_up(tower.pixel_table, value) if is_bytes else value
+        return convert(tower.pixel_table, value) if is_bytes else value
 
     return tree_map(convert, args), tree_map(convert, kwargs)
 

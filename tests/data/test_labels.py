@@ -133,7 +133,7 @@ def test_a_split_that_is_not_understood_is_refused_with_the_block_that_maps_it(t
     with pytest.raises(ValueError) as refused:
         load_source(config(path))
     assert f"splits: {block}" in str(refused.value) and "(2 patches)" in str(refused.value)
-    assert set(load_source(config(path), deal_anew=True)["split"]) == {""}
+    assert set(load_source(config(path), anew=True)["split"]) == {""}
     # As it is advised it is read, and nothing is lost.
     (tmp_path / "r.yaml").write_text(
         f"output_dir: out\nuse_cpu: true\nbf16: false\nuse_peft: false\ndatasets: [{{name: d, source: '{path}', "

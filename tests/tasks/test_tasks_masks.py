@@ -13,7 +13,7 @@ from PIL import Image
 from recipe_commands import CPU, SMALL, run
 
 from histolab_sft.config.arguments import HistoArguments
-from histolab_sft.data.data_sets import list_rows
+from histolab_sft.data.data_sets import list_rows, load_source
 from histolab_sft.data.formats.coco import read_coco
 from histolab_sft.data.formats.yolo_seg import read_yolo_seg
 from histolab_sft.data.rows import load_patches
@@ -146,8 +146,9 @@ def test_a_coco_segmentation_that_is_no_polygon_is_named(tmp_path, segmentation)
 
 
 def test_masks_have_no_image_steps(tmp_path):
-    with pytest.raises(ValueError, match="task: masks and image_steps"):
-        make_config(tmp_path, "yolo_seg", task="masks", image_steps=["pad_to_square"])
+    config = make_config(tmp_path, "yolo_seg", task="masks", image_steps=["pad_to_square"])
+    with pytest.raises(ValueError, match="task: masks and image_steps, .* since outlines aren't moved along"):
+        load_source(config)
 
 
 def test_a_block_of_a_recipe_gives_targets_in_every_split(tmp_path):

@@ -9,6 +9,7 @@ import pandas as pd
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.biomarkers.label_rules import refuse_leak
 from histolab_sft.data.formats.rows import build_table, find_file
+from histolab_sft.tasks.biomarkers import NAME as BIOMARKERS
 from histolab_sft.tasks.biomarkers import QUESTIONS
 
 KEYS = ("patient", "images", "split", "cancer_type", "record")
@@ -40,7 +41,7 @@ def read_biomarkers(source: Path, config: DatasetConfig, style: str = "training"
                     "split": record["split"],
                     "group": record["patient"],
                     "id": f"{config.name}/{record['patient']}",
-                    "task": "biomarkers",
+                    "task": BIOMARKERS,
                     "ask": {"style": style, "values": {name: record[name] for name in wanted}},
                     "answer": record["record"],
                 }

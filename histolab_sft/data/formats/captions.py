@@ -10,6 +10,7 @@ from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.rows import build_table, check_columns, find_group
 from histolab_sft.data.formats.tables import TEXT_TABLES, read_table
 from histolab_sft.data.formats.words import split_of
+from histolab_sft.tasks.report import NAME as REPORT
 
 CAPTION_COLUMN = "caption"
 
@@ -45,7 +46,7 @@ def read_captions(source: Path, config: DatasetConfig) -> pd.DataFrame:
                     "split": find_split(row, path, config),
                     "group": find_group(row[image], config, drop_empty(row)),
                     "id": f"{config.name}/{name}" + (f"#{repeats[name]}" if repeats[name] > 1 else ""),
-                    "task": "report",
+                    "task": REPORT,
                     "ask": {"style": "caption"},
                     "answer": row[caption].strip(),
                 }

@@ -21,7 +21,9 @@ from histolab_sft.data.formats.tables import read_table, read_text
 from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.boxes import NAME as BOXES
 from histolab_sft.tasks.multilabel import CHEST_QUESTION
+from histolab_sft.tasks.multilabel import NAME as MULTILABEL
 from histolab_sft.tasks.parsing.box_geometry import clip_boxes
 
 LABELS = (
@@ -32,7 +34,7 @@ NO_FINDING = "No Finding"
 TABLE = "Data_Entry_2017*.csv"
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
-BOXES = "BBox_List_2017.csv"
+BOX_FILE = "BBox_List_2017.csv"
 # The header `Bbox [x,y,w,h]` is one title with commas in it, so it is read as four columns.
 BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 BOX_SIZE = (1024, 1024)  # of the published pictures, in whose pixels boxes are
@@ -53,8 +55,8 @@ def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
         ValueError: Rows or lists can't be understood; names file, line and column of the first ones and what was
             found.
     """
-    task = config.task or "multilabel"
-    check_choice("task", task, ("multilabel", "boxes"), config)
+    task = config.task or MULTILABEL
+    check_choice("task", task, (MULTILABEL, BOXES), config)
     names = choose_labels(LABELS, config)
     path = find_file(source, TABLE, config)
     folder = path.parent
@@ -63,7 +65,7 @@ def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
     problems = []
     splits = _read_lists(folder, set(table["Image Index"]), path.name, config, problems)
     files = {file.name: str(file) for file in sorted(folder.rglob("*.png"), reverse=True)}
-    boxes = _read_boxes(folder, names, config, problems) if task == "boxes" else {}
+    boxes = _read_boxes(folder, names, config, problems) if task == BOXES else {}
     rows, left_out = [], defaultdict(list)
     for line, row in enumerate(table.to_dict("records"), 2):
         name = row["Image Index"]
@@ -72,10 +74,10 @@ def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
         except ValueError as error:
             problems.append(f"{path}, line {line}, {error}")
             continue
-        if task == "boxes" and name not in boxes:
+        if task == BOXES and name not in boxes:
             continue
         reason = None if name in splits else "their picture in neither list"
-        if task == "boxes" and not boxes[name]:
+        if task == BOXES and not boxes[name]:
             reason = "boxes around other findings alone"
         if reason:
             left_out[reason].append(name)
@@ -92,7 +94,7 @@ def read_chestxray14(source: Path, config: DatasetConfig) -> pd.DataFrame:
             }
         )
     refuse_problems(problems, source, config)
-    if task == "boxes":
+    if task == BOXES:
         check_pictures((row["images"][0] for row in rows), config)
         _turn_into_boxes(rows, boxes, problems)
         refuse_problems(problems, source, config)
@@ -121,7 +123,7 @@ def _read_lists(
 
 def _read_boxes(folder: Path, names: dict[str, str], config: DatasetConfig, problems: list[str]) -> dict[str, list]:
     """Return picture -> boxes around the findings of `names`, in pixels."""
-    path = find_file(folder, BOXES, config)
+    path = find_file(folder, BOX_FILE, config)
     table = read_table(path)
     check_columns(table.columns, BOX_COLUMNS, path, config)
     boxes = defaultdict(list)

@@ -21,6 +21,7 @@ from histolab_sft.data.formats.chest_labels import (
 )
 from histolab_sft.data.formats.rows import build_table, check_columns, refuse_problems
 from histolab_sft.data.formats.tables import read_table
+from histolab_sft.tasks.multilabel import NAME as MULTILABEL
 
 TABLES = ("train.csv", "valid.csv", "test.csv")
 _PATH = re.compile(r"(?:^|/)([^/]+/(patient\d+)/(study\d+)/view(\d+)_(frontal|lateral)\.\w+)$")
@@ -42,7 +43,7 @@ def read_chexpert(
         FileNotFoundError: A table, or a picture that it names, isn't there.
         ValueError: Rows can't be understood; names file, line and column of the first ones and what was found.
     """
-    if config.task not in (None, "multilabel"):
+    if config.task not in (None, MULTILABEL):
         raise ValueError(
             f"data set {config.name!r}: task {config.task!r}, expected 'multilabel'; CheXpert's pictures come with "
             "labels alone, so take the task out"
@@ -63,7 +64,7 @@ def read_chexpert(
                 left_out[reason].append(name)
                 continue
             row = {"images": shown, "split": table.stem, "group": study.partition("/")[0]}
-            row |= {"id": f"{config.name}/{name}", "task": "multilabel", "ask": ask, "answer": answer}
+            row |= {"id": f"{config.name}/{name}", "task": MULTILABEL, "ask": ask, "answer": answer}
             rows.append(row)
     refuse_problems(problems, source, config)
     log_uncertain(n_uncertain, n_labels, uncertain, config)

@@ -16,6 +16,8 @@ from histolab_sft.data.formats.words import split_of
 from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.boxes import NAME as BOXES
+from histolab_sft.tasks.masks import NAME as MASKS
 from histolab_sft.tasks.masks import OUTLINE_QUESTION
 from histolab_sft.tasks.parsing.box_geometry import clip_boxes
 
@@ -41,7 +43,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     rows, problems, crowds = [], [], 0
-    task, question = ("masks", OUTLINE_QUESTION) if config.task == "masks" else ("boxes", LOCATE_QUESTION)
+    task, question = (MASKS, OUTLINE_QUESTION) if config.task == MASKS else (BOXES, LOCATE_QUESTION)
     for file in files:
         data = read_json(file)
         if not isinstance(data, dict) or not isinstance(data.get("images"), list):
@@ -67,7 +69,7 @@ def read_coco(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 problems.append(
                     f"{file}, image {number}: {outside}, expected a box inside {size[0]} x {size[1]} pixels"
                 )
-            things = outlines[number] if task == "masks" else [list(box) for part in inside for box in part]
+            things = outlines[number] if task == MASKS else [list(box) for part in inside for box in part]
             row["answer"] = things if "annotations" in data else None
             rows.append(row)
     refuse_problems(problems, source, config)
@@ -130,13 +132,13 @@ def _read_annotations(
         x, y, width, height = bbox
         boxes[number].append(Box(x, y, x + width, y + height, names[category]))
         parts = entry.get("segmentation")
-        if task == "masks" and not (isinstance(parts, list) and parts and all(map(_is_polygon, parts))):
+        if task == MASKS and not (isinstance(parts, list) and parts and all(map(_is_polygon, parts))):
             problems.append(
                 f"{file}, annotations[{index}]: segmentation {parts!r:.60}, expected a list of polygons [x1, y1, x2, "
                 "y2, ...] of three points or more; export masks as polygons, not run-length encoded"
             )
             continue
-        outlines[number] += [[points, names[category]] for points in parts] if task == "masks" else []
+        outlines[number] += [[points, names[category]] for points in parts] if task == MASKS else []
     return boxes, outlines, crowds
 
 

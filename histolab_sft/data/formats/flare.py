@@ -22,6 +22,7 @@ from histolab_sft.data.formats.tables import read_json
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.errors import say_count
+from histolab_sft.tasks.boxes import NAME as BOXES
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def read_flare(source: Path, config: DatasetConfig, subset: str | None = None) -
     for record in records:
         guessed += is_hidden(record.values.get("TaskType"))
         try:
-            size = read_size(record.images[0]) if TASKS[record.kind] == "boxes" else None
+            size = read_size(record.images[0]) if TASKS[record.kind] == BOXES else None
             if size and len(record.images) > 1:
                 raise ValueError(f"boxes on {len(record.images)} pictures, expected one picture")
             ask, answer = read_answer(record.values, record.kind, known[record.dataset], size)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.rows import build_table, check_columns
+from histolab_sft.tasks.report import NAME as REPORT
 
 MASK = "XXXX"
 # With the words that hyphens join to it: `x-XXXX` without the mask would be a lone `x`.
@@ -39,7 +40,7 @@ def read_indiana(source: Path, config: DatasetConfig) -> pd.DataFrame:
         FileNotFoundError: There is no report, or a picture isn't there.
         ValueError: A report can't be read, or boxes are asked for.
     """
-    if config.task not in (None, "report"):
+    if config.task not in (None, REPORT):
         raise ValueError(
             f"data set {config.name!r}: task {config.task!r}, expected 'report'; Indiana's X-rays come with texts but "
             "without boxes or classes, so take the task out"
@@ -58,7 +59,7 @@ def read_indiana(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "split": "",
                 "group": study.uid,
                 "id": f"{config.name}/{study.uid}",
-                "task": "report",
+                "task": REPORT,
                 "ask": {"style": "report"},
                 "answer": "\n\n".join(texts),
             }

@@ -11,6 +11,7 @@ from histolab_sft.data.formats.rows import build_table, find_group, refuse_probl
 from histolab_sft.data.formats.tables import read_json
 from histolab_sft.data.formats.words import split_of
 from histolab_sft.tasks import report
+from histolab_sft.tasks.report import NAME as REPORT
 
 MARKER = "<image>"
 SUFFIXES = (".jsonl", ".json")
@@ -51,7 +52,7 @@ def read_llava(source: Path, config: DatasetConfig, image_folder: str = "") -> p
                         "split": str(entry.get(config.split_column) or entry.get(SPLIT_KEY) or split),
                         "group": group,
                         "id": f"{config.name}/{file.name}/{index}/{turn}",
-                        "task": "report",
+                        "task": REPORT,
                         "ask": {"style": "question", "question": question},
                         "answer": answer,
                     }

@@ -25,6 +25,8 @@ from histolab_sft.data.formats.chest_labels import (
 from histolab_sft.data.formats.indiana import MASK, drop_masks
 from histolab_sft.data.formats.rows import build_table, check_columns, find_file, refuse_problems
 from histolab_sft.data.formats.tables import read_table, read_text
+from histolab_sft.tasks.multilabel import NAME as MULTILABEL
+from histolab_sft.tasks.report import NAME as REPORT
 
 SECTIONS = ("findings", "impression")
 FRONTAL = ("PA", "AP")
@@ -69,14 +71,14 @@ def read_mimic_cxr(
         FileNotFoundError: A table, a report or a picture isn't there.
         ValueError: A key is missing or of the other task, or rows can't be understood; names file, line and column.
     """
-    task = config.task or "report"
-    check_choice("task", task, ("report", "multilabel"), config)
+    task = config.task or REPORT
+    check_choice("task", task, (REPORT, MULTILABEL), config)
     check_choice("views", views, VIEWS, config)
-    others = {"uncertain": uncertain} if task == "report" else {"sections": sections}
+    others = {"uncertain": uncertain} if task == REPORT else {"sections": sections}
     for key, value in others.items():
         if value is not None:
             raise ValueError(f"data set {config.name!r}: {key} with task: {task}, which has no use for it; remove it")
-    if task == "report":
+    if task == REPORT:
         _check_sections(sections, config)
     else:
         check_choice("uncertain", uncertain, tuple(POLICIES), config)
@@ -85,7 +87,7 @@ def read_mimic_cxr(
     refuse_problems(problems, source, config)
     shown = {name: study for name, study in studies.items() if study.pictures}
     left_out["no frontal picture"] = [name for name in studies if name not in shown]
-    if task == "report":
+    if task == REPORT:
         answers = _read_reports(source, shown, sections, left_out, config)
     else:
         answers = _read_labels(source, shown, uncertain, left_out, config)

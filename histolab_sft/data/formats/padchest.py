@@ -14,6 +14,7 @@ import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.rows import build_table, check_columns, find_file
+from histolab_sft.tasks.report import NAME as REPORT
 from histolab_sft.tasks.report import NORMAL, format_sections, image_findings, read_sentence
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def read_padchest(source: Path, config: DatasetConfig) -> pd.DataFrame:
                 "split": row[config.split_column],
                 "group": row["PatientID"],
                 "id": f"{config.name}/{name}",
-                "task": "report",
+                "task": REPORT,
                 "ask": {"style": "sectioned", "projection": read_projection(row["Projection"])},
                 "answer": format_sections(locate_findings(row["Labels"], row["LabelsLocalizationsBySentence"])),
                 "inverted": row[PHOTOMETRIC] == "MONOCHROME1",

@@ -13,7 +13,9 @@ from histolab_sft.data.formats.rows import build_table, check_columns, check_pic
 from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.metrics.boxes import Box
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.boxes import NAME as BOXES
 from histolab_sft.tasks.parsing.box_geometry import Size, clip_boxes
+from histolab_sft.tasks.report import NAME as REPORT
 from histolab_sft.tasks.report import NO_FINDING, NORMAL, format_sections
 
 logger = logging.getLogger(__name__)
@@ -37,13 +39,13 @@ def read_padchest_gr(source: Path, config: DatasetConfig) -> pd.DataFrame:
         FileNotFoundError: A table, or a picture that the JSON file names, isn't there.
         ValueError: The task is another, or the JSON file isn't what was published.
     """
-    task = config.task or "boxes"
-    if task not in ("boxes", "report"):
+    task = config.task or BOXES
+    if task not in (BOXES, REPORT):
         raise ValueError(f"data set {config.name!r}: task {task!r}, expected 'boxes' or 'report'; correct it")
     path = find_file(source, "grounded_reports*.json", config)
     studies = _read_studies(path, config)
     master = _read_master(path.parent, config)
-    read_rest = _read_boxes if task == "boxes" else _read_report
+    read_rest = _read_boxes if task == BOXES else _read_report
     pictures = next((p for p in (path.parent / name for name in IMAGE_FOLDERS) if p.is_dir()), path.parent)
     rows, left_out = [], defaultdict(list)
     for name, study in studies.items():
@@ -66,7 +68,7 @@ def read_padchest_gr(source: Path, config: DatasetConfig) -> pd.DataFrame:
         )
     check_pictures((row["images"][0] for row in rows), config)
     table = build_table([row | read_rest(row) for row in rows], config, left_out)
-    if task == "boxes":
+    if task == BOXES:
         listed = sum(len(finding["boxes"]) for row in rows for finding in _abnormal(row["study"]))
         dropped = listed - table["answer"].map(len).sum()
         logger.info("data set %r: %d of %d boxes dropped, without area in their picture", config.name, dropped, listed)
@@ -117,9 +119,9 @@ def _find_flaw(study: dict, name: str, task: str) -> str | None:
     abnormal = _abnormal(study)
     if not study["findings"]:
         return "no sentence"
-    if task == "boxes" and abnormal and not any(read_boxes(finding, (1, 1), name) for finding in abnormal):
+    if task == BOXES and abnormal and not any(read_boxes(finding, (1, 1), name) for finding in abnormal):
         return "abnormal findings of which none has a box"
-    if task == "report" and not all(set(finding["labels"]) - NO_FINDING for finding in abnormal):
+    if task == REPORT and not all(set(finding["labels"]) - NO_FINDING for finding in abnormal):
         return "an abnormal finding without a label"
     return None
 

@@ -47,6 +47,7 @@ from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.hub_files import list_parquet
 from histolab_sft.data.public.benchmarks import BENCHMARKS, bach_official_splits
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors
+from histolab_sft.tasks.classification import NAME as CLASSIFICATION
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def read_patches(source: Path, config: DatasetConfig) -> pd.DataFrame:
     ]
     rows = patches[["split", "group", "id"]].assign(
         images=[[place] for place in patches[["path", "row", "column"]].to_dict("records")],
-        task="classification",
+        task=CLASSIFICATION,
         ask=[{}] * len(patches),
         answer=patches["label"],
         inverted=False,

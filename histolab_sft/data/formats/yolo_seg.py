@@ -12,6 +12,8 @@ from histolab_sft.data.formats.words import split_of
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.decoding import read_size
 from histolab_sft.tasks.boxes import LOCATE_QUESTION
+from histolab_sft.tasks.boxes import NAME as BOXES
+from histolab_sft.tasks.masks import NAME as MASKS
 from histolab_sft.tasks.masks import OUTLINE_QUESTION
 from histolab_sft.tasks.parsing.box_codecs import read_outlines, read_polygons
 
@@ -35,7 +37,7 @@ def read_yolo_seg(source: Path, config: DatasetConfig) -> pd.DataFrame:
         ValueError: Labels can't be understood; names the first files and what was found.
     """
     names = _read_names(source, config)
-    task, question = ("masks", OUTLINE_QUESTION) if config.task == "masks" else ("boxes", LOCATE_QUESTION)
+    task, question = (MASKS, OUTLINE_QUESTION) if config.task == MASKS else (BOXES, LOCATE_QUESTION)
     pictures = sorted(
         path
         for path in source.rglob("*")
@@ -114,6 +116,6 @@ def _read_label(file: Path, size: tuple[int, int], names: list[str], task: str) 
     lines = sum(bool(line.strip()) for line in text.splitlines())
     if len(boxes) < lines:
         raise ValueError(f"{lines - len(boxes)} of {lines} polygons have no area, expected three points or more apart")
-    if task == "masks":
+    if task == MASKS:
         return [[points, names[int(label)]] for points, label in read_outlines(text, size)]
     return [[*box[:4], names[int(box.label)]] for box in boxes]

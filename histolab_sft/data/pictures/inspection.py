@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_NAME = "intake.parquet"
 # Part of the cache's name: raise it whenever decoding, hashing or measuring changes.
-INTAKE_VERSION = 2
+INSPECTION_VERSION = 2
 # Processes rather than threads, as small patches take most of their time in Python. To start them takes a second or
 # two, in which one process checks thousands of patches.
 PATCHES_WORTH_PROCESSES = 4000
@@ -155,7 +155,7 @@ def _load_cache(path: Path) -> dict[tuple[str, int, str, str], dict]:
     except (OSError, pa.ArrowException) as error:
         logger.warning("the image cache %s can't be read (%s): every patch is checked again", path, error)
         return {}
-    if (table.schema.metadata or {}).get(b"intake_version") != str(INTAKE_VERSION).encode():
+    if (table.schema.metadata or {}).get(b"intake_version") != str(INSPECTION_VERSION).encode():
         logger.info("the image cache %s is of another version: every patch is checked again", path)
         return {}
     return {tuple(entry.pop(name) for name in KEYS): entry for entry in table.to_pylist()}
@@ -169,7 +169,7 @@ def _save_cache(path: Path, entries: Mapping[tuple[str, int, str, str], dict]) -
     ]
     if not rows:
         return
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"intake_version": str(INTAKE_VERSION)})
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"intake_version": str(INSPECTION_VERSION)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_folder(path.parent) as folder:

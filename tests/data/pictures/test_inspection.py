@@ -215,7 +215,7 @@ def test_a_broken_or_outdated_cache_is_made_anew(tmp_path, monkeypatch, caplog):
         if damage == "bytes":
             (tmp_path / inspection.CACHE_NAME).write_bytes(b"PAR1 but not really")
         else:
-            monkeypatch.setattr(inspection, "INTAKE_VERSION", inspection.INTAKE_VERSION + 1)
+            monkeypatch.setattr(inspection, "INSPECTION_VERSION", inspection.INSPECTION_VERSION + 1)
         assert check_images(references, cache_folder=tmp_path).equals(truth)
         assert check_images(references, cache_folder=tmp_path).equals(truth)
     assert "can't be read" in caplog.text
