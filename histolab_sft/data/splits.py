@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, train_test_split
 
 from histolab_sft.config.dataset import SPLITS
 
@@ -107,7 +107,9 @@ def _draw(patches: pd.DataFrame, split: str, fraction: float, seed: int, spare: 
     size = round(fraction * len(patches))
     drawn = []
     if whole["group"].nunique() >= folds:
-        folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+        # Without a class of as many patches as folds there is nothing to balance by.
+        kind = StratifiedGroupKFold if whole["label"].value_counts().max() >= folds else GroupKFold
+        folder = kind(n_splits=folds, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             # A class may have fewer patches in groups than there are folds: those without one are assigned below.
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)

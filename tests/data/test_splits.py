@@ -36,6 +36,14 @@ def test_no_group_crosses_splits():
     assert set(patches["split"]) == {"train", "validation", "test"}
 
 
+def test_classes_smaller_than_the_folds_are_divided_by_group_alone():
+    patches = split_patches(
+        make_patches(per_class=6, classes="abcdefghi", slides=24).assign(group=[f"s{i // 2}" for i in range(54)])
+    )
+    assert patches.groupby("group")["split"].nunique().max() == 1
+    assert set(patches["split"]) == {"train", "validation", "test"}
+
+
 @pytest.mark.parametrize("known", [0.1, 0.5, 0.95])
 def test_an_unknown_patient_is_a_group_of_its_own_beside_known_ones(known):
     patches = make_patches(slides=25)
