@@ -16,8 +16,11 @@ from open_fixture import write_captions
 from recipe_commands import CPU, SMALL, run
 
 from histolab_sft import tasks
+from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import CLASS_FOLDERS, DatasetConfig
-from histolab_sft.data.formats import FORMATS
+from histolab_sft.data.formats import FORMATS, Format
+from histolab_sft.data.formats.rows import build_table
+from histolab_sft.data.rows import load_audited_patches
 
 GUIDE = Path("docs/new_data_set.md").read_text(encoding="utf-8")
 
@@ -169,3 +172,33 @@ def test_classes_and_questions_in_one_recipe_have_one_report_one_results_and_one
     assert run("push_adapter", [*flags, "--dry_run", "true"], monkeypatch) in (0, None)
     card = next(out.rglob("README.md")).read_text()
     assert "ward" in card and "captions" in card and "Task: report" in card
+
+
+def test_a_file_format_of_ones_own_is_a_reader_and_one_line(tmp_path, monkeypatch):
+    def read_counts(source, config):
+        rows = [line.split("\t") for line in (source / "counts.txt").read_text().splitlines()]
+        return build_table(
+            [
+                {"images": [str(source / name)], "split": split, "group": None, "id": f"{config.name}/{name}"}
+                | {
+                    "task": "quantity",
+                    "ask": {"kind": "counting", "question": "How many nuclei?"},
+                    "answer": float(count),
+                }
+                for name, split, count in rows
+            ],
+            config,
+        )
+
+    lines = []
+    for number, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 2):
+        write_16_bit(tmp_path / f"{number}.png", seed=number, size=(40, 30), top=4095)
+        lines.append(f"{number}.png\t{split}\t{number}")
+    (tmp_path / "counts.txt").write_text("\n".join(lines))
+    monkeypatch.setitem(FORMATS, "counts", Format(read_counts))
+    entry = {"name": "nuclei", "source": str(tmp_path), "format": "counts"}
+    splits = load_audited_patches(HistoArguments(datasets=[entry], leaks="allow"), tmp_path / "out")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "validation": 2, "test": 2}
+    row = splits["test"][1]
+    assert row["images"][0].size == (40, 30) and "How many nuclei?" in row["prompt"][0]["content"]
+    assert json.loads(row["answer"]) == 7 and "7" in row["completion"][0]["content"]
