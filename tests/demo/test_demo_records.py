@@ -70,7 +70,7 @@ def test_fields_stand_in_a_table_and_one_that_the_answer_lacks_says_so():
 def test_every_other_task_shows_its_answer_in_its_own_form():
     sections = "FINDINGS:\n- Nodule (left)\n\nLOCATIONS:\nleft\n\nIMPRESSION:\nNodule."
     assert "<h3>Impression</h3>" in show("report", baseline=sections)
-    assert '<p class="hs-text ">Clear lungs.</p>' in show("report", baseline="Clear lungs.")
+    assert '<p class="hs-text">Clear lungs.</p>' in show("report", baseline="Clear lungs.")
     assert ">1234567</p>" in show("quantity", baseline=1234567.0)
     assert ">Malignant</p>" in show("classification", baseline="Malignant")
     shown = show("multilabel", baseline=["Dental Caries", "Pulp Diseases"])
@@ -124,7 +124,7 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(task, question, options
 
 def test_a_question_about_one_case_alone_is_not_shown_to_others():
     def table(asks, groups):
-        rows = {"ask": asks, "group": groups, "images": [[f"{number}.png"] for number in range(len(asks))]}
+        rows = {"ask": asks, "group": groups, "images": [[{"path": f"{number}.png"}] for number in range(len(asks))]}
         return pd.DataFrame(rows)
 
     often, once = {"question": "Which?", "size": [1, 2]}, {"question": "And in this man of 63?"}

@@ -349,6 +349,8 @@ def test_the_lengths_of_the_rows_are_what_the_collator_makes_of_them(untrained_m
                 "images": [Image.new("RGB", (32, 32))],
                 "prompt": [{"role": "user", "content": question}],
                 "completion": [{"role": "assistant", "content": "Tumor"}],
+                "dataset": "cases",
+                "label": None,
             }
             for question in asked
         ]

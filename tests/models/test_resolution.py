@@ -196,7 +196,10 @@ def test_everything_that_counts_tokens_counts_those_of_the_recipe(base, side, to
     assert (batch["input_ids"] == processor.tokenizer.image_token_id).sum(dim=1).tolist() == [tokens] * 3
     for row, answer in zip(batch["labels"], ANSWERS, strict=True):
         assert processor.tokenizer.decode(row[row != -100]) == f"{answer}<end_of_turn>"
-    rows = [format_row(image, QUESTIONS[0], ANSWERS[0]) | {"id": str(i)} for i, image in enumerate(images)]
+    rows = [
+        format_row(image, QUESTIONS[0], ANSWERS[0]) | {"id": str(i), "dataset": "d", "label": None}
+        for i, image in enumerate(images)
+    ]
     assert audit_masks(Dataset.from_list(rows), processor, load_config(model_args)) == 3
     with pytest.raises(ValueError, match="image tokens, expected 16 as the vision tower fills"):
         audit_masks(

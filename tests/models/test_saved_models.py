@@ -1,6 +1,7 @@
 """What is trained is what is saved, loaded and scored: in every way to train, with every cache, in both precisions."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,9 @@ def check_cases(tmp_path, monkeypatch, cases):
         assert cached == (cache != "off" and way != "tower"), (way, cache)
     # One fresh process for all: each recipe is loaded from its own files.
     command = [sys.executable, str(Path(__file__)), *trained]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    # It finds the fixtures where this one has.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert output.returncode == 0, output.stderr[-3000:]
     loaded = json.loads(output.stdout.splitlines()[-1])
     for recipe, loss in trained.items():
