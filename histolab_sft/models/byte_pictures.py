@@ -53,13 +53,17 @@ def build_table(image_processor: BaseImageProcessor, settings: dict) -> torch.Te
     scaled, plain = (
         image_processor([trial], return_tensors="pt", **settings | how)["pixel_values"] for how in (AS_BYTES, {})
     )
-    if scaled.dtype != torch.uint8 or scaled.shape != plain.shape or not torch.equal(convert(table, scaled), plain):
+    if (
+        scaled.dtype != torch.uint8
+        or scaled.shape != plain.shape
+        or not torch.equal(apply_table(table, scaled), plain)
+    ):
         logger.info("%s: pictures are prepared as floats on the processor", type(image_processor).__name__)
         return None
     return table
 
 
-def convert(table: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+def apply_table(table: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     """Return the values of pictures `(pictures, channels, height, width)` of bytes, in the table's dtype."""
     channels = torch.arange(len(table), dtype=torch.int32, device=pictures.device)
     return table.flatten()[pictures.int() + 256 * channels[:, None, None]]
@@ -77,7 +81,7 @@ def accept_bytes(tower: nn.Module, table: torch.Tensor) -> None:
 def _convert_bytes(tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     def convert(value):
         is_bytes = isinstance(value, torch.Tensor) and value.dtype == torch.uint8
-        return convert(tower.pixel_table, value) if is_bytes else value
+        return apply_table(tower.pixel_table, value) if is_bytes else value
 
     return tree_map(convert, args), tree_map(convert, kwargs)
 

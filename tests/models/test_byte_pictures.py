@@ -12,7 +12,7 @@ from transformers import Gemma3ImageProcessorPil
 
 from histolab_sft.data.pictures.decoding import hash_pixels
 from histolab_sft.embedded.tokenizer import build_processor
-from histolab_sft.models.byte_pictures import build_table, convert, send_bytes
+from histolab_sft.models.byte_pictures import apply_table, build_table, send_bytes
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.vision_cache.features import build_vision_cache, name_pictures, read_pictures
@@ -28,7 +28,7 @@ def assert_bit_equal(processor, pictures):
     table = build_table(processor, {})
     as_bytes = processor(pictures, return_tensors="pt", do_rescale=False, do_normalize=False)["pixel_values"]
     assert as_bytes.dtype == torch.uint8
-    assert torch.equal(convert(table, as_bytes), processor(pictures, return_tensors="pt")["pixel_values"])
+    assert torch.equal(apply_table(table, as_bytes), processor(pictures, return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.48, 0.46, 0.41)], ids=str)

@@ -267,7 +267,7 @@ def test_scores_shared_by_two_processes_are_those_of_one(folder, tmp_path):
     # Small parts, so that each data set has several.
     script = tmp_path / "evaluate.py"
     script.write_text(
-        "import runpy\nfrom histolab_sft.evaluation import answer_parts\nanswer_parts.CHUNK = 4\n"
+        "import runpy\nfrom histolab_sft.evaluation import answer_cache\nanswer_cache.CHUNK = 4\n"
         "runpy.run_path('recipes/evaluate.py', run_name='__main__')\n"
     )
     found = {}
