@@ -93,7 +93,7 @@ def run(script, folder, *flags, code=0):
 def list_rows(splits):
     """`(split, pixels, data set, patient, label)` of every row."""
     return [
-        (split, row["pixel_sha256"], row["dataset"], row["group"], row["label"])
+        (split, tuple(row["pixel_sha256"]), row["dataset"], row["group"], row["label"])
         for split, rows in splits.items()
         for row in rows.with_format(None)
     ]
