@@ -24,6 +24,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "histolab_sft")
 
 
+def measure_free_space(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or would be made."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 @contextmanager
 def replacing(path: str | Path, synced: bool = False) -> Iterator[Path]:
     """Give the path of a file to write, which takes the place of `path` at the end of the block.

@@ -20,6 +20,7 @@ from histolab_sft.config.hardware import (
     detect_capability,
     explain_missing_gpu,
 )
+from histolab_sft.files import measure_free_space
 from histolab_sft.hub_access import HubAccessError, explain_hub_errors
 
 DISK_GIB = 25  # 8 GiB of weights, and room for checkpoints, features of pictures and a merged model
@@ -60,8 +61,8 @@ def examine(model: str, on_gpu: bool, folder: Path, constraints: Path) -> list[F
         *judge_gpu(ask_driver(), torch.version.cuda, detect_capability(), free, on_gpu),
         judge_bitsandbytes(installed.get("bitsandbytes"), on_gpu, load_bitsandbytes()),
         judge_versions(needed, installed, tested),
-        judge_disk("disk for results", folder, shutil.disk_usage(folder).free),
-        judge_disk("disk for models", Path(constants.HF_HUB_CACHE), free_disk(Path(constants.HF_HUB_CACHE))),
+        judge_disk("disk for results", folder, measure_free_space(folder)),
+        judge_disk("disk for models", Path(constants.HF_HUB_CACHE), measure_free_space(Path(constants.HF_HUB_CACHE))),
         judge_memory(psutil.virtual_memory().available),
         *judge_hub(model, is_here(model), get_token() is not None, constants.HF_HUB_OFFLINE, ask_hub(model)),
     ]
@@ -75,7 +76,7 @@ def judge_gpu(
     findings = [
         Finding("NVIDIA driver", driver)
         if driver
-        else Finding("NVIDIA driver", "none", needed, "install one, or see GPU"),
+        else Finding("NVIDIA driver", "none", needed, "install one, or train on a machine that has one"),
         Finding("torch", f"{torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'processors alone'}"),
     ]
     if capability is None:
@@ -211,14 +212,6 @@ def load_bitsandbytes() -> str:
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).split("\n")[0]
     return ""
-
-
-def free_disk(folder: Path) -> int:
-    """Return the bytes free where a folder is, or would be made."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def is_here(model: str) -> bool:

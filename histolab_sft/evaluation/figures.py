@@ -8,10 +8,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from histolab_sft.evaluation.predictions import SYSTEMS
 from histolab_sft.evaluation.score_names import NAMES
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 
-COLOURS = {system: BOX_COLOURS[system] for system in ("baseline", "finetuned")}
+COLOURS = {system: BOX_COLOURS[system] for system in SYSTEMS}
 COLOURS |= {"floor": "#767676", "linear_probe": "#00795C"}
 MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^"}
 WIDTH = 3.55  # inches, 341 pixels of a browser: drawn at the size at which it is shown, so that the text stays legible
@@ -168,7 +169,7 @@ def draw_roc(entry: dict) -> Figure:
     """Draw the ROC curves of both systems for the second of two classes, and the answers as they were counted."""
     figure, axes = _start(0.95 * WIDTH)
     axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1)
-    for system in ("baseline", "finetuned"):
+    for system in SYSTEMS:
         scores = entry[system]
         axes.plot(*scores["roc"].values(), color=COLOURS[system], linewidth=1.6)
         if scores["specificity"]["value"] is None or scores["sensitivity"]["value"] is None:

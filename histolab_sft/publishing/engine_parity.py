@@ -35,8 +35,8 @@ def compare_engine(
     """
     rows = select_rows(patches)
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
-    asked = zip((picture for [picture] in rows["images"]), questions, strict=True)
-    theirs = [ask(engine, picture, question, histo_args.max_new_tokens) for picture, question in asked]
+    asked = zip(rows["images"], questions, strict=True)
+    theirs = [ask(engine, pictures, question, histo_args.max_new_tokens) for pictures, question in asked]
     processor = load_base_processor(model_args)
     model = load_trained(model_args, training_args.output_dir, read_precision(histo_args, training_args))
     own = generate_answers(model, processor, rows["images"], questions, histo_args.max_new_tokens)

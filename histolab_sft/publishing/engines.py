@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -83,16 +83,20 @@ def find_engine(url: str, model: str | None) -> Engine:
     return Engine(answer["data"][0].get("owned_by", "the server"), url, model or names[0])
 
 
-def ask(engine: Engine, picture: Image.Image, question: str, max_new_tokens: int) -> tuple[str, float | None]:
-    """Return the greedy answer to a question about a picture, and its log-probability in nats, end of turn included.
+def ask(
+    engine: Engine, pictures: Sequence[Image.Image], question: str, max_new_tokens: int
+) -> tuple[str, float | None]:
+    """Return the greedy answer to a question about a row's pictures, and its log-probability in nats.
 
-    The log-probability is None where the engine gives none, or where the answer was cut off.
+    The log-probability is that of the whole answer, end of turn included. It is None where the engine gives none, or
+    where the answer was cut off.
 
     Raises:
         PublishError: The engine refuses, or is gone.
     """
-    # The picture before the question, as in training.
-    content = [{"type": "image_url", "image_url": {"url": _encode(picture)}}, {"type": "text", "text": question}]
+    # The pictures before the question, as in training.
+    content = [{"type": "image_url", "image_url": {"url": _encode(picture)}} for picture in pictures]
+    content.append({"type": "text", "text": question})
     body = {
         "model": engine.model,
         "messages": [{"role": "user", "content": content}],

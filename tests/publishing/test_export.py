@@ -214,7 +214,7 @@ def test_a_server_is_asked_about_the_picture_before_the_question(choice, probabi
     with serving(choice) as url:
         engine = find_engine(url, None)
         assert (engine.name, engine.model) == ("vllm", "merged")
-        found = ask(engine, Image.new("RGB", (4, 4)), "Which?", max_new_tokens=5)
+        found = ask(engine, [Image.new("RGB", (4, 4))], "Which?", max_new_tokens=5)
     assert found == ("The answer is: Tumor", probability)
     asked = ChatServer.asked[-1]
     assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("merged", 0, 5)
@@ -282,7 +282,7 @@ def ask_both(exported, shown):
         for question, options in QUESTIONS.values()
     ]
     with serve_gguf(*files) as engine:
-        found = [ask(engine, shown(image), question, 16) for image, question in zip(images, questions, strict=True)]
+        found = [ask(engine, [shown(image)], question, 16) for image, question in zip(images, questions, strict=True)]
     texts, values = zip(*found, strict=True)
     model, processor = load_merged(folder / "merged"), load_processor(str(folder / "merged"))
     own = [text for text, _ in generate_answers(model, processor, images, questions, 16)]

@@ -1,7 +1,6 @@
 """The recipe's key `vision_cache`: whether a run reads cached features or pixels."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin
 
-from histolab_sft.files import cache_folder
+from histolab_sft.files import cache_folder, measure_free_space
 from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.precision import autocasting
 from histolab_sft.models.vision_cache.features import (
@@ -153,7 +152,7 @@ def cache_worthwhile(
     if need and passes < 2:
         return False, "each picture is needed once, so keeping its features saves nothing"
     folder = Path(folder).absolute()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    free = measure_free_space(folder)
     if need > DISK_SHARE * free:
         return False, f"the features need {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free"
     return True, (
