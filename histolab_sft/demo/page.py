@@ -49,6 +49,8 @@ def build_page(demo: Demo) -> gr.Blocks:
         gr.HTML(cards.format_head(demo.base_model, len(demo.systems.names) > 1, demo.remarks))
         asked = [entry for entry in demo.data_sets if isinstance(entry, RecordSet)]
         chosen = replace(demo, data_sets=[entry for entry in demo.data_sets if isinstance(entry, DataSet)])
+        names = {entry.name for entry in chosen.data_sets}
+        chosen.examples = [example for example in demo.examples if example[1] in names]
         if not chosen.data_sets:
             build_record_page(demo.systems, asked, demo.examples)
             return page
@@ -59,7 +61,9 @@ def build_page(demo: Demo) -> gr.Blocks:
                 _build_batch_tab(chosen)
             if asked:
                 with gr.Tab("Questions"):
-                    build_record_page(demo.systems, asked, [])
+                    build_record_page(
+                        demo.systems, asked, [example for example in demo.examples if example[1] not in names], "case-"
+                    )
     return page
 
 

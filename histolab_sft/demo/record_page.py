@@ -28,12 +28,13 @@ BUTTON = "Ask"
 
 
 def build_record_page(
-    systems: Systems, record_sets: list[RecordSet], examples: list[tuple[Image.Image, str, str]]
+    systems: Systems, record_sets: list[RecordSet], examples: list[tuple[Image.Image, str, str]], prefix: str = ""
 ) -> None:
     """Add what is asked, and what is answered, to the page that is being built.
 
     Args:
         examples: (picture, data set, caption) each.
+        prefix: Of the elements' ids, each of which a page may have once.
     """
     first, by_name = record_sets[0], {record_set.name: record_set for record_set in record_sets}
     with gr.Row(equal_height=False):
@@ -43,7 +44,7 @@ def build_record_page(
                 file_count="multiple",
                 file_types=[*IMAGE_SUFFIXES],
                 height=150,
-                elem_id="upload",
+                elem_id=f"{prefix}upload",
             )
             pictures = gr.Gallery(
                 label="What the model sees",
@@ -54,26 +55,26 @@ def build_record_page(
                 interactive=False,
                 object_fit="contain",
                 buttons=[],
-                elem_id="pictures",
+                elem_id=f"{prefix}pictures",
             )
-            notes = gr.HTML(elem_id="notes")
+            notes = gr.HTML(elem_id=f"{prefix}notes")
             if examples:
-                gallery = show_examples(examples)
+                gallery = show_examples(examples, f"{prefix}examples")
         with gr.Column(scale=4, min_width=300):
             asked = gr.Dropdown(
                 [(f"{entry.name}: {TASKS[entry.task].ANSWER_IS}", entry.name) for entry in record_sets],
                 value=first.name,
                 label="Data set, and so the task",
                 filterable=False,
-                elem_id="asked",
+                elem_id=f"{prefix}asked",
             )
-            wording = gr.Dropdown(**_list_wordings(first), label="A question of the data", elem_id="wording")
-            question = gr.Textbox(**_show_question(first, 0), lines=2, max_lines=8, elem_id="question")
+            wording = gr.Dropdown(**_list_wordings(first), label="A question of the data", elem_id=f"{prefix}wording")
+            question = gr.Textbox(**_show_question(first, 0), lines=2, max_lines=8, elem_id=f"{prefix}question")
             options = gr.Textbox(
-                **_show_options(first, 0), label="Possible answers, one a line", lines=2, elem_id="options"
+                **_show_options(first, 0), label="Possible answers, one a line", lines=2, elem_id=f"{prefix}options"
             )
-            button = gr.Button(BUTTON, variant="primary", elem_id="ask")
-            answers = gr.HTML(cards.format_placeholder(BUTTON), elem_id="answers")
+            button = gr.Button(BUTTON, variant="primary", elem_id=f"{prefix}ask")
+            answers = gr.HTML(cards.format_placeholder(BUTTON), elem_id=f"{prefix}answers")
 
     def choose(name: str, number: int) -> tuple:
         entry, cleared = by_name[name], cards.format_placeholder(BUTTON)
@@ -137,7 +138,7 @@ def build_record_page(
         gallery.select(show_example, None, outputs, **private)
 
 
-def show_examples(examples: list[tuple[Image.Image, str, str]]) -> gr.Gallery:
+def show_examples(examples: list[tuple[Image.Image, str, str]], elem_id: str = "examples") -> gr.Gallery:
     """Add the pictures, each with its caption, as one row of small ones to choose from."""
     return gr.Gallery(
         [(image, caption) for image, _, caption in examples],
@@ -148,7 +149,7 @@ def show_examples(examples: list[tuple[Image.Image, str, str]]) -> gr.Gallery:
         interactive=False,
         object_fit="cover",
         buttons=[],
-        elem_id="examples",
+        elem_id=elem_id,
     )
 
 

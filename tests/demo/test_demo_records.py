@@ -16,9 +16,11 @@ from PIL import Image
 from record_demo_run import ANSWERS, DATASETS, noise, write_record_run
 
 from histolab_sft.config.arguments import HistoArguments, read_recipe
+from histolab_sft.demo.page import Demo, build_page
 from histolab_sft.demo.record_cards import ABSENT, format_record_answers
 from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, build_data_set, fill_ask
 from histolab_sft.demo.space_records import describe_questions, list_wordings
+from histolab_sft.demo.systems import DataSet, Systems
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 from histolab_sft.tasks.biomarkers import FIELDS
@@ -120,6 +122,17 @@ def test_the_visitors_words_take_the_place_of_the_data_sets_own():
 def test_what_cannot_be_asked_is_refused_with_the_reason(task, question, options, count, reason):
     with pytest.raises(QuestionRefused, match=reason):
         fill_ask(SETS[task], ASKS[task], question, options, [GREY] * count)
+
+
+def test_a_page_of_both_kinds_of_data_sets_has_each_id_once_and_all_examples(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    classes, questions = DataSet("crc", ["Adipose", "Tumor"], "What is it?"), SETS["report"]
+    examples = [(GREY, "crc", "Tumor"), (GREY, questions.name, "a case")]
+    page = build_page(Demo(Systems(None, None), [classes, questions], "base", examples=examples))
+    names = [block.elem_id for block in page.blocks.values() if block.elem_id]
+    assert len(names) == len(set(names)) and {"examples", "case-examples", "answers", "case-answers"} <= set(names)
+    shown = {block.elem_id: block.value for block in page.blocks.values() if "examples" in (block.elem_id or "")}
+    assert {name: len(value) for name, value in shown.items()} == {"examples": 1, "case-examples": 1}
 
 
 def test_a_question_about_one_case_alone_is_not_shown_to_others():
