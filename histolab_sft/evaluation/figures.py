@@ -70,9 +70,9 @@ def draw_ladder(rungs: list[dict], chance: float, alone: bool = False) -> Figure
         chance: Balanced accuracy of guessing.
         alone: Whether it is the only ladder of the report, and as wide as two.
     """
-    figure, axes = _start(0.33 * len(rungs) + 0.85, 2 * WIDTH if alone else WIDTH)
+    figure, axes = start_figure(0.33 * len(rungs) + 0.85, 2 * WIDTH if alone else WIDTH)
     for height, rung in enumerate(rungs):
-        _mark(axes, rung["score"], height, rung["kind"], horizontal=True)
+        mark_score(axes, rung["score"], height, rung["kind"], horizontal=True)
         strong = rung["kind"] == "finetuned"
         axes.text(
             1.03 if alone else 1.04,
@@ -88,7 +88,7 @@ def draw_ladder(rungs: list[dict], chance: float, alone: bool = False) -> Figure
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _set_percent(axes.xaxis)
+    set_percent(axes.xaxis)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("balanced accuracy, % (95 % interval)")
     return figure
@@ -120,7 +120,7 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
     turned = len(columns) > 4 or longest > room
     # The field of few classes needs no square; a name that stands upright takes height.
     field = 0.62 * width if n_rows < 3 else width - 0.06 * longest * size / 9
-    figure, axes = _start(max(field, 1.6) + (0.055 * longest * size / 9 if turned else 0.2), width)
+    figure, axes = start_figure(max(field, 1.6) + (0.055 * longest * size / 9 if turned else 0.2), width)
     axes.pcolormesh(parts, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5 if n_rows < MANY else 0.5)
     axes.set_aspect("auto" if n_rows < 3 else "equal")
     axes.invert_yaxis()
@@ -142,7 +142,7 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
 
 def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, float], system: str) -> Figure:
     """Draw accuracy over confidence in ten bins, as scored and after the temperature; larger marks: more patches."""
-    figure, axes = _start(0.95 * WIDTH)
+    figure, axes = start_figure(0.95 * WIDTH)
     axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1, label="calibrated")
     total = sum(part["n"] for part in before)
     styles = {
@@ -159,15 +159,15 @@ def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, fl
         axes.plot([], [], MARKERS[system], ls=line, color=COLOURS[system], mfc=face, markersize=6, label=label)
     axes.set(xlabel="confidence, %", ylabel="accuracy, %", title=NAMES[system], xlim=(0, 1.02), ylim=(-0.02, 1.02))
     axes.grid()
-    _set_percent(axes.xaxis)
-    _set_percent(axes.yaxis)
+    set_percent(axes.xaxis)
+    set_percent(axes.yaxis)
     figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 
 def draw_roc(entry: dict) -> Figure:
     """Draw the ROC curves of both systems for the second of two classes, and the answers as they were counted."""
-    figure, axes = _start(0.95 * WIDTH)
+    figure, axes = start_figure(0.95 * WIDTH)
     axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1)
     for system in SYSTEMS:
         scores = entry[system]
@@ -185,15 +185,15 @@ def draw_roc(entry: dict) -> Figure:
         ylim=(-0.02, 1.02),
     )
     axes.grid()
-    _set_percent(axes.xaxis)
-    _set_percent(axes.yaxis)
-    _add_systems(axes, ["baseline", "finetuned"])
+    set_percent(axes.xaxis)
+    set_percent(axes.yaxis)
+    name_systems(axes, ["baseline", "finetuned"])
     return figure
 
 
 def draw_coverage(curves: dict[str, dict]) -> Figure:
     """Draw the accuracy of the answers that are kept when the least confident are withheld; system -> curve."""
-    figure, axes = _start(0.95 * WIDTH)
+    figure, axes = start_figure(0.95 * WIDTH)
     for system, curve in curves.items():
         coverage, accuracy = np.array(curve["coverage"]), np.array(curve["accuracy"])
         # A handful of patches at the left end jumps between 0 and 1, and 33,000 patches need no 33,000 points.
@@ -209,8 +209,8 @@ def draw_coverage(curves: dict[str, dict]) -> Figure:
     )
     axes.set_ylim(max(0, min(min(curve["accuracy"]) for curve in curves.values()) - 0.1), 1.02)
     axes.grid()
-    _set_percent(axes.xaxis)
-    _set_percent(axes.yaxis)
+    set_percent(axes.xaxis)
+    set_percent(axes.yaxis)
     figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
@@ -218,7 +218,7 @@ def draw_coverage(curves: dict[str, dict]) -> Figure:
 def draw_change(change: str, curve: dict, systems: list[str]) -> Figure:
     """Draw balanced accuracy over the strength of a change of the pictures, the unchanged patch marked."""
     title, label = CHANGES[change]
-    figure, axes = _start(0.66 * WIDTH)
+    figure, axes = start_figure(0.66 * WIDTH)
     places = np.arange(len(curve["strengths"]))
     unchanged = curve["strengths"].index(curve["unchanged"])
     axes.axvspan(unchanged - 0.3, unchanged + 0.3, color="#EEF1F5", zorder=0)
@@ -227,40 +227,40 @@ def draw_change(change: str, curve: dict, systems: list[str]) -> Figure:
             values = [score["value"] for score in curve[system]]
             axes.plot(places + shift, values, color=COLOURS[system], linewidth=1.2, alpha=0.8)
         for place, score in zip(places + shift, curve[system], strict=True):
-            _mark(axes, score, place, system, horizontal=False)
+            mark_score(axes, score, place, system, horizontal=False)
     axes.set_xticks(
         places, [f"{strength:g}" if change != "orientation" else strength for strength in curve["strengths"]]
     )
     axes.set(xlabel=label, ylabel="balanced accuracy, %", title=title, ylim=(0, 1.04))
     axes.grid(axis="y")
-    _set_percent(axes.yaxis)
-    _add_systems(axes, systems)
+    set_percent(axes.yaxis)
+    name_systems(axes, systems)
     return figure
 
 
 def draw_variants(title: str, names: list[str], variants: list[dict], systems: list[str]) -> Figure:
     """Draw balanced accuracy under each wording or order of the classes, the recipe's own on top."""
-    figure, axes = _start(0.42 * len(variants) + 1.15)
+    figure, axes = start_figure(0.42 * len(variants) + 1.15)
     for place, variant in enumerate(variants):
         for system, shift in zip(systems, (-0.12, 0.12), strict=True):
-            _mark(axes, variant[system], place + shift, system, horizontal=True)
+            mark_score(axes, variant[system], place + shift, system, horizontal=True)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel="balanced accuracy, % (95 % interval)", title=title, xlim=(0, 1.02))
     axes.grid(axis="x")
-    _set_percent(axes.xaxis)
-    _add_systems(axes, systems)
+    set_percent(axes.xaxis)
+    name_systems(axes, systems)
     return figure
 
 
 def draw_positions(positions: dict[str, dict]) -> Figure:
     """Draw how much more often each place in the list of classes is chosen than it is right; system -> positions."""
-    figure, axes = _start(0.66 * WIDTH)
+    figure, axes = start_figure(0.66 * WIDTH)
     axes.axhline(0, color="#6B7280", linewidth=1)
     for (system, entry), shift in zip(positions.items(), (-0.08, 0.08), strict=True):
         for place, bias in enumerate(entry["bias"], start=1):
-            _mark(axes, bias, place + shift, system, horizontal=False)
+            mark_score(axes, bias, place + shift, system, horizontal=False)
     axes.set_xticks(range(1, len(entry["bias"]) + 1, 1 + len(entry["bias"]) // MANY))
     axes.set(xlabel="place in the list", ylabel="chosen minus\nright, points", title="Place in the list of classes")
     axes.yaxis.set_major_formatter(
@@ -268,7 +268,7 @@ def draw_positions(positions: dict[str, dict]) -> Figure:
     )
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
-    _add_systems(axes, list(positions))
+    name_systems(axes, list(positions))
     return figure
 
 
@@ -286,12 +286,13 @@ def _wrap(name: str) -> str:
     return "\n".join(min(ways, key=lambda lines: (len(lines), max(map(len, lines)))))
 
 
-def _start(height: float, width: float = WIDTH):
+def start_figure(height: float, width: float = WIDTH):
+    """Return a figure of `height` by `width` inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _mark(axes, score: dict, place: float, kind: str, horizontal: bool) -> None:
+def mark_score(axes, score: dict, place: float, kind: str, horizontal: bool) -> None:
     """Draw a score with its interval."""
     if score["value"] is None:
         return
@@ -303,13 +304,15 @@ def _mark(axes, score: dict, place: float, kind: str, horizontal: bool) -> None:
     axes.plot(x, y, MARKERS[kind], color=COLOURS[kind], mfc=face, markersize=5.5, mew=1.3, zorder=3, clip_on=False)
 
 
-def _add_systems(axes, systems: list[str]) -> None:
+def name_systems(axes, systems: list[str]) -> None:
+    """Add a legend of the systems below the axes."""
     for system in systems:
         face = "white" if system == "baseline" else COLOURS[system]
         axes.plot([], [], MARKERS[system], ls="-", color=COLOURS[system], mfc=face, ms=5.5, label=NAMES[system])
     axes.figure.legend(loc="outside lower left", ncols=2, fontsize=8)
 
 
-def _set_percent(axis) -> None:
+def set_percent(axis) -> None:
+    """Write the parts from 0 to 1 along an axis as percent."""
     axis.set_major_locator(matplotlib.ticker.MultipleLocator(0.2))
     axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
