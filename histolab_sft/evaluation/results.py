@@ -65,6 +65,7 @@ def score_dataset(
     validation: dict[str, pd.DataFrame],
     floors: dict[str, dict],
     protocol: str,
+    reading: str | None = None,
 ) -> tuple[dict, dict]:
     """Score both systems and the floors on a data set with options, on the same draws of the same patches.
 
@@ -76,7 +77,8 @@ def score_dataset(
         test, validation (`dict`): System -> table from `predict`; `validation` is for what is fitted: temperature and
             the base model's prior.
         floors (`dict`): Floor -> `predictions` and `probabilities`, from `compute_floors`.
-        protocol (`str`): `official` or `seed`.
+        protocol (`str`): `official`, `seed` or `external`.
+        reading (`str`, *optional*): The baseline's reading, where the test split is not to choose it.
 
     Returns:
         The entry of `results.json`, and `{system: {score: Estimate}}` for the overall means.
@@ -101,7 +103,7 @@ def score_dataset(
         if result is not None:
             answers[f"floor_{floor}"] = (result["predictions"], result["probabilities"])
     scores, estimates = score_systems(labels, answers, classes, groups)
-    zero_shot = choose_reading({reading: scores[reading] for reading in READINGS}, log_prior, classes)
+    zero_shot = choose_reading({name: scores[name] for name in READINGS}, log_prior, classes, reading)
     for part in (answers, scores, estimates):
         part["baseline"] = part[zero_shot["headline"]]
     test, validation = (

@@ -1,21 +1,19 @@
 """Score the base model and the fine-tuned one in the same way, from the recipe to the report."""
 
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers.trainer_utils import enable_full_determinism
 from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.phase import list_trained_parts
 from histolab_sft.data.frozen_split import load_scored_patches
 from histolab_sft.data.rows import select_datasets
-from histolab_sft.evaluation.floors import measure_floors
+from histolab_sft.evaluation.asked import Asked, score_asked
 from histolab_sft.evaluation.html_report import write_report
 from histolab_sft.evaluation.linear_probe import measure_linear_probe
 from histolab_sft.evaluation.predictions import (
@@ -29,12 +27,7 @@ from histolab_sft.evaluation.predictions import (
     predict_held_out,
     write_predictions,
 )
-from histolab_sft.evaluation.results import (
-    score_dataset,
-    score_overall,
-    score_written,
-    write_results,
-)
+from histolab_sft.evaluation.results import score_overall, write_results
 from histolab_sft.evaluation.screen import format_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
@@ -54,18 +47,6 @@ from histolab_sft.provenance import describe_result
 from histolab_sft.settings import collect_settings, find_changes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Asked:
-    """One data set: its rows by split, and what each system said about them."""
-
-    config: DatasetConfig
-    rows: dict[str, Dataset]
-    test: dict[str, pd.DataFrame] = field(default_factory=dict)
-    validation: dict[str, pd.DataFrame | None] = field(default_factory=dict)
-    variants: dict[str, pd.DataFrame] = field(default_factory=dict)
-    probe: dict | None = None
 
 
 def evaluate(
@@ -163,12 +144,8 @@ def score_all(asked: list[Asked], histo_args: HistoArguments, model_args: ModelC
     entries, estimates = {}, {}
     own_side = read_resolution(load_config(model_args)).side if histo_args.sensitivity_sides else None
     for given in asked:
-        config, protocol = given.config, given.rows["test"].with_format(None)["protocol"][0]
-        if config.options:
-            floors = measure_floors(given.rows, config) | {"linear_probe": given.probe}
-            entry, found = score_dataset(config, given.test, given.validation, floors, protocol)
-        else:
-            entry, found = score_written(config, given.test, given.validation, given.rows["train"], protocol)
+        config = given.config
+        entry, found = score_asked(given)
         if given.variants:
             entry["sensitivity"] = score_sensitivity(config, histo_args, given.variants, entry["zero_shot"], own_side)
         entries[config.name], estimates[config.name] = entry, found
