@@ -32,6 +32,7 @@ def build_schema() -> dict:
     keys["phases"] |= {"type": "array", "items": _describe_entry(PhaseConfig)}
     for name in ("datasets", "phases"):
         keys[name].pop("anyOf", None)
+    keys["seeds"]["anyOf"].append({"type": "integer", "minimum": 1})
     shared = {}
     for key in keys.values():
         shared |= key.pop("$defs", {})

@@ -163,6 +163,22 @@ class HistoArguments:
     split_seed: int = key(42, "Seed of the splits that are drawn, and of the patches that `max_samples` keeps.")
     validation_fraction: float = key(0.15, "Share for validation, where the data have no validation split.")
     test_fraction: float = key(0.15, "Share for the test, where the data have no test split.")
+    folds: int | None = key(
+        None,
+        "Cross-validation: all rows are dealt into so many folds, by class and with whole patients, and each fold is "
+        "the test of a training of its own. An official test split is held out of the folds and isn't scored; "
+        "`split_protocol: seed` deals it too. `histolab_sft study` runs them all.",
+    )
+    fold: int | None = key(
+        None,
+        "The fold that is the test, from 1 to `folds`; validation is drawn from the others. A study sets it for each "
+        "of its trainings.",
+    )
+    seeds: list[int] | None = key(
+        None,
+        "Trainings of a study that differ in `seed` alone: their number, counted from `seed`, or a list of seeds. A "
+        "single training has the one that `seed` names.",
+    )
     refused_images: str = key(
         "stop",
         "What to do about pictures that can't be used: `stop`, or `quarantine` to leave them out.",
@@ -281,6 +297,7 @@ class HistoArguments:
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
         self.phases = read_phases(self.phases, names)
+        self.seeds = [self.seeds] if type(self.seeds) is int else self.seeds
         if self.max_new_tokens is None and all(entry.options for entry in self.datasets):
             self.max_new_tokens = 64
         if self.validation_fraction + self.test_fraction >= 1:

@@ -42,6 +42,8 @@ RANGES = {
     "early_stopping_min_delta": (0, None),
     "early_stopping_patience": (1, None),
     "ema_decay": (0, 0.999999),
+    "fold": (1, None),
+    "folds": (2, 100),
     "gradient_accumulation_steps": (1, None),
     "image_side": (1, 4096),
     "image_tokens": (1, 4096),
@@ -108,6 +110,8 @@ def _complain(entry: dataclasses.Field, hint, value) -> list[str]:
     # YAML reads a bare off as false, and a bare on as true.
     value = "off" if entry.name in ("vision_cache", "compiled_layers") and value is False else value
     value = "on" if entry.name == "compiled_layers" and value is True else value
+    # A number of seeds stands for a list of them.
+    value = [value] if entry.name == "seeds" and type(value) is int else value
     if value is None and (entry.default is None or type(None) in typing.get_args(hint)):
         return []
     try:

@@ -3,6 +3,7 @@
 import importlib.util
 
 from histolab_sft.config.phase import PROJECTOR, VISION, list_trained_parts
+from histolab_sft.config.trainings import list_seeds
 
 
 def check_consistency(histo_args, training_args, model_args) -> None:
@@ -22,6 +23,7 @@ def check_consistency(histo_args, training_args, model_args) -> None:
     phases = histo_args.phases
     parts = list_trained_parts(histo_args)
     in_folder = histo_args.vision_cache not in ("auto", "off")
+    seeds = list_seeds(histo_args.seeds, training_args.seed)
     rules = [
         (
             quantised and not model_args.use_peft,
@@ -169,6 +171,24 @@ def check_consistency(histo_args, training_args, model_args) -> None:
         (
             histo_args.adapter_name_or_path and not model_args.use_peft,
             "adapter_name_or_path without an adapter to train; set use_peft: true, or merge it and train the result",
+        ),
+    ]
+    rules += [
+        (
+            histo_args.fold is not None and histo_args.fold > (histo_args.folds or 0),
+            f"fold is {histo_args.fold} and folds is {histo_args.folds}, expected a fold from 1 to folds; correct one",
+        ),
+        (
+            histo_args.folds and histo_args.max_test_samples,
+            "max_test_samples beside folds, each patch of which is the test of one; take max_samples",
+        ),
+        (
+            histo_args.folds and "test_fraction" in histo_args.written,
+            "test_fraction beside folds, of which one is the test; remove it",
+        ),
+        (
+            len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32,
+            f"seeds are {seeds[:5]}, expected different numbers from 0 to 2**32 - 1, or how many; correct them",
         ),
     ]
     complaints = [message for broken, message in rules if broken]

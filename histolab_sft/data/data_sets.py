@@ -48,6 +48,7 @@ def list_rows(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame
     if config.options:
         _check_labels(rows, config)
     rows = prepare_splits(rows, config, histo_args).reset_index(drop=True)
+    left_out += rows.attrs["left_out"]
     if config.options:
         # Not before the caps are drawn, which go by the data's own words.
         rows["label"] = rows["answer"] = rows["label"].map(config.class_names)

@@ -32,7 +32,7 @@ FILE = "split.parquet"
 # Keys that decide which rows there are, in which split, and what is asked about them.
 KEYS = (
     *("split_protocol", "split_seed", "validation_fraction", "test_fraction", "max_samples", "max_test_samples"),
-    *("leaks", "refused_images", "unlabelled", "prompt_style"),
+    *("leaks", "refused_images", "unlabelled", "prompt_style", "folds", "fold"),
 )
 METADATA = b"histolab_sft"
 
@@ -182,7 +182,7 @@ def _refuse_leaks(leaks: list[str], histo_args: HistoArguments, trained: str, ch
 def _list_changes(frozen: FrozenSplit, changes: SplitChanges, now: FrozenSplit) -> list[str]:
     """Return a sentence for each change of the rows and of the keys that decide about them."""
     then, keys = dict(frozen.settings), dict(now.settings)
-    pairs = {key: (then[key], keys[key]) for key in KEYS}
+    pairs = {key: (then.get(key), keys[key]) for key in KEYS}
     for name in sorted(then["datasets"].keys() | keys["datasets"].keys()):
         own, before = keys["datasets"].get(name), then["datasets"].get(name)
         if own is None or before is None:

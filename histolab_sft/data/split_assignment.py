@@ -10,6 +10,7 @@ import pandas as pd
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
+from histolab_sft.data.folds import draw_folds, hold_out_test, split_fold
 from histolab_sft.data.row_counts import count_found
 from histolab_sft.data.splits import cap_patches, check_given_splits, split_patches
 from histolab_sft.errors import is_for_user
@@ -20,7 +21,8 @@ def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: His
 
     Also fills `found` and `given` (`count_found`), and `protocol`: `official` where the data bring the test split,
     else `seed`. `max_samples` caps all splits but a test split that the data bring, which is scored whole;
-    `max_test_samples` caps the test split in either case.
+    `max_test_samples` caps the test split in either case. With `folds`, all splits but a test split are dealt anew,
+    and `attrs["left_out"]` counts what `hold_out_test` left out.
 
     Raises:
         ValueError: Some patches have a split and others none, or there are splits and none is train.
@@ -28,11 +30,16 @@ def prepare_splits(patches: pd.DataFrame, config: DatasetConfig, histo_args: His
     if histo_args.split_protocol == "seed":
         patches = patches.assign(split="")
     with_data_set_named(config.name, check_given_splits, patches.assign(path=patches["id"]))
+    left_out = []
+    if histo_args.folds:
+        patches, left_out = hold_out_test(patches, config.name, histo_args.fold)
     test = patches["split"] == "test"
     patches = count_found(patches.assign(protocol="official" if test.any() else "seed"))
     if max_samples := config.max_samples or histo_args.max_samples:
         patches = pd.concat([_cap(patches[~test], max_samples, histo_args), patches[test]])
-    return _cap_test(patches, histo_args)
+    patches = _cap_test(patches, histo_args)
+    patches.attrs["left_out"] = left_out
+    return patches
 
 
 def has_open_splits(patches: pd.DataFrame) -> bool:
@@ -55,11 +62,18 @@ def assign_splits(patches: pd.DataFrame, ties: pd.Series, histo_args: HistoArgum
     """
     splits, settled = patches["split"].copy(), pd.Series(dtype=int)
     parts = dict(list(patches.groupby("dataset", sort=False)))
+    if histo_args.folds:
+        tables = {name: _label(part).assign(group=ties[part.index]) for name, part in parts.items()}
+        tested = draw_folds(tables, histo_args.folds, histo_args.split_seed) == histo_args.fold
     for name, part in sorted(parts.items(), key=lambda entry: has_open_splits(entry[1])):
         table = _label(part).assign(group=ties[part.index], path=part["id"])
         places = table["group"].map(settled).map(dict(enumerate(SPLITS))).fillna("")
-        fractions = histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed
-        table = with_data_set_named(name, split_patches, table, *fractions, places)
+        if histo_args.folds:
+            given = table, tested[part.index], histo_args.validation_fraction, histo_args.split_seed, places
+            table = with_data_set_named(name, split_fold, *given)
+        else:
+            fractions = histo_args.validation_fraction, histo_args.test_fraction, histo_args.split_seed
+            table = with_data_set_named(name, split_patches, table, *fractions, places)
         splits[part.index] = table["split"]
         ranks = table["split"].map(SPLITS.index).groupby(table["group"]).max()
         # A set that stands in several splits already follows the last, which is scored and not learnt.

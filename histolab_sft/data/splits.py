@@ -50,6 +50,11 @@ def split_patches(
     return patches
 
 
+def draw_validation(patches: pd.DataFrame, fraction: float, seed: int, settled: pd.Series) -> pd.Series:
+    """Return `train` or `validation` for patches that are dealt into these two alone; arguments of `split_patches`."""
+    return _move_out_of_train(patches.assign(split="train"), "validation", fraction, seed, settled)["split"]
+
+
 def check_given_splits(patches: pd.DataFrame) -> set[str]:
     """Return the splits that the data bring; errors as in `split_patches`, before any picture is looked at."""
     given = set(patches["split"]) - {""}

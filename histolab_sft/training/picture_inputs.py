@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.trainings import count_trainings
 from histolab_sft.data.augmentation import SYMMETRIES, PatchAugmentation, augment, turn
 from histolab_sft.models.byte_pictures import send_bytes
 from histolab_sft.models.devices import move_tower
@@ -84,6 +85,8 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     if histo_args.augmentation == "symmetries":
         views, passes = list_views(patches["train"]), epochs / len(SYMMETRIES)
         pictures = views | (list_pictures(uses[1:])[0])
+    # The other trainings of a study read the same pictures.
+    passes *= count_trainings(histo_args)
     # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
     move_tower(trainer.model, args.device)
     cache = prepare_vision_cache(

@@ -9,7 +9,9 @@ REASONS = {
     "which rows it leaves, and in which words, is in the data fingerprint, which must stay": (
         *("datasets", "data_dir", "max_samples", "max_test_samples", "split_protocol", "split_seed"),
         *("validation_fraction", "test_fraction", "refused_images", "unlabelled", "leaks", "prompt_style"),
+        *("folds", "fold"),
     ),
+    "it is of the other trainings of a study": ("seeds",),
     "it is of scoring alone": (
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
         *("changed_split", "sensitivity_sides"),

@@ -27,8 +27,10 @@ SAME_ROWS = {
 OTHER_ROWS = {
     **{"split_seed": 7, "validation_fraction": 0.3, "test_fraction": 0.3, "prompt_style": "dataset_specific"},
     **{"datasets": [DATASETS[0] | {"class_names": {"Normal": "Healthy", "Tumor": "Tumor"}}]},
-    **{"max_samples": 12, "max_test_samples": 2},
+    **{"max_samples": 12, "max_test_samples": 2, "folds": 3, "fold": 1},
 }
+# Keys that don't stand alone.
+BESIDE = {"folds": {"fold": 1}, "fold": {"folds": 3}}
 SCORING = {
     **{"generate_answers": False, "max_new_tokens": 3, "sensitivity": "prompt"},
     **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
@@ -41,7 +43,13 @@ MESSAGES = {
     **{"hub_always_push": True, "hub_revision": "main"},
 }
 OTHERS = {
-    **{"do_train": True, "do_eval": False, "do_predict": True, "include_num_input_tokens_seen": True},
+    **{
+        "seeds": [7, 42],
+        "do_train": True,
+        "do_eval": False,
+        "do_predict": True,
+        "include_num_input_tokens_seen": True,
+    },
     **{"skip_memory_metrics": False, "ddp_timeout": 600, "local_rank": 0},
 }
 SAVING = {"save_steps": 2, "save_total_limit": 1, "save_on_each_node": True}
@@ -138,7 +146,7 @@ def test_a_resume_with_other_keys_without_effect_ends_with_the_same_bytes(folder
 
 @pytest.mark.parametrize("key", OTHER_ROWS)
 def test_a_resume_with_other_rows_is_refused(folder, key):
-    code, log, _ = resume(folder, f"refused {key}", {key: OTHER_ROWS[key]})
+    code, log, _ = resume(folder, f"refused {key}", {key: OTHER_ROWS[key]} | BESIDE.get(key, {}))
     assert code == 1
     assert f"{key} is " in log or "of data set pcam is " in log, log[-2000:]
     assert not (folder / f"refused {key}" / "adapter_model.safetensors").exists()
