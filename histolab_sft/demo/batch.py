@@ -1,5 +1,6 @@
-"""Many patches in, one table out: files and zip archives as a browser sends them, classified, nothing left on disk."""
+"""Many pictures in, one table out: files and zip archives as a browser sends them, answered, nothing left on disk."""
 
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from PIL import Image
 from histolab_sft.data.pictures.archives import UnsafeArchiveError, extract
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused, read_patch
 from histolab_sft.data.pictures.decoding import decode_image
-from histolab_sft.demo.picture_notes import check_patch
-from histolab_sft.demo.systems import DataSet, Systems, answer_patches
+from histolab_sft.demo.data_set import DataSet
+from histolab_sft.demo.picture_notes import note_picture
+from histolab_sft.demo.systems import Answer, Systems, answer_patches, write_answers
 
 MAX_PATCHES = 1000
 MAX_FOLDERS = 50
@@ -37,18 +39,25 @@ class Upload:
     path: Path
 
 
-def classify_batch(
-    systems: Systems, data_set: DataSet, paths: Sequence[str], report: Callable[[int, int], None]
+def answer_batch(
+    systems: Systems,
+    data_set: DataSet,
+    ask: Callable[[Image.Image], dict],
+    paths: Sequence[str],
+    report: Callable[[int, int], None],
 ) -> pd.DataFrame:
-    """Return one row per picture in the uploaded files and archives.
+    """Return one row per picture in the uploaded files and archives, each a case of its own.
 
     Args:
+        ask: Gives the question about a picture in the task's own form.
         paths: Pictures, and `.zip` archives whose pictures lie in folders.
         report: Called with the number of pictures done, and of all.
 
     Returns:
-        `file`, `data_set`, `refused` (the reason, empty if it was read), `notes`; then for each system its answer, its
-        confidence, whether that is too low to count (`yes` or `no`), and the probability of every class.
+        `file`, `data_set`, `refused` (the reason, empty if it was read), `notes`; then for each system its answer.
+        Where the data set has options, that is followed by its confidence, whether that is too low to count (`yes` or
+        `no`), and the probability of every option; else the answer is JSON text in the task's own form, empty where
+        none could be read, and followed by what the system wrote.
 
     Raises:
         BatchRefused: An archive is unsafe, damaged or without pictures, or there are too many pictures.
@@ -58,7 +67,7 @@ def classify_batch(
         rows = []
         for start in range(0, len(uploads), CHUNK):
             report(start, len(uploads))
-            rows += _classify_chunk(systems, data_set, uploads[start : start + CHUNK])
+            rows += _answer_chunk(systems, data_set, ask, uploads[start : start + CHUNK])
         report(len(uploads), len(uploads))
     return pd.DataFrame(rows)
 
@@ -93,10 +102,8 @@ def open_upload(path: Path, rendering: str = "") -> tuple[Image.Image, list[str]
 
 
 def format_csv(table: pd.DataFrame) -> str:
-    """Return the table as CSV in which no file name can act as a formula of a spreadsheet."""
-    safe = table.copy()
-    for column in ("file", "refused"):
-        safe[column] = [f"'{text}" if text.startswith(FORMULA) else text for text in table[column]]
+    """Return the table as CSV in which no text can act as a formula of a spreadsheet."""
+    safe = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell)
     return safe.to_csv(index=False, float_format="%.6g")
 
 
@@ -128,7 +135,9 @@ def _unpack(archive: Path, folder: Path) -> Iterator[Upload]:
             yield Upload(f"{archive.name}/{path.relative_to(folder).as_posix()}", path)
 
 
-def _classify_chunk(systems: Systems, data_set: DataSet, uploads: Sequence[Upload]) -> list[dict]:
+def _answer_chunk(
+    systems: Systems, data_set: DataSet, ask: Callable[[Image.Image], dict], uploads: Sequence[Upload]
+) -> list[dict]:
     rows, images = [], []
     for upload in uploads:
         row = {"file": upload.name, "data_set": data_set.name, "refused": "", "notes": ""}
@@ -137,17 +146,29 @@ def _classify_chunk(systems: Systems, data_set: DataSet, uploads: Sequence[Uploa
         except ImageRefused as error:
             row["refused"] = error.reason
         else:
-            row["notes"] = " ".join([*(f"{done}." for done in conversions), *check_patch(image)])
+            row["notes"] = " ".join([*(f"{done}." for done in conversions), *note_picture(image, data_set)])
             images.append((row, image))
         rows.append(row)
+    shown = [image for _, image in images]
     for system in systems.names if images else []:
-        answers = answer_patches(systems, system, [image for _, image in images], data_set, batch_size=CHUNK)
+        if data_set.options:
+            answers = answer_patches(systems, system, shown, data_set, CHUNK)
+        else:
+            asks, chosen = [ask(image) for image in shown], [None] * len(shown)
+            answers = write_answers(systems, system, [[image] for image in shown], data_set, asks, chosen, CHUNK)
         for (row, _), answer in zip(images, answers, strict=True):
-            row[system] = answer.option
-            row[f"{system}_confidence"] = answer.confidence
-            row[f"{system}_withheld"] = "yes" if answer.withheld else "no"
-            row |= {
-                f"{system}: {option}": probability
-                for option, probability in zip(data_set.options, answer.probabilities, strict=True)
-            }
+            row |= _write_answer(data_set, system, answer)
     return rows
+
+
+def _write_answer(data_set: DataSet, system: str, answer: Answer) -> dict:
+    if not data_set.options:
+        value = "" if answer.value is None else json.dumps(answer.value, ensure_ascii=False)
+        return {system: value, f"{system}_written": answer.text}
+    probabilities = zip(data_set.options, answer.probabilities, strict=True)
+    return {
+        system: answer.value,
+        f"{system}_confidence": answer.confidence,
+        f"{system}_withheld": "yes" if answer.withheld else "no",
+        **{f"{system}: {option}": probability for option, probability in probabilities},
+    }

@@ -1,14 +1,25 @@
 """What the page shows, as HTML. Whatever a model, a file name or a recipe says is escaped."""
 
+from collections.abc import Mapping
 from html import escape
 
-from histolab_sft.demo.systems import TITLES, Answer, DataSet
+from PIL import Image
+
+from histolab_sft.demo.data_set import DataSet, word_question
+from histolab_sft.demo.systems import TITLES, Answer
+from histolab_sft.tasks import TASKS
+from histolab_sft.tasks.answer_forms import encode_picture
 
 RESEARCH_NOTICE = (
     "This is no medical device: it must not be used for diagnosis or treatment. "
     "Don't upload pictures that identify a patient."
 )
 WAITING = "waiting …"
+OWN_WORDS = "<h3>In its own words</h3>"
+ABSENT = "not in the answer"
+UNPARSED = "No answer could be read from its words; in scoring it counts as wrong."
+CUT_OFF = "Cut off: the answer may lack its end."
+SIDE = 640  # pixels of a picture with places on it
 
 
 def format_head(base_model: str, adapted: bool, remarks: list[str]) -> str:
@@ -38,17 +49,24 @@ def describe_unusable(reason: str) -> str:
     return f"This picture can't be used: {reason}."
 
 
-def format_placeholder(button: str = "Classify") -> str:
-    return f'<p class="hs-empty">Choose a picture, then press {button}.</p>'
+def format_placeholder() -> str:
+    return '<p class="hs-empty">Choose a picture, then press Ask.</p>'
 
 
-def format_answers(data_set: DataSet, answers: dict[str, Answer], words: dict[str, tuple[str, bool]]) -> str:
-    """Return one card a system, side by side; a system without `words` yet is still writing."""
-    cards = "".join(_format_card(data_set, system, answer, words.get(system)) for system, answer in answers.items())
+def format_answers(
+    data_set: DataSet, ask: dict, answers: Mapping[str, Answer | None], image: Image.Image | None = None
+) -> str:
+    """Return one card a system, side by side; None is a system that is still writing.
+
+    Args:
+        ask: The question in the task's own form.
+        image: The picture that places are drawn on; needed where the task draws them.
+    """
+    cards = "".join(_format_card(data_set, ask, system, answer, image) for system, answer in answers.items())
     return (
         f'<div class="hs-cards" role="status">{cards}</div>'
         '<details class="hs-question"><summary>The question, word for word</summary>'
-        f"<p>{escape_text(data_set.question)}</p></details>"
+        f"<p>{escape_text(word_question(data_set, ask))}</p></details>"
     )
 
 
@@ -62,7 +80,7 @@ def format_reasoning(reasoned: dict[str, tuple[str, bool, str] | None]) -> str:
             read = (
                 "No class could be read from it." if option == "unparsed" else f"It ends with: {escape_text(option)}."
             )
-            body = f'{format_words(text, truncated)}<p class="hs-muted">{read}</p>'
+            body = f'{_quote(text, truncated)}<p class="hs-muted">{read}</p>'
         cards.append(f'<section class="hs-card hs-{system}"><h3>{TITLES[system]}</h3>{body}</section>')
     return (
         '<section class="hs-reasoning"><h2>Described first, then decided</h2>'
@@ -82,19 +100,29 @@ def format_batch(total: int, refused: list[tuple[str, str]], withheld: dict[str,
     return f'<div class="hs-notes" role="status"><p>{" ".join(lines)}</p>{listed}</div>'
 
 
-def _format_card(data_set: DataSet, system: str, answer: Answer, words: tuple[str, bool] | None) -> str:
-    written = f'<p class="hs-muted">{WAITING}</p>' if words is None else format_words(*words)
-    return (
-        f'<section class="hs-card hs-{system}" data-system="{system}"><h2>{TITLES[system]}</h2>'
-        f"{_format_decision(data_set, system, answer)}{_format_bars(data_set, answer)}"
-        f"<h3>In its own words</h3>{written}</section>"
-    )
+def _format_card(data_set: DataSet, ask: dict, system: str, answer: Answer | None, image: Image.Image | None) -> str:
+    if answer is None:
+        body = f'<p class="hs-muted">{WAITING}</p>'
+    elif answer.probabilities is not None:
+        words = f'<p class="hs-muted">{WAITING}</p>' if answer.text is None else _quote(answer.text, answer.truncated)
+        body = f"{_format_decision(data_set, system, answer)}{_format_bars(data_set, answer)}{OWN_WORDS}{words}"
+    elif answer.value is None:
+        body = (
+            f'<p class="hs-decision hs-withheld">Unparsed</p><p class="hs-muted">{UNPARSED}</p>'
+            f"{OWN_WORDS}{_quote(answer.text, answer.truncated)}"
+        )
+    else:
+        cut = f'<p class="hs-muted">{CUT_OFF}</p>' if answer.truncated else ""
+        words = f"<summary>In its own words</summary>{_quote(answer.text, answer.truncated)}"
+        value = _format_value(data_set, ask, system, answer, image)
+        body = f'{cut}{value}<details class="hs-question">{words}</details>'
+    return f'<section class="hs-card hs-{system}" data-system="{system}"><h2>{TITLES[system]}</h2>{body}</section>'
 
 
 def _format_decision(data_set: DataSet, system: str, answer: Answer) -> str:
     sure = f"{answer.confidence:.1%}"
     if not answer.withheld:
-        return f'<p class="hs-decision">{escape_text(answer.option)} <span class="hs-muted">{sure}</span></p>'
+        return f'<p class="hs-decision">{escape_text(answer.value)} <span class="hs-muted">{sure}</span></p>'
     threshold, target = data_set.thresholds[system], f"{data_set.target:.0%}"
     reason = (
         f"on the validation split no confidence was high enough for {target} right answers"
@@ -103,13 +131,13 @@ def _format_decision(data_set: DataSet, system: str, answer: Answer) -> str:
     )
     return (
         '<p class="hs-decision hs-withheld">No answer</p>'
-        f'<p class="hs-muted">Likeliest: {escape_text(answer.option)} at {sure}, but {reason}.</p>'
+        f'<p class="hs-muted">Likeliest: {escape_text(answer.value)} at {sure}, but {reason}.</p>'
     )
 
 
 def _format_bars(data_set: DataSet, answer: Answer) -> str:
     rows = "".join(
-        f'<tr{" class=hs-best" if option == answer.option else ""}><th scope="row">{escape_text(option)}</th>'
+        f'<tr{" class=hs-best" if option == answer.value else ""}><th scope="row">{escape_text(option)}</th>'
         f'<td class="hs-track" aria-hidden="true"><span style="width:{100 * probability:.2f}%"></span></td>'
         f'<td class="hs-value" data-probability="{probability!r}">{probability:.1%}</td></tr>'
         for option, probability in zip(data_set.options, answer.probabilities, strict=True)
@@ -117,7 +145,38 @@ def _format_bars(data_set: DataSet, answer: Answer) -> str:
     return f'<table class="hs-bars"><caption>Probability of each class</caption><tbody>{rows}</tbody></table>'
 
 
-def format_words(text: str, truncated: bool) -> str:
+def _format_value(data_set: DataSet, ask: dict, system: str, answer: Answer, image: Image.Image | None) -> str:
+    """Return a written answer in its task's own form."""
+    task = TASKS[data_set.task]
+    form = task.describe_answer(answer.value)
+    said = "".join(f'<p class="hs-decision">{escape_text(part)}</p>' for part in form["parts"])
+    if task.draw_answers:
+        drawn = task.draw_answers(image, ask, {system: answer.value}, SIDE)
+        said += f'<img class="hs-places" src="{encode_picture(drawn, SIDE)}" alt="The picture with the answer on it">'
+    if form["kind"] == "sections":
+        return said + "".join(f"<h3>{escape_text(name)}</h3>{_format_text(body)}" for name, body in form["sections"])
+    if form["kind"] == "rows":
+        fields = task.list_fields(data_set.config) if task.list_fields else ()
+        absent = [(field["name"], ABSENT) for field in fields if field["name"] not in answer.value]
+        return said + _format_rows([*form["rows"], *absent], form["caption"], answer.confidences)
+    return said or _format_text(form["text"])
+
+
+def _format_rows(rows: list[tuple[str, str]], caption: str, confidences: Mapping[str, float]) -> str:
+    cells = ""
+    for name, value in rows:
+        sure = f' <span class="hs-muted">{confidences[name]:.1%}</span>' if name in confidences else ""
+        cells += f'<tr><th scope="row">{escape_text(name)}</th><td>{escape_text(value)}{sure}</td></tr>'
+    caption += ", each with how likely the model finds it" if confidences else ""
+    table = f'<table class="hs-fields"><caption>{caption}</caption><tbody>{cells}</tbody></table>'
+    return f'<div class="hs-rows" tabindex="0">{table}</div>'
+
+
+def _format_text(text: str) -> str:
+    return f'<p class="hs-text">{escape_text(text)}</p>' if text else '<p class="hs-muted">Nothing.</p>'
+
+
+def _quote(text: str, truncated: bool) -> str:
     cut = '<p class="hs-muted">Cut off at the longest answer allowed.</p>' if truncated else ""
     said = (
         f"<blockquote>{escape_text(text.strip())}</blockquote>" if text.strip() else '<p class="hs-muted">Nothing.</p>'

@@ -1,33 +1,60 @@
-"""Example patches for the page, from a folder."""
+"""Examples to click on: pictures from a folder of classes, or painted ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.decoding import open_patch
+from histolab_sft.demo.data_set import DataSet
 
 EXAMPLES = 9  # of a data set
+SIDE = 160  # pixels of the small picture to click on
 
 
-def read_examples(folder: Path, renderings: Mapping[str, str]) -> list[tuple[Image.Image, str, str]]:
-    """Return (picture, data set, class) of the first pictures in `folder/<data set>/<class>/`, by name.
+@dataclass(frozen=True)
+class Example:
+    """A case to click on.
 
     Args:
-        renderings: Data set -> what is done to its stored pictures (`picture_config.choose_rendering`).
+        data_set: The name of the one that it is for.
+        caption: What stands below its picture.
+        thumbnail: Its first picture, small.
+        open_pictures: Gives its pictures as the model sees them; raises `ImageRefused` where one is gone.
+    """
+
+    data_set: str
+    caption: str
+    thumbnail: Image.Image
+    open_pictures: Callable[[], list[Image.Image]]
+
+
+def read_examples(folder: Path, data_sets: Iterable[DataSet]) -> list[Example]:
+    """Return the first pictures in `folder/<data set>/<class>/`, by name; what lies in a folder is called after it.
 
     Raises:
         FileNotFoundError: There is no such folder, or none for any of the data sets.
         ImageRefused: A picture can't be used.
     """
     examples = []
-    for name, rendering in renderings.items():
-        paths = sorted(path for path in folder.glob(f"{name}/*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        examples += [(open_patch(str(path), rendering=rendering), name, path.parent.name) for path in paths[:EXAMPLES]]
+    for data_set in data_sets:
+        paths = sorted(path for path in folder.glob(f"{data_set.name}/*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        for path in paths[:EXAMPLES]:
+            image = open_patch(str(path), rendering=data_set.rendering)
+            examples.append(make_example(data_set.name, path.parent.name, [image]))
     if not examples:
         raise FileNotFoundError(
-            f"no picture in {folder}/<data set>/<class>/ for any of {list(renderings)}; put examples there, or choose "
-            "another folder"
+            f"no picture in {folder}/<data set>/<class>/ for any of {[entry.name for entry in data_sets]}; put "
+            "examples there, or choose another folder"
         )
     return examples
+
+
+def make_example(name: str, caption: str, images: list[Image.Image]) -> Example:
+    """Return an example of pictures that are held in memory."""
+    thumbnail = images[0].copy()
+    thumbnail.thumbnail((SIDE, SIDE))
+    return Example(name, caption, thumbnail, partial(list, images))

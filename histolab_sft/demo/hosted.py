@@ -8,15 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from histolab_sft.demo.data_set import DataSet
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.page import Demo, build_page
-from histolab_sft.demo.records import build_data_set
 from histolab_sft.demo.server import own_folder, serve
 from histolab_sft.demo.systems import Systems
 from histolab_sft.models.precision import Precision, set_precision
 from histolab_sft.models.resolution import resize_processor, resize_tower
 from histolab_sft.models.weight_checks import check_loaded
-from histolab_sft.tasks import classification
 
 
 def serve_space(folder: Path) -> None:
@@ -50,18 +49,12 @@ def load_space(folder: Path) -> Demo:
     if resolution != (None, None):
         processor = resize_processor(processor, model.config)
     processor.chat_template = settings["chat_template"]
-    limit = settings["max_new_tokens"] or classification.MAX_NEW_TOKENS
-    data_sets = [build_data_set(entry) for entry in settings["data_sets"]]
+    data_sets = [DataSet(**entry) for entry in settings["data_sets"]]
     examples = folder / "examples"
-    renderings = {entry.name: entry.rendering for entry in data_sets}
     return Demo(
-        systems=Systems(
-            PeftModel.from_pretrained(model, folder / "adapter").eval(),
-            processor,
-            limit,
-        ),
+        systems=Systems(PeftModel.from_pretrained(model, folder / "adapter").eval(), processor),
         data_sets=data_sets,
         base_model=settings["title"],
         remarks=settings["remarks"],
-        examples=read_examples(examples, renderings) if examples.is_dir() else [],
+        examples=read_examples(examples, data_sets) if examples.is_dir() else [],
     )

@@ -1,30 +1,38 @@
-"""The page: one patch or a batch of them, the base model and the fine-tuned one side by side."""
+"""The page: a case or a batch of them, and what the base model and the fine-tuned one say, side by side."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
+from histolab_sft.data.pictures.decoding import hash_pixels
 from histolab_sft.demo import cards
-from histolab_sft.demo.batch import MAX_PATCHES, BatchRefused, classify_batch, format_csv, open_upload
-from histolab_sft.demo.picture_notes import check_patch
-from histolab_sft.demo.record_page import build_record_page, show_examples
-from histolab_sft.demo.records import RecordSet
-from histolab_sft.demo.server import ON_THE_MODEL
-from histolab_sft.demo.systems import (
+from histolab_sft.demo.batch import MAX_PATCHES, BatchRefused, answer_batch, format_csv, open_upload
+from histolab_sft.demo.data_set import (
+    MAX_LETTERS,
+    MAX_PICTURES,
     DataSet,
-    Systems,
-    answer_patches,
-    write_answer,
-    write_reasoning,
+    QuestionRefused,
+    check_words,
+    fill_ask,
+    find_choices,
+    word_question,
 )
+from histolab_sft.demo.examples import Example
+from histolab_sft.demo.picture_notes import note_picture
+from histolab_sft.demo.server import ON_THE_MODEL
+from histolab_sft.demo.systems import Systems, answer_case, write_reasoning
+from histolab_sft.tasks import TASKS
 
 # Uploads and results are looked for every ten minutes and deleted once they are an hour old.
 DELETE_CACHE = (600, 3600)
+FEW = 4  # classes that a data set is listed with; its question names them all
+PRIVATE = {"api_visibility": "private"}
 
 
 @dataclass
@@ -33,124 +41,161 @@ class Demo:
 
     Args:
         base_model: Its name, for the title.
-        examples: (picture, data set, caption) each.
     """
 
     systems: Systems
-    data_sets: list[DataSet | RecordSet]
+    data_sets: list[DataSet]
     base_model: str
     remarks: list[str] = field(default_factory=list)
-    examples: list[tuple[Image.Image, str, str]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    def find(self, name: str) -> DataSet:
+        return next(data_set for data_set in self.data_sets if data_set.name == name)
+
+    def list_examples(self, name: str) -> list[Example]:
+        return [example for example in self.examples if example.data_set == name]
+
+
+@dataclass
+class Form:
+    """The components that say what is asked."""
+
+    data_set: gr.Radio
+    wording: gr.Dropdown
+    question: gr.Textbox
+    choices: gr.Textbox
+
+    @property
+    def asked(self) -> list:
+        return [self.data_set, self.wording, self.question, self.choices]
 
 
 def build_page(demo: Demo) -> gr.Blocks:
     """Return the page. Files are kept in `GRADIO_TEMP_DIR`, which is read here."""
     with gr.Blocks(title="HistoLab demo", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(cards.format_head(demo.base_model, len(demo.systems.names) > 1, demo.remarks))
-        asked = [entry for entry in demo.data_sets if isinstance(entry, RecordSet)]
-        chosen = replace(demo, data_sets=[entry for entry in demo.data_sets if isinstance(entry, DataSet)])
-        names = {entry.name for entry in chosen.data_sets}
-        chosen.examples = [example for example in demo.examples if example[1] in names]
-        if not chosen.data_sets:
-            build_record_page(demo.systems, asked, demo.examples)
-            return page
+        form = _build_form(demo)
         with gr.Tabs():
-            with gr.Tab("One patch"):
-                _build_patch_tab(chosen)
+            with gr.Tab("One case"):
+                _build_case_tab(demo, form)
             with gr.Tab("Batch"):
-                _build_batch_tab(chosen)
-            if asked:
-                with gr.Tab("Questions"):
-                    build_record_page(
-                        demo.systems, asked, [example for example in demo.examples if example[1] not in names], "case-"
-                    )
+                _build_batch_tab(demo, form)
     return page
 
 
-def _build_patch_tab(demo: Demo) -> None:
+def _build_form(demo: Demo) -> Form:
+    first = demo.data_sets[0]
+    with gr.Row(equal_height=False):
+        data_set = gr.Radio(
+            [(f"{entry.name}: {_say_answer(entry)}", entry.name) for entry in demo.data_sets],
+            value=first.name,
+            label="Data set, and so what is asked",
+            elem_id="asked",
+        )
+        with gr.Column(min_width=300):
+            wording = gr.Dropdown(**_list_wordings(first), label="A question of the data", elem_id="wording")
+            question = gr.Textbox(**_show_question(first, 0), lines=2, max_lines=8, elem_id="question")
+            choices = gr.Textbox(
+                **_show_choices(first, 0), label="Possible answers, one a line", lines=2, elem_id="options"
+            )
+    return Form(data_set, wording, question, choices)
+
+
+def _build_case_tab(demo: Demo, form: Form) -> None:
+    first = demo.data_sets[0]
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            upload = gr.File(label="Upload a patch", file_types=[*IMAGE_SUFFIXES], height=150, elem_id="upload")
-            picture = gr.Image(
-                label="What the model sees",
+            pictures = gr.Gallery(
+                label="Pictures of one case, as the model sees them",
                 type="filepath",  # decoded by the project's own rules, as in training, not by Gradio's
-                image_mode=None,
+                file_types=[*IMAGE_SUFFIXES],
                 format="png",
-                interactive=False,
-                buttons=[],
-                height=260,
-                alt_text="The patch that is classified",
-                elem_id="picture",
+                height="auto",
+                columns=1,
+                interactive=True,
+                object_fit="contain",
+                buttons=["fullscreen"],
+                elem_id="pictures",
             )
             notes = gr.HTML(elem_id="notes")
-            if demo.examples:
-                gallery = show_examples(demo.examples)
+            gallery = gr.Gallery(
+                **_show_examples(demo, first.name),
+                label="Examples",
+                format="png",
+                height="auto",
+                allow_preview=False,
+                interactive=False,
+                object_fit="cover",
+                buttons=[],
+                elem_id="examples",
+            )
         with gr.Column(scale=4, min_width=300):
-            asked = _choose_data_set(demo, "asked")
             describe = gr.Checkbox(
                 label="Describe first, then decide",
                 info="A second, slower look in writing. It has no probability.",
+                visible=bool(first.options),
                 elem_id="describe",
             )
-            button = gr.Button("Classify", variant="primary", elem_id="classify")
+            button = gr.Button("Ask", variant="primary", elem_id="ask")
             answers = gr.HTML(cards.format_placeholder(), elem_id="answers")
             reasoned = gr.HTML(elem_id="reasoned")
+    # Pixels of each picture that is shown -> the file it was made of, None where it is shown as it was given.
+    origins = gr.State({})
 
-    def show_upload(path: str | None, name: str):
-        if path is None:
-            return gr.skip(), gr.skip(), *cleared()
+    def show_uploads(shown: list | None, name: str, known: dict) -> tuple:
+        return *_render(shown, demo.find(name), known or {}), *cleared()
+
+    def show_example(event: gr.SelectData, name: str) -> tuple:
         try:
-            image, conversions = open_upload(path, _find_data_set(demo, name).rendering)
+            images = demo.list_examples(name)[event.index].open_pictures()
         except ImageRefused as error:
-            return None, cards.format_refusal(cards.describe_unusable(error.reason)), *cleared()
-        converted = [f"Converted: {done}." for done in conversions]
-        return image, cards.format_notes([*converted, *check_patch(image)]), *cleared()
+            return [], cards.format_refusal(cards.describe_unusable(error.reason)), {}, *cleared()
+        return images, _note(images, [], demo.find(name)), {hash_pixels(image): None for image in images}, *cleared()
 
-    def show_example(event: gr.SelectData):
-        image, name, _ = demo.examples[event.index]
-        return None, image, name, cards.format_notes(check_patch(image)), *cleared()
+    def change_set(shown: list | None, name: str, known: dict) -> tuple:
+        data_set = demo.find(name)
+        texts = gr.Dropdown(**_list_wordings(data_set)), *change_wording(name, 0)[:2]
+        tab = gr.Checkbox(visible=bool(data_set.options)), gr.Gallery(**_show_examples(demo, name))
+        # Each data set has a way of its own to show a stored picture.
+        return *texts, *tab, *show_uploads(shown, name, known)
 
-    def classify(path: str | None, name: str, reason: bool) -> Iterator[tuple[str, str]]:
-        if path is None:
-            yield cards.format_refusal("No picture yet: upload a patch or choose an example."), ""
+    def change_wording(name: str, number: int) -> tuple:
+        data_set = demo.find(name)
+        return (
+            gr.Textbox(**_show_question(data_set, number)),
+            gr.Textbox(**_show_choices(data_set, number)),
+            *cleared(),
+        )
+
+    def ask(
+        shown: list | None, name: str, number: int, words: str, listed: str, reason: bool
+    ) -> Iterator[tuple[str, str]]:
+        data_set = demo.find(name)
+        try:
+            images = [open_upload(Path(path))[0] for path, _ in (shown or [])[: MAX_PICTURES + 1]]
+            filled = fill_ask(data_set, data_set.asks[number], words, listed, images)
+            check_words(word_question(data_set, filled), demo.systems.processor.tokenizer)
+        except QuestionRefused as error:
+            yield cards.format_refusal(str(error)), ""
+        except ImageRefused as error:
+            yield cards.format_refusal(cards.describe_unusable(error.reason)), ""
         else:
-            yield from _classify(demo, path, name, reason)
+            yield from _ask(demo, images, data_set, filled, reason and bool(data_set.options))
 
-    def cleared() -> tuple[str, str]:
-        return cards.format_placeholder(), ""
-
-    private = {"api_visibility": "private"}
-    outputs = [answers, reasoned]
-    upload.upload(show_upload, [upload, asked], [picture, notes, *outputs], **private)
-    upload.clear(lambda: (None, "", *cleared()), None, [picture, notes, *outputs], **private)
-    # Each data set has a way of its own to show a stored picture.
-    asked.input(show_upload, [upload, asked], [picture, notes, *outputs], **private)
-    button.click(classify, [picture, asked, describe], outputs, **private, **ON_THE_MODEL)
-    if demo.examples:
-        gallery.select(show_example, None, [upload, picture, asked, notes, *outputs], **private)
-
-
-def _classify(demo: Demo, path: str, name: str, reason: bool) -> Iterator[tuple[str, str]]:
-    """Yield the page's answers as they come: probabilities, then words, then reasoning."""
-    systems, data_set = demo.systems, _find_data_set(demo, name)
-    try:
-        image, _ = open_upload(path)
-    except ImageRefused as error:
-        yield cards.format_refusal(cards.describe_unusable(error.reason)), ""
-        return
-    answers = {system: answer_patches(systems, system, [image], data_set)[0] for system in systems.names}
-    words, reasoned = {}, {system: None for system in systems.names if reason}
-    yield cards.format_answers(data_set, answers, words), ""
-    for system in systems.names:
-        words[system] = write_answer(systems, system, image, data_set)
-    shown = cards.format_answers(data_set, answers, words)
-    yield shown, cards.format_reasoning(reasoned) if reason else ""
-    for system in reasoned:
-        reasoned[system] = write_reasoning(systems, system, image, data_set)
-        yield shown, cards.format_reasoning(reasoned)
+    said = [answers, reasoned]
+    shown = [pictures, notes, origins, *said]
+    pictures.upload(show_uploads, [pictures, form.data_set, origins], shown, **PRIVATE)
+    pictures.delete(show_uploads, [pictures, form.data_set, origins], shown, **PRIVATE)
+    texts = [form.question, form.choices]
+    form.data_set.input(
+        change_set, [pictures, form.data_set, origins], [form.wording, *texts, describe, gallery, *shown], **PRIVATE
+    )
+    form.wording.input(change_wording, [form.data_set, form.wording], [*texts, *said], **PRIVATE)
+    gallery.select(show_example, form.data_set, shown, **PRIVATE)
+    button.click(ask, [pictures, *form.asked, describe], said, **PRIVATE, **ON_THE_MODEL)
 
 
-def _build_batch_tab(demo: Demo) -> None:
+def _build_batch_tab(demo: Demo, form: Form) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             files = gr.File(
@@ -162,23 +207,28 @@ def _build_batch_tab(demo: Demo) -> None:
             )
             gr.Markdown(
                 f"Pictures, or zip archives with folders of pictures: at most {MAX_PATCHES} pictures, 10 MB a file. "
-                "They are deleted after an hour."
+                "Each is asked about by itself. They are deleted after an hour."
             )
         with gr.Column(scale=4, min_width=300):
-            asked = _choose_data_set(demo, "batch-asked")
-            button = gr.Button("Classify all", variant="primary", elem_id="classify-all")
+            button = gr.Button("Ask about all", variant="primary", elem_id="ask-all")
             summary = gr.HTML(min_height=60, elem_id="summary")
             table = gr.File(label="Answers as CSV", interactive=False, elem_id="csv")
 
-    def classify_all(paths: list[str] | None, name: str, progress=gr.Progress()):  # noqa: B008 (how Gradio finds it)
+    def ask_all(paths: list[str] | None, name: str, number: int, words: str, listed: str, progress=gr.Progress()):  # noqa: B008 (how Gradio finds it)
         if not paths:
             return cards.format_refusal("No pictures yet: choose some, or a zip."), None
-        data_set = _find_data_set(demo, name)
+        data_set = demo.find(name)
+
+        def fill(image: Image.Image) -> dict:
+            return fill_ask(data_set, data_set.asks[number], words, listed, [image])
+
         try:
-            answers = classify_batch(
-                demo.systems, data_set, paths, lambda done, total: progress((done, total), unit="pictures")
+            # Refused before a picture is read; a question is of the same words for every picture.
+            check_words(word_question(data_set, fill(Image.new("RGB", (1, 1)))), demo.systems.processor.tokenizer)
+            answers = answer_batch(
+                demo.systems, data_set, fill, paths, lambda done, total: progress((done, total), unit="pictures")
             )
-        except BatchRefused as error:
+        except (BatchRefused, QuestionRefused) as error:
             return cards.format_refusal(str(error)), None
         refused = answers.loc[answers["refused"] != "", ["file", "refused"]].itertuples(index=False, name=None)
         withheld = {
@@ -190,13 +240,103 @@ def _build_batch_tab(demo: Demo) -> None:
         path = save_bytes_to_cache(format_csv(answers).encode(), name, table.GRADIO_CACHE)
         return cards.format_batch(len(answers), list(refused), withheld), path
 
-    button.click(classify_all, [files, asked], [summary, table], api_visibility="private", **ON_THE_MODEL)
+    button.click(ask_all, [files, *form.asked], [summary, table], **PRIVATE, **ON_THE_MODEL)
 
 
-def _choose_data_set(demo: Demo, elem_id: str) -> gr.Radio:
-    choices = [(f"{data_set.name}: {', '.join(data_set.options)}", data_set.name) for data_set in demo.data_sets]
-    return gr.Radio(choices, value=demo.data_sets[0].name, label="Data set, and so the classes", elem_id=elem_id)
+def _ask(
+    demo: Demo, images: list[Image.Image], data_set: DataSet, ask: dict, reason: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the page's answers as they come: what is chosen, then words, then reasoning."""
+    systems, reasoned = demo.systems, {system: None for system in demo.systems.names if reason}
+    for answers in answer_case(systems, images, data_set, ask):
+        said = cards.format_answers(data_set, ask, answers, images[0])
+        yield said, ""
+    for system in reasoned:
+        yield said, cards.format_reasoning(reasoned)
+        reasoned[system] = write_reasoning(systems, system, images, data_set)
+    if reason:
+        yield said, cards.format_reasoning(reasoned)
 
 
-def _find_data_set(demo: Demo, name: str) -> DataSet:
-    return next(data_set for data_set in demo.data_sets if data_set.name == name)
+def _render(shown: list | None, data_set: DataSet, known: dict[str, str | None]) -> tuple[list, str, dict]:
+    """Return pictures as the data set shows them, notes on them, and what each was made of.
+
+    Args:
+        shown: (path, caption) each: uploads, and what was rendered before.
+        known: Pixels of what was rendered before -> the upload that it was made of.
+    """
+    given, converted, refused = [], [], []
+    for path, _ in shown or []:
+        try:
+            image, _ = open_upload(Path(path))
+            fresh = hash_pixels(image) not in known
+            origin = known.get(hash_pixels(image), path)
+            if origin is not None:
+                image, conversions = open_upload(Path(origin), data_set.rendering)
+                converted += conversions
+            given.append((image, origin, fresh))
+        except ImageRefused as error:
+            refused.append(f"{Path(path).name}: {error.reason}")
+    if refused:
+        return [], cards.format_refusal(cards.describe_unusable("; ".join(refused))), {}
+    if data_set.most_pictures == 1 and any(fresh for *_, fresh in given):
+        given = [entry for entry in given if entry[-1]]  # a new picture takes the place of the one before
+    images = [image for image, *_ in given]
+    origins = {hash_pixels(image): origin for image, origin, _ in given}
+    return images, _note(images, converted, data_set), origins
+
+
+def _note(images: list[Image.Image], conversions: list[str], data_set: DataSet) -> str:
+    said = [f"Converted: {done}." for done in conversions]
+    said += [note for image in images for note in note_picture(image, data_set)]
+    return cards.format_notes(list(dict.fromkeys(said)))
+
+
+def cleared() -> tuple[str, str]:
+    return cards.format_placeholder(), ""
+
+
+def _say_answer(data_set: DataSet) -> str:
+    options = data_set.options
+    if not options:
+        return TASKS[data_set.task].ANSWER_IS
+    return ", ".join(options) if len(options) <= FEW else f"{len(options)} classes"
+
+
+def _show_examples(demo: Demo, name: str) -> dict:
+    examples = demo.list_examples(name)
+    return {
+        "value": [(example.thumbnail, example.caption) for example in examples],
+        "visible": bool(examples),
+    }
+
+
+def _list_wordings(data_set: DataSet) -> dict:
+    """What the list of questions shows; it is left out where there is nothing to choose."""
+    choices = [(_word(data_set, number), number) for number in range(len(data_set.asks))]
+    return {"choices": choices, "value": 0, "visible": len(choices) > 1}
+
+
+def _show_question(data_set: DataSet, number: int) -> dict:
+    free = "question" in data_set.asks[number]
+    return {
+        "value": _word(data_set, number),
+        "label": "Question, yours to change" if free else "Question, fixed for this data set",
+        "interactive": free,
+        "max_length": MAX_LETTERS,
+    }
+
+
+def _show_choices(data_set: DataSet, number: int) -> dict:
+    key = find_choices(data_set.asks[number])
+    return {
+        "value": "\n".join(data_set.asks[number][key]) if key else "",
+        "visible": key is not None,
+        "max_length": MAX_LETTERS,
+    }
+
+
+def _word(data_set: DataSet, number: int) -> str:
+    """Return the data set's own words where they can be changed, else the whole question."""
+    ask = data_set.asks[number]
+    return ask["question"] if "question" in ask else word_question(data_set, ask)

@@ -5,6 +5,7 @@ from PIL import Image
 from scipy.ndimage import laplace
 
 from histolab_sft.data.pictures.inspection import compute_background_fraction
+from histolab_sft.demo.data_set import DataSet
 
 SIDES = (64, 2048)  # pixels: PCam's 96 and BACH's 2048 lie inside
 SIDE_RATIO = 1.5
@@ -14,6 +15,11 @@ FAINT = 5.0  # standard deviation of grey values under which there is no detail 
 FINE_DETAIL = 0.015
 # Both stains of H&E take most of the green: nearly all pixels of a stained patch, and few of most other pictures.
 STAINED, GREEN_GAP, DARK = 0.25, 4, 225
+
+
+def note_picture(image: Image.Image, data_set: DataSet) -> list[str]:
+    """Return the notes of `check_patch` where the data set's pictures are patches of classes."""
+    return check_patch(image) if data_set.options else []
 
 
 def check_patch(image: Image.Image) -> list[str]:

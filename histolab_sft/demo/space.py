@@ -1,7 +1,6 @@
 """Write `output_dir/space`, a folder that runs as a Gradio Space: one adapter's demo, without the training stack."""
 
 import json
-import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,8 @@ from trl import SFTConfig
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
-from histolab_sft.config.picture import choose_rendering
+from histolab_sft.demo.describe import describe_base_model, describe_data_sets
 from histolab_sft.demo.space_code import PACKAGE, copy_package, find_imports, pin_requirements
-from histolab_sft.demo.space_records import describe_questions
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
 from histolab_sft.files import unfinished_folder
 from histolab_sft.models.load import (
@@ -30,16 +28,12 @@ from histolab_sft.publishing.hub import list_files
 from histolab_sft.publishing.push_gate import (
     ADAPTER,
     ADAPTER_CONFIG,
-    SYSTEMS,
     PublishError,
     check_adapter,
     check_base_model,
-    check_evaluation,
     check_leaks,
 )
-from histolab_sft.tasks import classification
-
-logger = logging.getLogger(__name__)
+from histolab_sft.tasks import TASKS
 
 # What the app imports by name; everything else follows from its own imports.
 ENTRY, STYLE = "histolab_sft.demo.hosted", "demo/style.css"
@@ -54,9 +48,6 @@ from {ENTRY} import serve_space
 if __name__ == "__main__":
     serve_space(Path(__file__).resolve().parent)
 '''
-# An answer counts from the confidence on at which so many answers on the validation split are right.
-TARGET_ACCURACY = 0.9
-NOT_SCORED = "No answer is withheld: there is no current evaluation of this adapter with a validation split."
 PAINTED = "The examples are painted by code. They show no tissue, and answers to them say nothing about patients."
 
 
@@ -120,70 +111,9 @@ def describe_demo(
         "image_side": model_args.image_side,
         "image_tokens": model_args.image_tokens,
         "chat_template": processor.chat_template,
-        "max_new_tokens": histo_args.max_new_tokens,
-        "data_sets": data_sets,
+        "data_sets": [asdict(data_set) for data_set in data_sets],
         "remarks": notes + remarks,
     }
-
-
-def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[list[dict], list[str]]:
-    """Return the fields of `demo.systems.DataSet` for each data set, and a remark if none withholds an answer.
-
-    Of data sets without options it is those of `demo.records.RecordSet`: written answers have no confidence.
-    """
-    choosing = any(config.options for config in histo_args.datasets)
-    try:
-        names = [config.name for config in histo_args.datasets]
-        results = check_evaluation(output_dir, names)["datasets"] if choosing else {}
-    except PublishError as error:
-        logger.warning("no answer will be withheld: %s", error)
-        results = {}
-    described = []
-    for config in histo_args.datasets:
-        if not config.options:
-            described.append(describe_questions(config, histo_args))
-            continue
-        options, scored = config.options, results.get(config.name, {})
-        question = classification.format_prompt(config.name, options, histo_args.prompt_style, config.question)
-        # A confidence among other classes says nothing about one among these.
-        comparable = scored.get("classes") == options
-        curves = {system: scored[system].get("abstention_validation") for system in SYSTEMS if comparable}
-        thresholds = {system: choose_threshold(curve, TARGET_ACCURACY) for system, curve in curves.items() if curve}
-        described.append(
-            {
-                "name": config.name,
-                "options": options,
-                "question": question,
-                "thresholds": thresholds,
-                "target": TARGET_ACCURACY,
-                "rendering": choose_rendering(config),
-                "multi_scale": config.multi_scale,
-                "log_priors": read_log_priors(scored) if comparable else {},
-            }
-        )
-    withheld = any(entry.get("thresholds") for entry in described)
-    return described, [NOT_SCORED] if choosing and not withheld else []
-
-
-def read_log_priors(entry: dict) -> dict[str, list[float]]:
-    """Return what the baseline of an entry of `results.json` was read without, if it is the corrected one."""
-    zero_shot = entry["zero_shot"]
-    return {"baseline": list(zero_shot["log_prior"].values())} if zero_shot["headline"] == "corrected" else {}
-
-
-def choose_threshold(curve: dict, target: float) -> float | None:
-    """Return the lowest confidence at which the answers kept are right as often as `target`, None if there is none.
-
-    Args:
-        curve (`dict`): `threshold` and `accuracy`, as `metrics.calibration.compute_abstention_curve` returns them.
-    """
-    pairs = zip(curve["threshold"], curve["accuracy"], strict=True)
-    return min((threshold for threshold, accuracy in pairs if accuracy >= target), default=None)
-
-
-def describe_base_model(name: str) -> str:
-    """Return how a page calls the base model, without a path of this machine."""
-    return "Embedded tiny model" if name == EMBEDDED else Path(name).name if Path(name).exists() else name
 
 
 def paint_examples(histo_args: HistoArguments, folder: Path) -> list[str]:
@@ -213,7 +143,7 @@ def format_readme(settings: dict, gradio: str) -> str:
         trim_blocks=True,
     )
     return environment.get_template("space.md.jinja").render(
-        settings=settings, gradio=gradio, embedded=settings["base_model"] == EMBEDDED
+        settings=settings, gradio=gradio, embedded=settings["base_model"] == EMBEDDED, tasks=TASKS
     )
 
 

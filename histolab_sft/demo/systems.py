@@ -5,7 +5,7 @@ This module and all that it imports work without the training stack, so that the
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -14,50 +14,44 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from histolab_sft.data.pictures.steps import show_scales
+from histolab_sft.demo.data_set import DataSet, word_question
 from histolab_sft.models.generate import generate_answers
-from histolab_sft.models.likelihood import label_log_likelihoods, probabilities
-from histolab_sft.tasks import classification, reasoning
+from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, slot_log_probabilities
+from histolab_sft.tasks import TASKS, reasoning
+from histolab_sft.tasks.parsing.field_places import find_places, list_options
 
 BASELINE, FINETUNED = "baseline", "finetuned"
 TITLES = {BASELINE: "Base model", FINETUNED: "Fine-tuned"}
 REASONING_TOKENS = 256
+BATCH = 8
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """What is asked about a patch, and when an answer counts.
-
-    Args:
-        name: As in the recipe.
-        options: Class names in the order of the prompt.
-        question: The prompt, word for word.
-        thresholds: System -> the confidence below which its answer is withheld; None where no confidence reached the
-            target on the validation split; a system that was never scored isn't listed, and withholds nothing.
-        target: The accuracy on the validation split that the thresholds stand for.
-        rendering: What is done to a stored picture before it is shown (`picture_config.choose_rendering`).
-        multi_scale: Crops along each side that a picture is also shown in, None for the whole picture alone.
-        log_priors: System -> what is taken from its log-likelihoods of the options before they are compared; the base
-            model's leaning towards some words, where it was scored without it.
-    """
-
-    name: str
-    options: list[str]
-    question: str
-    thresholds: dict[str, float | None] = field(default_factory=dict)
-    target: float = 0.0
-    rendering: str = ""
-    multi_scale: int | None = None
-    log_priors: dict[str, list[float]] = field(default_factory=dict)
+Case = Sequence[Image.Image]  # pictures that one question is about
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system says: `probabilities` in the order of the options; `withheld` where its confidence is too low."""
+    """What a system says to one question.
 
-    option: str
-    confidence: float
-    probabilities: list[float]
-    withheld: bool
+    Args:
+        value: The answer in the task's own form, None where none could be read. Where the data set has options it is
+            the likeliest one, whatever the system writes.
+        text: What it wrote, None as long as it hasn't.
+        truncated: Whether that was cut off.
+        probabilities: Of the data set's options, in their order; None where it has none.
+        withheld: Whether the likeliest option is too unlikely to count.
+        confidences: Field -> how likely the system finds the value that it gives, of all legal ones.
+    """
+
+    value: object | None = None
+    text: str | None = None
+    truncated: bool = False
+    probabilities: list[float] | None = None
+    withheld: bool = False
+    confidences: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float | None:
+        return None if self.probabilities is None else max(self.probabilities)
 
 
 @dataclass
@@ -66,7 +60,6 @@ class Systems:
 
     model: PreTrainedModel | PeftModel
     processor: ProcessorMixin
-    max_new_tokens: int = 64
     lock: Lock = field(default_factory=Lock, repr=False)
 
     @property
@@ -74,41 +67,86 @@ class Systems:
         return [BASELINE, FINETUNED] if isinstance(self.model, PeftModel) else [BASELINE]
 
 
+def answer_case(systems: Systems, case: Case, data_set: DataSet, ask: dict) -> Iterator[dict[str, Answer | None]]:
+    """Yield what each system has said so far: where the data set has options their probabilities first, then words."""
+    answers = dict.fromkeys(systems.names)
+    if data_set.options:
+        answers = {system: answer_patches(systems, system, [case[0]], data_set)[0] for system in systems.names}
+    yield dict(answers)
+    for system in systems.names:
+        [answers[system]] = write_answers(systems, system, [case], data_set, [ask], [answers[system]])
+        yield dict(answers)
+
+
 def answer_patches(
-    systems: Systems, system: str, images: Sequence[Image.Image], data_set: DataSet, batch_size: int = 8
+    systems: Systems, system: str, images: Sequence[Image.Image], data_set: DataSet, batch_size: int = BATCH
 ) -> list[Answer]:
-    """Return the class that `system` finds likeliest for each of N patches, by the likelihood of whole answers."""
-    targets = [classification.format_target(option) for option in data_set.options]
-    shown = [show_scales(image, data_set.multi_scale) for image in images]
+    """Return the option that `system` finds likeliest for each of N patches, by the likelihood of whole answers."""
+    ask, task = data_set.asks[0], TASKS[data_set.task]
+    targets = [task.format_answer(ask, option, data_set.config) for option in data_set.options]
+    questions = [word_question(data_set, ask)] * len(images)
     with use_system(systems, system) as model:
-        scores, _ = label_log_likelihoods(
-            model, systems.processor, shown, [data_set.question] * len(images), targets, batch_size
-        )
+        cases = [_show([image], data_set) for image in images]
+        scores, _ = label_log_likelihoods(model, systems.processor, cases, questions, targets, batch_size)
     return [decide(row, data_set, system) for row in probabilities(scores, data_set.log_priors.get(system))]
 
 
 def decide(row: np.ndarray, data_set: DataSet, system: str) -> Answer:
-    """Return the answer that probabilities `(K,)` stand for."""
+    """Return the answer that probabilities `(K,)` of the options stand for."""
     best = int(row.argmax())
     threshold = data_set.thresholds.get(system, 0.0)
     withheld = threshold is None or row[best] < threshold
-    return Answer(data_set.options[best], float(row[best]), row.tolist(), bool(withheld))
+    return Answer(data_set.options[best], probabilities=row.tolist(), withheld=bool(withheld))
 
 
-def write_answer(systems: Systems, system: str, image: Image.Image, data_set: DataSet) -> tuple[str, bool]:
-    """Return what `system` writes when it is asked about the patch, and whether it was cut off."""
+def write_answers(
+    systems: Systems,
+    system: str,
+    cases: Sequence[Case],
+    data_set: DataSet,
+    asks: Sequence[dict],
+    chosen: Sequence[Answer | None],
+    batch_size: int = BATCH,
+) -> list[Answer]:
+    """Return what `system` writes about each of N cases, read as scoring does.
+
+    Args:
+        chosen: What it has chosen before, by the likelihood of options: that stays its answer. None where there are no
+            options, and the answer is what it writes.
+    """
+    questions, shown = [word_question(data_set, ask) for ask in asks], [_show(case, data_set) for case in cases]
+    task, config, answers = TASKS[data_set.task], data_set.config, []
     with use_system(systems, system) as model:
-        shown = show_scales(image, data_set.multi_scale)
-        [written] = generate_answers(model, systems.processor, [shown], [data_set.question], systems.max_new_tokens)
-    return written
+        written = generate_answers(
+            model, systems.processor, shown, questions, data_set.max_new_tokens, batch_size=batch_size
+        )
+        for row, (text, truncated) in enumerate(written):
+            if chosen[row] is not None:
+                answers.append(replace(chosen[row], text=text, truncated=truncated))
+                continue
+            value, _ = task.read_answer(text, asks[row], config)
+            fields = task.list_fields(config) if task.list_fields else []
+            places = find_places(text, value, fields)
+            weighed = []
+            if places:
+                slots = [list(places.values())]
+                [weighed] = slot_log_probabilities(model, systems.processor, [shown[row]], [questions[row]], slots)
+            options = {entry["name"]: list_options(entry) for entry in fields if entry["name"] in places}
+            confidences = {
+                name: float(np.exp(scores[options[name].index(value[name])]))
+                for name, scores in zip(places, weighed, strict=True)
+                if value[name] in options[name]
+            }
+            answers.append(Answer(value, text, truncated, confidences=confidences))
+    return answers
 
 
-def write_reasoning(systems: Systems, system: str, image: Image.Image, data_set: DataSet) -> tuple[str, bool, str]:
-    """Return what `system` writes when it shall describe first and then decide, whether it was cut off, the class."""
+def write_reasoning(systems: Systems, system: str, case: Case, data_set: DataSet) -> tuple[str, bool, str]:
+    """Return what `system` writes when it shall describe first and then decide, whether it was cut off, the option."""
     question = reasoning.format_prompt(data_set.options)
     with use_system(systems, system) as model:
-        shown = show_scales(image, data_set.multi_scale)
-        [(text, truncated)] = generate_answers(model, systems.processor, [shown], [question], REASONING_TOKENS)
+        shown = [_show(case, data_set)]
+        [(text, truncated)] = generate_answers(model, systems.processor, shown, [question], REASONING_TOKENS)
     return text, truncated, reasoning.parse(text, data_set.options)
 
 
@@ -123,3 +161,8 @@ def use_system(systems: Systems, system: str) -> Iterator[PreTrainedModel | Peft
                 yield systems.model
         else:
             yield systems.model
+
+
+def _show(case: Case, data_set: DataSet) -> list[Image.Image]:
+    """Return the pictures that the model sees of a case: each one, and its crops where the data set cuts any."""
+    return [scale for image in case for scale in show_scales(image, data_set.config.multi_scale)]

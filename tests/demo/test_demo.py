@@ -15,18 +15,19 @@ from transformers import AutoModelForImageTextToText
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.demo import cards
-from histolab_sft.demo.batch import BatchRefused, classify_batch, format_csv, list_uploads
+from histolab_sft.demo.batch import BatchRefused, answer_batch, format_csv, list_uploads
+from histolab_sft.demo.data_set import DataSet, word_question
+from histolab_sft.demo.describe import NOT_SCORED, choose_threshold, describe_data_sets
 from histolab_sft.demo.examples import read_examples
 from histolab_sft.demo.load import NO_ADAPTER, load_demo
 from histolab_sft.demo.picture_notes import check_patch
-from histolab_sft.demo.space import NOT_SCORED, PAINTED, choose_threshold, describe_data_sets
+from histolab_sft.demo.space import PAINTED
 from histolab_sft.demo.systems import (
     Answer,
-    DataSet,
+    answer_case,
     answer_patches,
     decide,
     use_system,
-    write_answer,
     write_reasoning,
 )
 from histolab_sft.embedded.synthetic import TISSUES, write_synthetic_patches
@@ -36,7 +37,17 @@ from histolab_sft.tasks import classification
 from recipes.app import parse_options
 
 SURE = {"threshold": [0.9, 0.7, 0.5, 0.3], "coverage": [0.25, 0.5, 0.75, 1.0], "accuracy": [1.0, 0.92, 0.8, 0.7]}
-DATA_SET = DataSet("crc", ["Adipose", "Tumor"], "What is it?", {"finetuned": 0.7, "baseline": None}, 0.9)
+OPTIONS = ["Adipose", "Tumor"]
+DATA_SET = DataSet(
+    "crc",
+    "classification",
+    [{"options": OPTIONS, "style": "generic"}],
+    8,
+    {"class_names": {option: option for option in OPTIONS}},
+    {"finetuned": 0.7, "baseline": None},
+    0.9,
+)
+WITHHELD = Answer("Tumor", probabilities=[0.35, 0.65], withheld=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +92,23 @@ def test_the_threshold_is_the_lowest_confidence_that_reaches_the_target():
 
 def test_an_answer_is_withheld_below_the_threshold_and_where_none_was_reached():
     row = np.array([0.35, 0.65])
-    assert decide(row, DATA_SET, "finetuned") == Answer("Tumor", 0.65, [0.35, 0.65], True)
+    answer = decide(row, DATA_SET, "finetuned")
+    assert answer == WITHHELD and answer.confidence == 0.65
     assert not decide(np.array([0.3, 0.7]), DATA_SET, "finetuned").withheld
     assert decide(np.array([0.0, 1.0]), DATA_SET, "baseline").withheld
-    assert not decide(row, DataSet("crc", ["Adipose", "Tumor"], ""), "finetuned").withheld
+    assert not decide(row, dataclasses.replace(DATA_SET, thresholds={}), "finetuned").withheld
 
 
 @pytest.mark.model
 def test_a_picture_is_asked_about_in_the_scales_of_training(demo):
     images = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 40, 3), np.uint8)) for n in (0, 1)]
-    several = dataclasses.replace(demo.data_sets[0], multi_scale=2)
+    first = demo.data_sets[0]
+    several = dataclasses.replace(first, keys=first.keys | {"multi_scale": 2})
     asked = answer_patches(demo.systems, "finetuned", images, several)
     targets = [classification.format_target(option) for option in several.options]
     scales = [show_scales(image, 2) for image in images]
     scores, _ = label_log_likelihoods(
-        demo.systems.model, demo.systems.processor, scales, [several.question] * 2, targets, 8
+        demo.systems.model, demo.systems.processor, scales, [word_question(first, first.asks[0])] * 2, targets, 8
     )
     np.testing.assert_allclose([answer.probabilities for answer in asked], probabilities(scores, None), atol=1e-6)
     assert asked != answer_patches(demo.systems, "finetuned", images, demo.data_sets[0])
@@ -107,17 +120,17 @@ def test_thresholds_come_from_the_evaluation_of_this_adapter(tmp_path, untrained
     output_dir = tmp_path / "out"
     write_evaluation(output_dir, crc={"baseline": SURE, "finetuned": SURE})
     entries, remarks = describe_data_sets(histo_args, output_dir)
-    assert entries[0]["thresholds"] == {"baseline": 0.7, "finetuned": 0.7} and not remarks
-    assert entries[1]["thresholds"] == {"baseline": None, "finetuned": 0.0}
-    assert entries[1]["log_priors"] == {"baseline": [-1.0, -1.0]}
+    assert entries[0].thresholds == {"baseline": 0.7, "finetuned": 0.7} and not remarks
+    assert entries[1].thresholds == {"baseline": None, "finetuned": 0.0}
+    assert entries[1].log_priors == {"baseline": [-1.0, -1.0]}
     results = json.loads((output_dir / "evaluation" / "results.json").read_text())
     results["datasets"]["crc"]["classes"].reverse()
     (output_dir / "evaluation" / "results.json").write_text(json.dumps(results))
-    assert not describe_data_sets(histo_args, output_dir)[0][0]["thresholds"]
+    assert not describe_data_sets(histo_args, output_dir)[0][0].thresholds
     results["provenance"]["adapter_sha256"] = "another"
     (output_dir / "evaluation" / "results.json").write_text(json.dumps(results))
     entries, remarks = describe_data_sets(histo_args, output_dir)
-    assert remarks == [NOT_SCORED] and not any(entry["thresholds"] for entry in entries)
+    assert remarks == [NOT_SCORED] and not any(entry.thresholds for entry in entries)
 
 
 def test_patches_in_order_get_no_note(painted, large_patch):
@@ -146,15 +159,14 @@ def test_a_doubtful_patch_gets_a_note(large_patch, change, note):
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_what_a_model_says_cannot_become_markup_or_a_template(text):
-    answers = {"baseline": Answer("Tumor", 0.6, [0.4, 0.6], False)}
-    shown = cards.format_answers(DATA_SET, answers, {"baseline": (f"<img src=x>{text}${{value}}{{{{value}}}}", False)})
+    answer = Answer("Tumor", f"<img src=x>{text}${{value}}{{{{value}}}}", probabilities=[0.4, 0.6])
+    shown = cards.format_answers(DATA_SET, DATA_SET.asks[0], {"baseline": answer})
     words = shown.split("<blockquote>")[1].split("</blockquote>")[0]
     assert not set("<>${}\"'") & set(words)
 
 
 def test_a_withheld_answer_says_so_and_still_shows_its_bars():
-    withheld = Answer("Tumor", 0.65, [0.35, 0.65], True)
-    shown = cards.format_answers(DATA_SET, {"baseline": withheld, "finetuned": withheld}, {})
+    shown = cards.format_answers(DATA_SET, DATA_SET.asks[0], {"baseline": WITHHELD, "finetuned": WITHHELD})
     assert shown.count("No answer") == 2 and shown.count('data-probability="0.65"') == 2
     assert "no confidence was high enough for 90% right answers" in shown and "90% right from 70.0% on" in shown
 
@@ -208,10 +220,12 @@ def test_an_archive_bomb_is_refused(tmp_path):
 
 
 def test_examples_are_read_by_data_set_and_class(painted, tmp_path):
-    examples = read_examples(painted, {"pcam": "", "other": ""})
-    assert [(name, caption) for _, name, caption in examples] == [("pcam", "Normal")] * 2 + [("pcam", "Tumor")] * 2
+    pcam, other = (dataclasses.replace(DATA_SET, name=name) for name in ("pcam", "other"))
+    examples = read_examples(painted, [pcam, other])
+    found = [(example.data_set, example.caption) for example in examples]
+    assert found == [("pcam", "Normal")] * 2 + [("pcam", "Tumor")] * 2
     with pytest.raises(FileNotFoundError, match="put examples there"):
-        read_examples(tmp_path, {"pcam": ""})
+        read_examples(tmp_path, [pcam])
 
 
 def test_the_apps_own_options_leave_the_recipes_keys_alone():
@@ -223,7 +237,8 @@ def test_the_apps_own_options_leave_the_recipes_keys_alone():
 def test_the_demo_asks_in_the_words_that_are_trained_on(demo):
     from trl import apply_chat_template
 
-    question, answer = demo.data_sets[0].question, "The answer is: Tumor"
+    data_set = demo.data_sets[0]
+    question, answer = word_question(data_set, data_set.asks[0]), "The answer is: Tumor"
     image, text = {"type": "image"}, {"type": "text", "text": question}
     trained = apply_chat_template(
         {
@@ -238,7 +253,7 @@ def test_the_demo_asks_in_the_words_that_are_trained_on(demo):
 
 @pytest.mark.model
 def test_the_baseline_is_the_base_model_and_the_adapter_is_on_again_after_it(demo, untrained_model):
-    data_set, images = demo.data_sets[0], [image for image, _, _ in demo.examples[:2]]
+    data_set, images = demo.data_sets[0], [example.open_pictures()[0] for example in demo.examples[:2]]
     first, baseline, again = (
         [answer.probabilities for answer in answer_patches(demo.systems, system, images, data_set)]
         for system in ("finetuned", "baseline", "finetuned")
@@ -254,7 +269,7 @@ def test_the_baseline_is_the_base_model_and_the_adapter_is_on_again_after_it(dem
 
 @pytest.mark.model
 def test_an_error_while_the_adapter_is_off_leaves_it_on_and_the_model_free(demo):
-    image, data_set = demo.examples[0][0], demo.data_sets[0]
+    [image], data_set = demo.examples[0].open_pictures(), demo.data_sets[0]
     before = answer_patches(demo.systems, "finetuned", [image], data_set)
     with pytest.raises(ZeroDivisionError), use_system(demo.systems, "baseline"):
         raise ZeroDivisionError
@@ -265,11 +280,13 @@ def test_an_error_while_the_adapter_is_off_leaves_it_on_and_the_model_free(demo)
 
 @pytest.mark.model
 def test_both_systems_write_words_and_reason(demo):
-    image, data_set = demo.examples[0][0], demo.data_sets[0]
+    [image], data_set = demo.examples[0].open_pictures(), demo.data_sets[0]
+    *early, last = answer_case(demo.systems, [image], data_set, data_set.asks[0])
     for system in demo.systems.names:
-        text, truncated = write_answer(demo.systems, system, image, data_set)
-        assert isinstance(text, str) and isinstance(truncated, bool)
-    text, truncated, option = write_reasoning(demo.systems, "finetuned", image, data_set)
+        [chosen] = answer_patches(demo.systems, system, [image], data_set)
+        assert early[0][system] == chosen and last[system].probabilities == chosen.probabilities
+        assert isinstance(last[system].text, str)
+    text, truncated, option = write_reasoning(demo.systems, "finetuned", [image], data_set)
     assert option in (*data_set.options, "unparsed")
 
 
@@ -288,9 +305,8 @@ def test_a_batch_gives_a_row_for_every_picture_and_refusals_keep_their_reason(de
     archive = write_zip(tmp_path / "patches.zip", members | {"pcam/page.png": b"<html></html>"})
     (tmp_path / "=1+1.png").write_bytes(png((20, 90)))
     reports = []
-    table = classify_batch(
-        demo.systems, demo.data_sets[1], [str(archive), str(tmp_path / "=1+1.png")], lambda *done: reports.append(done)
-    )
+    paths = [str(archive), str(tmp_path / "=1+1.png")]
+    table = answer_batch(demo.systems, demo.data_sets[1], dict, paths, lambda *done: reports.append(done))
     assert len(table) == 22 and (table["refused"] != "").sum() == 1
     assert reports == [(0, 22), (16, 22), (22, 22)]
     answered = table[table["refused"] == ""]
@@ -307,7 +323,7 @@ def test_a_batch_gives_a_row_for_every_picture_and_refusals_keep_their_reason(de
 @pytest.mark.model
 def test_a_batch_of_nothing_but_refusals_is_a_table_too(demo, tmp_path):
     (tmp_path / "page.png").write_bytes(b"<html></html>")
-    table = classify_batch(demo.systems, demo.data_sets[0], [str(tmp_path / "page.png")], lambda *done: None)
+    table = answer_batch(demo.systems, demo.data_sets[0], dict, [str(tmp_path / "page.png")], lambda *done: None)
     assert list(table["file"]) == ["page.png"] and str(tmp_path) not in format_csv(table)
 
 
@@ -315,4 +331,4 @@ def test_a_batch_of_nothing_but_refusals_is_a_table_too(demo, tmp_path):
 def test_the_classes_and_the_question_are_those_of_the_recipe(demo):
     assert [data_set.name for data_set in demo.data_sets] == [entry["name"] for entry in DATASETS]
     for data_set in demo.data_sets:
-        assert ", ".join(data_set.options) in data_set.question
+        assert ", ".join(data_set.options) in word_question(data_set, data_set.asks[0])

@@ -60,7 +60,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    with opened(browser, address, "#classify") as page:
+    with opened(browser, address) as page:
         yield page
 
 
@@ -73,12 +73,12 @@ def record_address(tmp_path_factory, untrained_model):
 
 @pytest.fixture
 def record_page(browser, record_address):
-    with opened(browser, record_address, "#ask") as page:
+    with opened(browser, record_address) as page:
         yield page
 
 
 @contextlib.contextmanager
-def opened(browser, address, button):
+def opened(browser, address):
     """Yield the page, which may ask no other server and mustn't fail."""
     page = browser.new_page(viewport=WIDE)
     page.set_default_timeout(SECONDS)
@@ -87,7 +87,7 @@ def opened(browser, address, button):
     page.on("response", lambda response: page.failed.append(response.url) if response.status >= 400 else None)
     page.on("pageerror", lambda error: page.failed.append(str(error)))
     page.goto(address)
-    page.wait_for_selector(button)
+    page.wait_for_selector("#ask")
     yield page
     page.close()
     assert not page.elsewhere, "the page asked another server"
@@ -120,10 +120,10 @@ def tab_to(page, selector):
 def test_an_upload_is_answered_by_both_systems_side_by_side(page, patches):
     patch = next(patches.glob("crc/TUM/*.tif"))
     page.screenshot(path=SCREENSHOTS / "start.png", full_page=True)
-    page.set_input_files("#upload input[type=file]", patch)
-    page.wait_for_selector("#picture img")
+    page.set_input_files("#pictures input[type=file]", patch)
+    page.wait_for_selector("#pictures img")
     page.locator("#describe input").check()
-    page.click("#classify")
+    page.click("#ask")
     wait_for_words(page)
     for system in ("baseline", "finetuned"):
         bars = read_bars(page, system)
@@ -148,31 +148,35 @@ def test_the_research_notice_is_visible_at_once(page):
 
 
 def test_the_choice_of_data_set_is_the_choice_of_classes(page):
-    page.click("#examples button >> nth=3")
-    page.wait_for_selector("#picture img")
-    assert page.locator("#asked input").nth(1).is_checked()
-    page.click("#classify")
+    captions = page.locator("#examples .caption-label").all_inner_texts()
+    assert captions == ["Adipose", "Stroma", "Tumor"]
+    page.locator("#asked input").nth(1).check()
+    page.wait_for_function("document.querySelectorAll('#examples img').length == 2")
+    page.click("#examples button >> nth=1")
+    page.wait_for_selector("#pictures img")
+    page.click("#ask")
     wait_for_words(page)
     names = page.locator("#answers [data-system=baseline] th").all_inner_texts()
     assert names == ["Normal", "Tumor"]
     page.locator("#asked input").nth(0).check()
     page.wait_for_selector("#answers .hs-empty")
-    page.click("#classify")
+    page.click("#ask")
     wait_for_words(page)
     assert page.locator("#answers [data-system=baseline] th").count() == 3
 
 
 def test_the_keyboard_alone_is_enough(page):
-    tab_to(page, "#examples button")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#picture img")
     tab_to(page, "#asked label:nth-child(2) input")
     page.keyboard.press("Space")
+    page.wait_for_function("document.querySelectorAll('#examples img').length == 2")
+    tab_to(page, "#examples button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#pictures img")
     tab_to(page, "#describe input")
     page.keyboard.press("Space")
     assert page.locator("#describe input").is_checked()
     page.keyboard.press("Space")
-    tab_to(page, "#classify")
+    tab_to(page, "#ask")
     page.screenshot(path=SCREENSHOTS / "keyboard.png", full_page=True)
     page.keyboard.press("Enter")
     wait_for_words(page)
@@ -184,21 +188,21 @@ def test_the_keyboard_alone_is_enough(page):
 
 def test_a_picture_that_is_none_gets_a_reason_and_no_path(page, tmp_path):
     (tmp_path / "page.png").write_bytes(b"<html><body>not found</body></html>")
-    page.set_input_files("#upload input[type=file]", tmp_path / "page.png")
+    page.set_input_files("#pictures input[type=file]", tmp_path / "page.png")
     said = page.locator("#notes [role=alert]")
     said.wait_for()
     assert "a picture of a known format" in said.inner_text() and "/" not in said.inner_text()
-    page.click("#classify")
+    page.click("#ask")
     page.wait_for_selector("#answers [role=alert]")
     page.screenshot(path=SCREENSHOTS / "refused.png")
 
 
 def test_a_doubtful_patch_is_answered_with_a_note(page, tmp_path):
     Image.new("RGB", (48, 48), (245, 244, 246)).save(tmp_path / "glass.png")
-    page.set_input_files("#upload input[type=file]", tmp_path / "glass.png")
+    page.set_input_files("#pictures input[type=file]", tmp_path / "glass.png")
     page.wait_for_selector("#notes li")
     assert page.locator("#notes li").count() == 2
-    page.click("#classify")
+    page.click("#ask")
     wait_for_words(page)
     page.screenshot(path=SCREENSHOTS / "notes.png", full_page=True)
 
@@ -210,11 +214,12 @@ def test_a_batch_comes_back_as_a_table(page, patches, tmp_path):
             opened.writestr(f"pcam/{path.parent.name}/{len(opened.namelist())}.png", path.read_bytes())
         opened.writestr("pcam/page.png", b"<html></html>")
     single = next(patches.glob("crc/ADI/*.tif"))
+    page.locator("#asked input").nth(1).check()
+    page.wait_for_function("document.querySelectorAll('#examples img').length == 2")
     page.get_by_role("tab", name="Batch").click()
     page.set_input_files("#batch-upload input[type=file]", [archive, single])
     page.wait_for_selector("#batch-upload .file-preview")
-    page.locator("#batch-asked input").nth(1).check()
-    page.click("#classify-all")
+    page.click("#ask-all")
     link = page.locator("#csv a").first
     link.wait_for()
     assert "5 of 6 pictures answered" in page.inner_text("#summary")
@@ -236,24 +241,24 @@ def test_a_narrow_window_shows_everything_without_scrolling_sideways(page, patch
     page.set_viewport_size(NARROW)
     page.emulate_media(color_scheme=scheme)
     page.reload()
-    page.wait_for_selector("#classify")
+    page.wait_for_selector("#ask")
     page.click("#examples button >> nth=0")
-    page.wait_for_selector("#picture img")
-    page.click("#classify")
+    page.wait_for_selector("#pictures img")
+    page.click("#ask")
     wait_for_words(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     cards = [page.locator(f"#answers [data-system={name}]").bounding_box() for name in ("baseline", "finetuned")]
     assert cards[0]["y"] + cards[0]["height"] <= cards[1]["y"]
     page.screenshot(path=SCREENSHOTS / f"narrow_{scheme}.png", full_page=True)
     page.get_by_role("tab", name="Batch").click()
-    page.wait_for_selector("#classify-all")
+    page.wait_for_selector("#ask-all")
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
 def test_text_has_enough_contrast(page):
     page.click("#examples button >> nth=0")
-    page.wait_for_selector("#picture img")
-    page.click("#classify")
+    page.wait_for_selector("#pictures img")
+    page.click("#ask")
     wait_for_words(page)
     colours = page.evaluate(READ_COLOURS)
     assert len(colours) > 20
@@ -263,10 +268,9 @@ def test_text_has_enough_contrast(page):
 
 
 def choose(page, name):
-    """Choose a data set from the list, as a person does."""
-    page.click("#asked input")
+    """Choose a data set, as a person does."""
     before = page.locator("#question textarea").input_value()
-    page.get_by_role("option", name=f"{name}:").click()
+    page.get_by_role("radio", name=f"{name}:").check()
     page.wait_for_function("before => document.querySelector('#question textarea').value != before", arg=before)
 
 
@@ -289,7 +293,7 @@ def test_each_task_shows_both_answers_in_its_own_form(record_page, tmp_path, sch
     page.wait_for_selector("#ask")
     assert "Research use only" in page.inner_text(".hs-notice")
     noise((320, 240)).save(tmp_path / "one.png")
-    page.set_input_files("#upload input[type=file]", tmp_path / "one.png")
+    page.set_input_files("#pictures input[type=file]", tmp_path / "one.png")
     page.wait_for_selector("#pictures img")
     for name, words in RECORD_FORMS.items():
         choose(page, name)
@@ -308,20 +312,18 @@ def test_records_are_asked_by_keyboard_and_in_a_narrow_window(record_page, tmp_p
     page.set_viewport_size(NARROW)
     for number in range(3):
         noise((60 + number, 60)).save(tmp_path / f"{number}.png")
-    page.set_input_files("#upload input[type=file]", [tmp_path / f"{number}.png" for number in range(3)])
+    page.set_input_files("#pictures input[type=file]", [tmp_path / f"{number}.png" for number in range(3)])
     page.wait_for_function("document.querySelectorAll('#pictures img').length == 3")
-    tab_to(page, "#asked input")
-    for _ in range(5):
-        page.keyboard.press("ArrowDown")
-    page.keyboard.press("Enter")
+    tab_to(page, "#asked label:nth-child(6) input")
+    page.keyboard.press("Space")
     page.wait_for_function("document.querySelector('#question textarea').disabled")
     tab_to(page, "#ask")
     page.keyboard.press("Enter")
     wait_for_words(page)
     assert "immune_score" in page.inner_text("#answers [data-system=finetuned]")
-    tab_to(page, "#answers .hs-records + details summary")
+    tab_to(page, "#answers .hs-cards + details summary")
     page.keyboard.press("Enter")
-    assert "LUAD" in page.locator("#answers .hs-records + details p").inner_text()
+    assert "LUAD" in page.locator("#answers .hs-cards + details p").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     page.screenshot(path=SCREENSHOTS / "record_narrow.png", full_page=True)
     # Boxes are asked of one picture.

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,12 @@ from PIL import Image
 from record_demo_run import ANSWERS, DATASETS, noise, write_record_run
 
 from histolab_sft.config.arguments import HistoArguments, read_recipe
+from histolab_sft.demo.cards import ABSENT, format_answers
+from histolab_sft.demo.data_set import DataSet, QuestionRefused, fill_ask, word_question
+from histolab_sft.demo.describe import describe_data_sets, list_wordings
+from histolab_sft.demo.examples import make_example
 from histolab_sft.demo.page import Demo, build_page
-from histolab_sft.demo.record_cards import ABSENT, format_record_answers
-from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, build_data_set, fill_ask
-from histolab_sft.demo.space_records import describe_questions, list_wordings
-from histolab_sft.demo.systems import DataSet, Systems
-from histolab_sft.tasks import TASKS
+from histolab_sft.demo.systems import Answer, Systems
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 from histolab_sft.tasks.biomarkers import FIELDS
 
@@ -30,17 +31,17 @@ ASKS = {
     "classification": FREE | {"options": ["Benign", "Malignant"]},
     "multilabel": FREE | {"vocabulary": ["Dental Caries", "Pulp Diseases"]},
     "quantity": FREE | {"kind": "counting"},
-    "boxes": FREE | {"label_aware": True},
+    "boxes": FREE | {"label_aware": True, "size": [200, 100]},
     "report": FREE | {"style": "question"},
     "biomarkers": {"style": "card", "values": {}},
 }
-SETS = {task: RecordSet(task, task, [ask], 8, {"format": "flare"}) for task, ask in ASKS.items()}
+SETS = {task: DataSet(task, task, [ask], 8, {"format": "flare"}) for task, ask in ASKS.items()}
 GREY = Image.new("RGB", (200, 100), (90, 90, 90))
 
 
 def show(task, **answers):
-    given = {system: answer and RecordAnswer("its words", False, answer) for system, answer in answers.items()}
-    return format_record_answers(SETS[task], "What is it?", given, GREY)
+    given = {system: Answer(answer, "its words") for system, answer in answers.items()}
+    return format_answers(SETS[task], ASKS[task], given, GREY)
 
 
 def read_rows(html):
@@ -77,14 +78,12 @@ def test_every_other_task_shows_its_answer_in_its_own_form():
     assert ">Malignant</p>" in show("classification", baseline="Malignant")
     shown = show("multilabel", baseline=["Dental Caries", "Pulp Diseases"])
     assert ">Dental Caries</p>" in shown and ">Pulp Diseases</p>" in shown
-    nothing = {task: RecordAnswer("None", False, []) for task in ("multilabel", "boxes")}
-    assert "No label" in format_record_answers(SETS["multilabel"], "", {"baseline": nothing["multilabel"]}, GREY)
-    assert "No box" in format_record_answers(SETS["boxes"], "", {"baseline": nothing["boxes"]}, GREY)
+    assert "No label" in show("multilabel", baseline=[]) and "No box" in show("boxes", baseline=[])
 
 
 def test_an_answer_that_cannot_be_read_says_so_beside_its_own_words():
-    answers = {"baseline": RecordAnswer("Who knows", True, None), "finetuned": None}
-    baseline, finetuned = format_record_answers(SETS["quantity"], "How many?", answers, GREY).split("<section")[1:]
+    answers = {"baseline": Answer(None, "Who knows", True), "finetuned": None}
+    baseline, finetuned = format_answers(SETS["quantity"], ASKS["quantity"], answers).split("<section")[1:]
     assert "Unparsed" in baseline and "<blockquote>Who knows</blockquote>" in baseline and "Cut off" in baseline
     assert "waiting" in finetuned and "Unparsed" not in finetuned
 
@@ -95,8 +94,8 @@ def test_what_a_model_says_about_a_record_cannot_become_markup_or_a_template(tex
     hostile = f"<img src=x onerror=1>{text}${{value}}{{{{value}}}}"
     values = {"report": hostile, "multilabel": [hostile], "boxes": [[1, 2, 30, 40, hostile]]}
     values["biomarkers"] = {"msi_status": hostile}
-    answer = RecordAnswer(hostile, False, values[task])
-    shown = format_record_answers(SETS[task], hostile, {"baseline": answer}, GREY)
+    ask = ASKS[task] | ({"question": hostile} if "question" in ASKS[task] else {})
+    shown = format_answers(SETS[task], ask, {"baseline": Answer(values[task], hostile)}, GREY)
     assert "<img src=x" not in shown and not set("${}") & set(shown)
 
 
@@ -124,15 +123,21 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(task, question, options
         fill_ask(SETS[task], ASKS[task], question, options, [GREY] * count)
 
 
-def test_a_page_of_both_kinds_of_data_sets_has_each_id_once_and_all_examples(tmp_path, monkeypatch):
+def test_a_page_of_both_kinds_of_data_sets_is_one_page_with_the_examples_of_the_chosen_one(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    classes, questions = DataSet("crc", ["Adipose", "Tumor"], "What is it?"), SETS["report"]
-    examples = [(GREY, "crc", "Tumor"), (GREY, questions.name, "a case")]
+    options = {"Adipose": "Adipose", "Tumor": "Tumor"}
+    ask = {"options": list(options), "style": "generic"}
+    classes, questions = DataSet("crc", "classification", [ask], 8, {"class_names": options}), SETS["report"]
+    examples = [make_example("crc", "Tumor", [GREY]), make_example(questions.name, "a case", [GREY])]
     page = build_page(Demo(Systems(None, None), [classes, questions], "base", examples=examples))
-    names = [block.elem_id for block in page.blocks.values() if block.elem_id]
-    assert len(names) == len(set(names)) and {"examples", "case-examples", "answers", "case-answers"} <= set(names)
-    shown = {block.elem_id: block.value for block in page.blocks.values() if "examples" in (block.elem_id or "")}
-    assert {name: len(value) for name, value in shown.items()} == {"examples": 1, "case-examples": 1}
+    blocks = {block.elem_id: block for block in page.blocks.values() if block.elem_id}
+    assert len(blocks) == len([block for block in page.blocks.values() if block.elem_id])
+    assert [name for _, name in blocks["asked"].choices] == ["crc", "report"]
+    assert [caption for _, caption in map(read_entry, blocks["examples"].value)] == ["Tumor"]
+
+
+def read_entry(entry):
+    return entry["image"]["path"], entry["caption"]
 
 
 def test_a_question_about_one_case_alone_is_not_shown_to_others():
@@ -155,12 +160,12 @@ def test_every_shipped_recipe_on_records_has_questions_for_the_page(recipe, tmp_
     write_data(recipe, tmp_path, keys["datasets"])
     home = str(tmp_path / keys.get("data_dir", ""))
     histo_args = HistoArguments(datasets=keys["datasets"], data_dir=home)
-    for config in histo_args.datasets:
-        record_set = build_data_set(json.loads(json.dumps(describe_questions(config, histo_args))))
-        for ask in record_set.asks:
+    for data_set in describe_data_sets(histo_args, tmp_path)[0]:
+        data_set = DataSet(**json.loads(json.dumps(asdict(data_set))))  # as a Space keeps it
+        for ask in data_set.asks:
             options = "\n".join(ask.get("options") or ask.get("vocabulary") or [])
-            filled = fill_ask(record_set, ask, "What is there?", options, [GREY])
-            question = TASKS[record_set.task].format_question(filled, record_set.config)
+            filled = fill_ask(data_set, ask, "What is there?", options, [GREY])
+            question = word_question(data_set, filled)
             assert ("What is there?" in question) == ("question" in ask) and "{" not in question.replace('[{"box', "")
 
 
@@ -185,7 +190,7 @@ def gallery(*paths):
 def show_uploads(port, pictures, name="biomarkers", function="show_uploads"):
     """Upload files as the page does and let the page's own function open them; return what is said about it."""
     paths = [send_upload(port, file, data)[1] for file, data in pictures.items()]
-    return call(port, find_function(port, function), [[file_data(path) for path in paths], name])
+    return call(port, find_function(port, function), [gallery(*paths), name, None])
 
 
 def read_output(said):
@@ -195,15 +200,15 @@ def read_output(said):
 
 
 def ask(port, entries, name, question="What?", options="", number=0):
-    return call(port, find_function(port, "ask"), [entries, name, number, question, options])
+    return call(port, find_function(port, "ask"), [entries, name, number, question, options, False])
 
 
 @pytest.mark.model
 def test_the_page_offers_each_data_set_with_its_question_and_possible_answers(server):
     _, port, place = server
     for entry in DATASETS:
-        said = call(port, find_function(port, "change_set"), [None, entry["name"]])
-        *_, wording, question, options, _ = read_output(said)
+        said = call(port, find_function(port, "change_set"), [None, entry["name"], None])
+        wording, question, options, *_ = read_output(said)
         assert question["interactive"] == (entry["name"] != "biomarkers") and question["value"]
         assert options["visible"] == (entry["name"] in ("classification", "multilabel"))
         assert wording["choices"] == [[question["value"], 0]] and not wording["visible"]
@@ -216,7 +221,7 @@ def test_the_page_offers_each_data_set_with_its_question_and_possible_answers(se
 def test_several_pictures_are_one_question_and_come_back_as_bare_pixels(server):
     _, port, _ = server
     deep = Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
-    shown, notes, _ = read_output(show_uploads(port, {"one.png": png(noise()), "two.png": png(deep)}))
+    shown, notes, *_ = read_output(show_uploads(port, {"one.png": png(noise()), "two.png": png(deep)}))
     assert len(shown) == 2 and "16-bit grey scaled" in notes
     answered = ask(port, gallery(*(entry["image"]["path"] for entry in shown)), "biomarkers")
     assert '"success":true' in answered and "data-system" in answered and "LUAD" in answered
@@ -228,9 +233,9 @@ def test_several_pictures_are_one_question_and_come_back_as_bare_pixels(server):
 def test_uploads_are_shown_as_the_data_set_shows_its_own_pictures(server):
     _, port, _ = server
     deep = png(Image.fromarray(np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)))
-    for function in ("show_uploads", "change_set"):
+    for function, place in (("show_uploads", 0), ("change_set", 5)):
         for name, size, brightest in (("report", (64, 48), 16), ("quantity", (64, 64), 255)):
-            [entry], *_ = read_output(show_uploads(port, {"deep.png": deep}, name, function))
+            [entry] = read_output(show_uploads(port, {"deep.png": deep}, name, function))[place]
             picture = Image.open(io.BytesIO(request(port, "GET", f"/gradio_api/file={entry['image']['path']}")[2]))
             assert picture.size == size and abs(np.asarray(picture).max() - brightest) <= 1
 
@@ -241,7 +246,7 @@ def test_unread_answers_and_texts_come_with_the_models_own_words(server):
     _, path = send_upload(port, "one.png", png(noise()))
     for name, found in (("report", "hs-text"), ("quantity", "Unparsed"), ("boxes", "Unparsed")):
         said = ask(port, gallery(path), name, "How much is there?")
-        [html] = read_output(said)
+        html, _ = read_output(said)
         assert found in html and "<blockquote>" in html and "How much is there?" in html
 
 

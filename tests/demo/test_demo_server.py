@@ -94,15 +94,19 @@ def link(name, target):
     return info, target
 
 
-def classify(port, path):
-    return call(port, find_function(port, "classify"), [file_data(path), "pcam", False])
+def ask(port, path):
+    return call(port, find_function(port, "ask"), [gallery(path), "pcam", 0, "", "", False])
+
+
+def gallery(path):
+    return [{"image": file_data(path), "caption": None}]
 
 
 def upload(port, name, data):
     """Upload a file as the page does and let the page's own function open it; return what is said about it."""
     status, path = send_upload(port, name, data)
     assert status == 200
-    return call(port, find_function(port, "show_upload"), [file_data(path, orig_name=name), "pcam"])
+    return call(port, find_function(port, "show_uploads"), [gallery(path), "pcam", None])
 
 
 def is_refused(said):
@@ -114,7 +118,7 @@ def assert_answers(server):
     """The server answers an honest request, as it did before."""
     process, port, _ = server
     status, path = send_upload(port, "honest.png", png(noise()))
-    said = classify(port, path)
+    said = ask(port, path)
     assert status == 200 and process.poll() is None
     assert said.count("data-probability") >= 4 and '"success":true' in said.replace(" ", "")
 
@@ -168,9 +172,9 @@ def test_no_path_leads_to_a_file_of_the_machine(server, place, canary_server, pa
     assert request(port, "GET", "/")[0] == 200
 
 
-@pytest.mark.parametrize("route", ["run/classify", "api/classify", "call/classify", "call/v2/classify"])
+@pytest.mark.parametrize("route", ["run/ask", "api/ask", "call/ask", "call/v2/ask"])
 def test_functions_answer_the_page_alone(server, place, route):
-    body = json.dumps({"data": [file_data(str(place / "secret.txt")), "pcam", False]})
+    body = json.dumps({"data": [gallery(str(place / "secret.txt")), "pcam", 0, "", "", False]})
     status, _, answer = request(server[1], "POST", f"/gradio_api/{route}", body, {"Content-Type": "application/json"})
     assert status == 404
     assert_nothing_foreign(answer, place)
@@ -185,7 +189,7 @@ def test_a_page_elsewhere_cannot_reach_the_server_under_its_own_name(server):
         assert request(server[1], "GET", "/", headers={"Host": host})[0] == 400
 
 
-@pytest.mark.parametrize("function", ["show_upload", "classify", "classify_all"])
+@pytest.mark.parametrize("function", ["show_uploads", "ask", "ask_all"])
 def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canary_server, function):
     _, port, own = server
     address = canary_server.url("secret.png")
@@ -195,7 +199,8 @@ def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canar
     named += [file_data(address, url=address), file_data("http://169.254.169.254/latest/meta-data/x.png")]
     number = find_function(port, function)
     for entry in named:
-        data = {"show_upload": [entry, "pcam"], "classify": [entry, "pcam", False], "classify_all": [[entry], "pcam"]}
+        shown, asked = [{"image": entry, "caption": None}], ["pcam", 0, "", ""]
+        data = {"show_uploads": [shown, "pcam", None], "ask": [shown, *asked, False], "ask_all": [[entry], *asked]}
         said = call(port, number, data[function])
         assert "data-probability" not in said and "process_completed" in said and is_refused(said)
         # The message may be quoted back, but neither what the file holds nor where the server works.
@@ -206,8 +211,9 @@ def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canar
 
 def test_a_message_of_the_wrong_shape_is_an_error_without_details(server, place):
     port = server[1]
-    number = find_function(port, "classify")
-    wrong = [[], [1, 2, 3], [None, "pcam", False], [None, "no such data set", False], ["x" * 5000, {}, []], [{}] * 9]
+    number = find_function(port, "ask")
+    wrong = [[], [1, 2, 3], [None, "pcam", 0, "", "", False], [None, "no such data set", 0, "", "", False]]
+    wrong += [["x" * 5000, {}, []], [{}] * 9, [None, "pcam", 99, "", "", False]]
     for data in wrong:
         said = call(port, number, data)
         assert is_refused(said) or "detail" in said
@@ -261,7 +267,7 @@ def test_what_is_no_patch_is_refused_with_the_reason(server, place, name, data, 
     assert is_refused(said) and reason in said
     assert_nothing_foreign(said, place)
     _, path = send_upload(server[1], name, data)
-    said = classify(server[1], path)
+    said = ask(server[1], path)
     assert is_refused(said) and "data-probability" not in said
     assert_nothing_foreign(said, place)
 
@@ -269,8 +275,8 @@ def test_what_is_no_patch_is_refused_with_the_reason(server, place, name, data, 
 def test_pictures_in_a_message_are_opened_by_the_same_rules(server, place):
     bomb = base64.b64encode(write_bomb(14_000)).decode()
     for url in [f"data:image/svg+xml;base64,{base64.b64encode(SVG).decode()}", f"data:image/png;base64,{bomb}"]:
-        data = [{"path": None, "url": url, "meta": {"_type": "gradio.FileData"}}, "pcam", False]
-        said = call(server[1], find_function(server[1], "classify"), data)
+        shown = [{"image": {"path": None, "url": url, "meta": {"_type": "gradio.FileData"}}, "caption": None}]
+        said = call(server[1], find_function(server[1], "ask"), [shown, "pcam", 0, "", "", False])
         assert is_refused(said) or "Too large" in said
         assert_nothing_foreign(said, place)
 
@@ -279,7 +285,7 @@ def test_a_16_bit_picture_is_scaled_and_comes_back_as_bare_pixels(server):
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     said = upload(server[1], "deep.png", png(Image.fromarray(values)))
     assert "Converted: 16-bit grey scaled to 8-bit RGB" in said
-    picture = json.loads(said.split("data: ")[-2 if "close_stream" in said else -1])["output"]["data"][0]
+    picture = json.loads(said.split("data: ")[-2 if "close_stream" in said else -1])["output"]["data"][0][0]["image"]
     status, headers, body = request(server[1], "GET", f"/gradio_api/file={picture['path']}")
     shown = Image.open(io.BytesIO(body))
     assert status == 200 and shown.mode == "RGB" and shown.format == "PNG"
@@ -300,7 +306,7 @@ def test_an_unsafe_archive_is_refused_without_a_path(server, place, members, rea
     if reason is None:
         assert status == 413
         return
-    said = call(server[1], find_function(server[1], "classify_all"), [[file_data(path)], "pcam"])
+    said = call(server[1], find_function(server[1], "ask_all"), [[file_data(path)], "pcam", 0, "", ""])
     assert reason in said and is_refused(said)
     assert_nothing_foreign(said, place)
 
@@ -310,7 +316,7 @@ def test_fifty_at_once_are_answered_or_turned_away(server):
     _, path = send_upload(port, "honest.png", png(noise()))
     before = psutil.Process(process.pid).memory_info().rss
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
-        said = list(pool.map(lambda number: classify(port, path), range(50)))
+        said = list(pool.map(lambda number: ask(port, path), range(50)))
     answered = [text for text in said if '"success":true' in text]
     assert len(answered) == 50
     assert len({text.split("data-probability")[1][:30] for text in answered}) == 1
@@ -379,7 +385,7 @@ def test_no_path_of_this_machine_stands_in_the_page_and_its_files_are_still_serv
     _, port, own = server
     _, uploaded = send_upload(port, "honest.png", png(noise()))
     said = [request(port, "GET", path)[2] for path in ("/", "/config", "/gradio_api/info")]
-    for answer in (*said, uploaded.encode(), classify(port, uploaded).encode()):
+    for answer in (*said, uploaded.encode(), ask(port, uploaded).encode()):
         assert str(place).encode() not in answer and own.name.encode() not in answer
     examples = re.findall(r'"url":"(http[^"]*/gradio_api/file=[^"]+)"', said[1].decode())
     for address in (*examples[:2], f"http://here/gradio_api/file={uploaded}"):
@@ -407,9 +413,9 @@ def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model
         [own] = (tmp_path / "tmp").glob("histolab-demo-*")
         examples = list_files(own)
         _, path = send_upload(port, "honest.png", png(noise()))
-        said = call(port, find_function(port, "classify_all"), [[file_data(path)], "pcam"])
+        said = call(port, find_function(port, "ask_all"), [[file_data(path)], "pcam", 0, "", ""])
         assert ".csv" in said
-        call(port, find_function(port, "show_upload"), [file_data(path), "pcam"])
+        call(port, find_function(port, "show_uploads"), [gallery(path), "pcam", None])
         deadline = time.monotonic() + 60
         while list_files(own) != examples and time.monotonic() < deadline:
             time.sleep(1)

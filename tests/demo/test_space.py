@@ -13,12 +13,12 @@ from demo_run import call, find_function, request, running, send_upload, write_r
 from record_demo_run import noise, write_record_run
 
 from histolab_sft.config.arguments import parse_recipe
+from histolab_sft.demo.data_set import fill_ask
 from histolab_sft.demo.hosted import load_space
 from histolab_sft.demo.load import load_demo
-from histolab_sft.demo.records import fill_ask, put_question, word_question
 from histolab_sft.demo.space import ENTRY, PAINTED, build_space, describe_demo, format_readme
 from histolab_sft.demo.space_code import find_imports, pin_requirements
-from histolab_sft.demo.systems import answer_patches
+from histolab_sft.demo.systems import answer_patches, write_answers
 from histolab_sft.embedded import tiny_model
 from histolab_sft.models.precision import Precision
 from histolab_sft.publishing.push_gate import PublishError
@@ -99,8 +99,9 @@ def test_a_quantised_recipe_requires_bitsandbytes_and_nothing_else_of_training(s
 def test_the_space_answers_as_the_app_does(space, arguments):
     here, there = load_demo(*arguments), load_space(space)
     assert there.remarks == here.remarks == [PAINTED] and there.data_sets == here.data_sets
-    assert [entry[1:] for entry in there.examples] == [entry[1:] for entry in here.examples]
-    images = [image for image, _, _ in here.examples[:2]]
+    shown, expected = ([(entry.data_set, entry.caption) for entry in demo.examples] for demo in (there, here))
+    assert shown == expected
+    images = [entry.open_pictures()[0] for entry in here.examples[:2]]
     for system in ("baseline", "finetuned"):
         expected, found = (
             [answer.probabilities for answer in answer_patches(demo.systems, system, images, demo.data_sets[0])]
@@ -148,12 +149,11 @@ def test_a_space_of_records_carries_their_questions_and_no_row(tmp_path, embedde
     assert "Which apply?" in settings and "Heart is normal" not in settings and ".png" not in settings
     assert not (folder / "histolab_sft" / "arguments.py").exists()
     readme = (folder / "README.md").read_text()
-    assert "- boxes: boxes\n" in readme and "class of a patch" not in readme and yaml.safe_load(readme.split("---")[1])
+    assert "- boxes: boxes\n" in readme and yaml.safe_load(readme.split("---")[1])
     entry = there.data_sets[0]
     ask = fill_ask(entry, entry.asks[0], entry.asks[0]["question"], "Benign\nMalignant", [noise()])
-    question = word_question(entry, ask, there.systems.processor.tokenizer)
     for system in ("baseline", "finetuned"):
-        answers = [put_question(demo.systems, system, [noise()], entry, ask, question) for demo in (here, there)]
+        answers = [write_answers(demo.systems, system, [[noise()]], entry, [ask], [None]) for demo in (here, there)]
         assert answers[0] == answers[1]
 
 
@@ -213,7 +213,7 @@ def test_the_space_answers_a_request_with_its_own_requirements_alone(space, tmp_
         picture = next(folder.glob("examples/pcam/Tumor/*.png")).read_bytes()
         _, path = send_upload(port, "patch.png", picture)
         uploaded = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        said = call(port, find_function(port, "classify"), [uploaded, "pcam", False])
+        said = call(port, find_function(port, "ask"), [[{"image": uploaded}], "pcam", 0, "", "", False])
         assert b"Research use only" in request(port, "GET", "/config")[2]
     bars = [float(value) for value in re.findall(r'data-probability=\\"([^"\\]+)', said)]
     assert '"success":true' in said and len(bars) >= 4

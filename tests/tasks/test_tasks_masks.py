@@ -17,8 +17,9 @@ from histolab_sft.data.data_sets import list_rows, load_source
 from histolab_sft.data.formats.coco import read_coco
 from histolab_sft.data.formats.yolo_seg import read_yolo_seg
 from histolab_sft.data.rows import load_patches
-from histolab_sft.demo.record_cards import format_record_answers
-from histolab_sft.demo.records import QuestionRefused, RecordAnswer, RecordSet, fill_ask
+from histolab_sft.demo.cards import format_answers
+from histolab_sft.demo.data_set import DataSet, QuestionRefused, fill_ask
+from histolab_sft.demo.systems import Answer
 from histolab_sft.metrics.masks import Outline, compute_masks
 from histolab_sft.tasks import masks
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, draw_outlines
@@ -174,14 +175,14 @@ def test_outlines_are_drawn_where_they_are_in_the_colour_of_their_system():
 
 
 def test_the_page_shows_outlines_and_asks_about_one_picture():
-    record_set = RecordSet("endoscopy", "masks", [ASK], 8, {"format": "yolo_seg"})
-    assert fill_ask(record_set, ASK, "Where?", "", [GREY])["size"] == list(GREY.size)
+    data_set = DataSet("endoscopy", "masks", [ASK], 8, {"format": "yolo_seg"})
+    ask = fill_ask(data_set, ASK, "Where?", "", [GREY])
+    assert ask["size"] == list(GREY.size)
     with pytest.raises(QuestionRefused, match="at most 1 for masks"):
-        fill_ask(record_set, ASK, "Where?", "", [GREY, GREY])
-    answers = {"baseline": RecordAnswer("", False, [[[20, 10, 120, 10, 80, 80], "polyp"]])}
-    page = format_record_answers(record_set, "", answers, GREY)
+        fill_ask(data_set, ASK, "Where?", "", [GREY, GREY])
+    page = format_answers(data_set, ask, {"baseline": Answer([[[20, 10, 120, 10, 80, 80], "polyp"]], "")}, GREY)
     assert "1 outline" in page and "polyp" in page and "3 points" in page
-    assert "No outline" in format_record_answers(record_set, "", {"baseline": RecordAnswer("[]", False, [])}, GREY)
+    assert "No outline" in format_answers(data_set, ask, {"baseline": Answer([], "[]")}, GREY)
 
 
 @pytest.mark.model
