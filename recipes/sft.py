@@ -26,7 +26,7 @@ def main(histo_args, training_args, model_args):
 
     from histolab_sft.config.arguments import resolve_recipe
     from histolab_sft.data.frozen_split import load_training_patches
-    from histolab_sft.models.load import check_resolution
+    from histolab_sft.models.load import check_recipe_model
     from histolab_sft.processes import check_processes, explain_lost_process
     from histolab_sft.provenance import fingerprint_data, record_run
     from histolab_sft.run_lock import hold_folder
@@ -45,7 +45,7 @@ def main(histo_args, training_args, model_args):
 
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.WARNING, format="%(message)s")
     check_processes(training_args, model_args)
-    check_resolution(model_args)
+    check_recipe_model(model_args)
     record = record_run(
         Path(training_args.output_dir, "run.json"),
         recipe=resolve_recipe(sys.argv[1:]),

@@ -33,7 +33,7 @@ from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predi
 from histolab_sft.evaluation.verdict import add_front
 from histolab_sft.models.devices import scoring_with_cache
 from histolab_sft.models.load import (
-    check_resolution,
+    check_recipe_model,
     find_weights,
     load_base_model,
     load_base_processor,
@@ -65,7 +65,7 @@ def evaluate(
         FileNotFoundError, ValueError: Weights or data aren't there, or are not what the recipe says.
     """
     check_processes(training_args, model_args, scoring=True)
-    check_resolution(model_args)
+    check_recipe_model(model_args)
     list_sides(histo_args, model_args)
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):

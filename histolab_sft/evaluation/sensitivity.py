@@ -25,7 +25,7 @@ from histolab_sft.evaluation.uncertainty import bootstrap, describe_units, inter
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.metrics.weighted import classification_measure
 from histolab_sft.models.load import (
-    check_resolution,
+    check_recipe_model,
     load_adapter,
     load_base_model,
     load_base_processor,
@@ -103,7 +103,7 @@ def list_sides(histo_args: HistoArguments, model_args: ModelConfig) -> list[Mode
     sides = [side for side in sorted(set(histo_args.sensitivity_sides)) if side != own.side]
     compared = [replace(model_args, image_side=side, image_tokens=own.tokens) for side in sides]
     for side_args in compared:
-        check_resolution(side_args)
+        check_recipe_model(side_args)
     return compared
 
 

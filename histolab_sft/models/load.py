@@ -23,7 +23,7 @@ from trl import get_peft_config, get_quantization_config
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.phase import LANGUAGE, VISION
 from histolab_sft.embedded import tiny_model
-from histolab_sft.hub_access import explain_hub_errors, fetch_base_model
+from histolab_sft.hub_access import check_model_name, explain_hub_errors, fetch_base_model
 from histolab_sft.models.adapter_checks import check_adapter, read_adapter_config
 from histolab_sft.models.chat_templates import complete_chat_template
 from histolab_sft.models.devices import choose_device_map
@@ -54,8 +54,15 @@ _PLAIN = Precision()
 
 
 def locate_base_model(name: str) -> str:
-    """Return what `from_pretrained` loads for `model_name_or_path`, where `embedded` is the built-in tiny model."""
-    return str(tiny_model.load_tiny_base_model()) if name == EMBEDDED else name
+    """Return what `from_pretrained` loads for `model_name_or_path`, where `embedded` is the built-in tiny model.
+
+    Raises:
+        HubAccessError: It is a file, a folder without a model, or a path to nothing.
+    """
+    if name == EMBEDDED:
+        return str(tiny_model.load_tiny_base_model())
+    check_model_name(name)
+    return name
 
 
 def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
@@ -67,6 +74,7 @@ def load_processor(name: str, revision: str = "main") -> ProcessorMixin:
     Raises:
         HubAccessError: It can't be had.
     """
+    check_model_name(name, needed="tokenizer_config.json")
     with explain_hub_errors(name):
         processor = AutoProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
     return complete_chat_template(processor)
@@ -89,18 +97,35 @@ def load_config(model_args: ModelConfig) -> PretrainedConfig:
     Raises:
         ValueError: The model can't have this resolution (see `set_resolution`).
     """
-    name = locate_base_model(model_args.model_name_or_path)
-    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, trust_remote_code=False)
+    config = read_config(locate_base_model(model_args.model_name_or_path), model_args.model_revision)
     set_resolution(config, model_args.image_side, model_args.image_tokens)
     return config
 
 
-def check_resolution(model_args: ModelConfig) -> None:
-    """Refuse a resolution that the base model can't have, before data are read and weights are loaded.
+def read_config(name: str | Path, revision: str = "main") -> PretrainedConfig:
+    """Read the configuration of a model, without the mark that its weights, now plain ones, came from a GGUF file.
+
+    A model that transformers has read from GGUF keeps `quantization_config: {quant_method: gguf}` in the part that was
+    read. Saved in a larger model, its weights are what they became on reading, but the mark would have the whole model
+    taken for a quantised one, which can't be trained.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        if (vars(part).get("quantization_config") or {}).get("quant_method") == "gguf":
+            del part.quantization_config
+    return config
+
+
+def check_recipe_model(model_args: ModelConfig) -> None:
+    """Refuse a base model that isn't there, or can't have the recipe's resolution, before data are read.
 
     Raises:
+        HubAccessError: From `check_model_name`.
         ValueError: From `set_resolution`.
     """
+    # The built-in one isn't built before it is needed.
+    if model_args.model_name_or_path != EMBEDDED:
+        check_model_name(model_args.model_name_or_path)
     if not model_args.names_resolution:
         return
     if model_args.model_name_or_path in MEDGEMMA_4B_SIZED:
@@ -133,6 +158,7 @@ def load_weights(
     fetch_base_model(name, model_args.model_revision)
     model, found = AutoModelForImageTextToText.from_pretrained(
         name,
+        config=read_config(name, model_args.model_revision),
         quantization_config=build_quantization_config(model_args, precision.compute),
         device_map=choose_device_map(vision_cache),
         output_loading_info=True,
@@ -217,7 +243,7 @@ def load_whole(
         ValueError: It was trained on pictures of another resolution than the recipe's.
     """
     config = load_config(model_args)
-    check_same_resolution(folder, read_resolution(AutoConfig.from_pretrained(folder)), read_resolution(config))
+    check_same_resolution(folder, read_resolution(read_config(folder)), read_resolution(config))
     frozen = config.dtype if model_args.dtype == "auto" else DTYPES[model_args.dtype]
     model = load_weights(
         folder, replace(model_args, model_revision="main"), vision_cache=vision_cache, dtype="float32"

@@ -32,7 +32,7 @@ from histolab_sft.models.continued_adapter import build_starting_point
 from histolab_sft.models.geometry import build_medgemma_4b_config
 from histolab_sft.models.load import (
     build_meta_model,
-    check_resolution,
+    check_recipe_model,
     load_adapter,
     load_base_model,
     load_base_processor,
@@ -95,7 +95,7 @@ def test_any_other_is_refused_with_those_that_can_be(side, tokens, message):
         set_resolution(build_medgemma_4b_config(), side, tokens)
     # For a gated model too, whose configuration may be out of reach.
     with pytest.raises(ValueError, match=message):
-        check_resolution(ModelConfig("google/medgemma-4b-it", image_side=side, image_tokens=tokens))
+        check_recipe_model(ModelConfig("google/medgemma-4b-it", image_side=side, image_tokens=tokens))
 
 
 def test_another_family_is_refused_by_name():
