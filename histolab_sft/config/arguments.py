@@ -9,6 +9,7 @@ from trl import SFTConfig, TrlParser
 
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.checks import check_keys, check_values, key
+from histolab_sft.config.class_balance import CLASS_SAMPLING, CLASS_WEIGHTS, read_prior_correction
 from histolab_sft.config.contradictions import check_consistency
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.hardware import (
@@ -249,6 +250,25 @@ class HistoArguments:
         "(`symmetries`), HED colour jitter (`stain`), or both (`all`).",
         ["none", "symmetries", "stain", "all"],
     )
+    class_weights: str = key(
+        "none",
+        "Weigh the loss of each train row by its class, within each data set and with a mean of 1 over its rows: one "
+        "divided by the class's rows (`inverse_frequency`), or by their effective number, which grows more slowly "
+        "(`effective_number`, Cui et al. 2019).",
+        CLASS_WEIGHTS,
+    )
+    class_sampling: str = key(
+        "natural",
+        "`balanced` draws as many rows of each class of a data set in an epoch, by seed and epoch: rows of rare "
+        "classes several times, of frequent ones a part. An epoch stays as long.",
+        CLASS_SAMPLING,
+    )
+    prior_correction: str = key(
+        "none",
+        "Correct the fine-tuned model's class scores for how frequent it learnt each class to be: `train` to the "
+        "shares in the train split, which `class_weights` and `class_sampling` shift; or data set: {label: share} to "
+        "those where the model is to be used (Saerens et al. 2002).",
+    )
     vision_cache: str = key(
         "auto",
         "Encode each picture once and keep its features on disk: `auto` where the vision tower is frozen, time is "
@@ -298,6 +318,7 @@ class HistoArguments:
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
         self.phases = read_phases(self.phases, names)
         self.seeds = [self.seeds] if type(self.seeds) is int else self.seeds
+        self.prior_correction = read_prior_correction(self.prior_correction, self.datasets)
         if self.max_new_tokens is None and all(entry.options for entry in self.datasets):
             self.max_new_tokens = 64
         if self.validation_fraction + self.test_fraction >= 1:

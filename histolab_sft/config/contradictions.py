@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from histolab_sft.config.class_balance import check_class_balance
 from histolab_sft.config.phase import PROJECTOR, VISION, list_trained_parts
 from histolab_sft.config.trainings import list_seeds
 
@@ -172,6 +173,7 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             histo_args.adapter_name_or_path and not model_args.use_peft,
             "adapter_name_or_path without an adapter to train; set use_peft: true, or merge it and train the result",
         ),
+        *check_class_balance(histo_args, training_args, choosing),
     ]
     rules += [
         (

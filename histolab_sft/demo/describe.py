@@ -80,9 +80,12 @@ def list_wordings(rows: pd.DataFrame) -> list[dict]:
 
 
 def read_log_priors(entry: dict) -> dict[str, list[float]]:
-    """Return what the baseline of an entry of `results.json` was read without, if it is the corrected one."""
-    zero_shot = entry["zero_shot"]
-    return {"baseline": list(zero_shot["log_prior"].values())} if zero_shot["headline"] == "corrected" else {}
+    """Return what each system of an entry of `results.json` was read without, where that is the corrected reading."""
+    zero_shot, imbalance = entry["zero_shot"], entry.get("imbalance")
+    taken = {"baseline": list(zero_shot["log_prior"].values())} if zero_shot["headline"] == "corrected" else {}
+    if imbalance is not None and imbalance["headline"] == "corrected":
+        taken["finetuned"] = [-nats for nats in imbalance["log_correction"].values()]
+    return taken
 
 
 def choose_threshold(curve: dict, target: float) -> float | None:

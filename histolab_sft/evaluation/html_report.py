@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation import figures
 from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
+from histolab_sft.evaluation.prior_correction import describe_imbalance
 from histolab_sft.evaluation.report_tables import (
     RATES,
     describe_classes,
@@ -76,29 +77,37 @@ def write_report(
         described.append(_describe_dataset(name, entry) | own)
     overall = results["overall"]
     written = any("task" in entry for entry in results["datasets"].values())
-    environment = Environment(
+    page = (
+        make_environment()
+        .get_template("report.html.jinja")
+        .render(
+            colours=figures.COLOURS,
+            box_colours=BOX_COLOURS,
+            datasets=described,
+            chosen=[dataset for dataset in described if "ladder" in dataset],
+            written=[dataset for dataset in described if "examples" in dataset],
+            **describe_front(results),
+            overall=describe_scores(overall) if several and not written else [],
+            means=describe_means(overall) if several and written else [],
+            reason=overall.get("reason") if several else None,
+            recipe=flatten(results.get("recipe")),
+            provenance=flatten(results.get("provenance")),
+        )
+    )
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    logger.info("report written to %s", folder / "report.html")
+
+
+def make_environment() -> Environment:
+    """Return what reads the templates beside this file; a name that they lack is an error."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(
-        colours=figures.COLOURS,
-        box_colours=BOX_COLOURS,
-        datasets=described,
-        chosen=[dataset for dataset in described if "ladder" in dataset],
-        written=[dataset for dataset in described if "examples" in dataset],
-        **describe_front(results),
-        overall=describe_scores(overall) if several and not written else [],
-        means=describe_means(overall) if several and written else [],
-        reason=overall.get("reason") if several else None,
-        recipe=flatten(results.get("recipe")),
-        provenance=flatten(results.get("provenance")),
-    )
-    with replacing(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    logger.info("report written to %s", folder / "report.html")
 
 
 def _describe_dataset(name: str, entry: dict) -> dict:
@@ -195,6 +204,7 @@ def describe_choices(
             f"up to {entry[system]['calibrated_ece']['most']:.3f} ({NAMES[system]})" for system in SYSTEMS
         ),
         "per_class": describe_classes(entry),
+        "imbalance": describe_imbalance(entry),
         "group_scores": describe_groups(entry),
         "sensitivity": _describe_sensitivity(entry, add) if "sensitivity" in entry else None,
         "atlas": atlas,

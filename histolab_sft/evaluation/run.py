@@ -13,7 +13,7 @@ from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.phase import list_trained_parts
 from histolab_sft.data.frozen_split import load_scored_patches
 from histolab_sft.data.rows import select_datasets
-from histolab_sft.evaluation.asked import Asked, score_asked
+from histolab_sft.evaluation.asked import Asked, correct_priors, score_asked
 from histolab_sft.evaluation.html_report import write_report
 from histolab_sft.evaluation.linear_probe import measure_linear_probe
 from histolab_sft.evaluation.predictions import (
@@ -81,6 +81,7 @@ def evaluate(
     ask_systems(asked, patches, histo_args, training_args, model_args)
     if training_args.process_index > 0:
         return None
+    correct_priors(asked, training_args.output_dir, histo_args.prior_correction)
 
     folder = Path(training_args.output_dir, "evaluation")
     predictions = {(entry.config.name, system): entry.test[system] for system in SYSTEMS for entry in asked}

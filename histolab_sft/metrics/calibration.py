@@ -49,6 +49,21 @@ def compute_ece(probabilities: np.ndarray, label_index: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(label_index))
 
 
+def compute_class_ece(probabilities: np.ndarray, label_index: np.ndarray, column: int) -> float:
+    """Return the calibration error of one class's probability, over the bins of `compute_ece`.
+
+    It is the mean over the patches of |share of the class - mean probability of it| of their bin (a class's part of
+    the classwise error of Kull et al. 2019, arXiv 1910.12656). A model that takes a rare class for frequent may have a
+    small `compute_ece` all the same, which looks at the likeliest class alone. Same arguments as `compute_brier`, and
+    the class's column.
+    """
+    probabilities, label_index = check_probabilities(probabilities, label_index)
+    own = probabilities[:, column]
+    bins = np.searchsorted(_INNER_EDGES, own, side="left")
+    gaps = np.bincount(bins, weights=(label_index == column) - own, minlength=N_BINS)
+    return float(np.abs(gaps).sum() / len(label_index))
+
+
 def simulate_calibrated_ece(probabilities: np.ndarray, draws: int = 1000, seed: int = 0) -> dict:
     """Return the calibration error that chance alone gives a perfectly calibrated system with these confidences.
 

@@ -7,6 +7,7 @@ the answers of the data set branch.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from math import log
 
 import torch
@@ -16,8 +17,23 @@ from datasets import Dataset
 MAX_FIXED_ANSWERS = 256
 
 
-def collect_answers(dataset: Dataset, collator) -> Counter[tuple[int, ...]]:
+def read_answers(
+    dataset: Dataset, collator, shares: Sequence[float] | None
+) -> tuple[set[tuple[int, ...]], dict[str, float]]:
+    """Return `find_branches` and `compute_guessing_level` of the answers of a training set.
+
+    Args:
+        shares: How often, or how heavily, each row is learnt, None where all are alike.
+    """
+    answers = collect_answers(dataset, collator)
+    learnt = answers if shares is None else collect_answers(dataset, collator, shares)
+    return find_branches(answers), compute_guessing_level(answers, learnt)
+
+
+def collect_answers(dataset: Dataset, collator, shares: Sequence[float] | None = None) -> Counter[tuple[int, ...]]:
     """Count the answers of a training set as tuples of token ids, as the collator labels them.
+
+    A row counts as much as `shares` says, one number a row, or as 1.
 
     Rows without options have free text, however few answers a small set has: they aren't counted. Returns an empty
     counter where there is nothing else.
@@ -31,7 +47,10 @@ def collect_answers(dataset: Dataset, collator) -> Counter[tuple[int, ...]]:
     for text, i in first.items():
         labels = collator([dataset[i]])["labels"][0]
         answers[text] = tuple(labels[labels != -100].tolist())
-    return Counter(answers[text] for text in texts.values())
+    counts = Counter()
+    for i, text in texts.items():
+        counts[answers[text]] += 1 if shares is None else float(shares[i])
+    return counts
 
 
 def find_branches(answers: Counter[tuple[int, ...]]) -> set[tuple[int, ...]]:
@@ -64,20 +83,34 @@ def mask_deciding_tokens(labels: torch.Tensor, branches: set[tuple[int, ...]]) -
     return mask
 
 
-def compute_guessing_level(answers: Counter[tuple[int, ...]]) -> dict[str, float]:
+def compute_guessing_level(
+    answers: Counter[tuple[int, ...]], learnt: Counter[tuple[int, ...]] | None = None
+) -> dict[str, float]:
     """Return `answer_loss` (nats) and `answer_accuracy` of a model that only knows how frequent the answers are.
 
     At each branch they are the cross-entropy of the empirical distribution and the share of the most frequent token.
     Empty where the answers are free text.
+
+    Args:
+        answers: As often as they are asked for.
+        learnt: As often, or as heavily, as the model has learnt them, where that isn't the same. It says then what is
+            frequent in what it has learnt, the mean over them where several are most frequent.
     """
-    loss, right, tokens = 0.0, 0, 0
+    loss, right, tokens = 0.0, 0.0, 0.0
     for beginning in find_branches(answers):
-        going_on = Counter()
-        for answer, count in answers.items():
-            if answer[: len(beginning)] == beginning and len(answer) > len(beginning):
-                going_on[answer[len(beginning)]] += count
-        seen = going_on.total()
-        loss -= sum(count * log(count / seen) for count in going_on.values())
-        right += max(going_on.values())
-        tokens += seen
+        asked, known = (_count_tokens(counts, beginning) for counts in (answers, learnt or answers))
+        most = max(known.values())
+        favourites = [token for token, count in known.items() if count >= most * (1 - 1e-9)]
+        loss -= sum(count * log(known[token] / known.total()) for token, count in asked.items())
+        right += sum(asked[token] for token in favourites) / len(favourites)
+        tokens += asked.total()
     return {"answer_loss": loss / tokens, "answer_accuracy": right / tokens} if tokens else {}
+
+
+def _count_tokens(answers: Counter[tuple[int, ...]], beginning: tuple[int, ...]) -> Counter[int]:
+    """Count how answers that begin so go on."""
+    going_on = Counter()
+    for answer, count in answers.items():
+        if answer[: len(beginning)] == beginning and len(answer) > len(beginning):
+            going_on[answer[len(beginning)]] += count
+    return going_on

@@ -4,6 +4,7 @@ from datasets import DatasetDict
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
+from histolab_sft.data.class_balance import plan_balance
 from histolab_sft.hub_access import fetch_base_model, resolve_commit
 from histolab_sft.memory.fit import fit_to_hardware
 from histolab_sft.models.continued_adapter import build_starting_point
@@ -56,6 +57,7 @@ def build_trainer(
         learning_rates=phase.learning_rates,
         adapter_folder=adapter_folder,
         candidate_batch_size=histo_args.candidate_batch_size,
+        balance=plan_balance(patches["train"], histo_args.class_weights, histo_args.class_sampling),
     )
     if lora is not None:
         # The name of the recipe, not the folder of this machine, goes into the adapter's configuration; beside it the

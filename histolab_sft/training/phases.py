@@ -148,9 +148,14 @@ def finish_phase(phase: Phase, patches: DatasetDict) -> None:
 
 
 def describe_start(run: RunRecord, phase: Phase, trainer) -> None:
-    """Put into the record of a run where a phase of it goes on from, and since which step which key is another one."""
+    """Put into the record of a run where a phase of it goes on from, and since which step which key is another one.
+
+    What the phase does about rare classes goes there too.
+    """
     entry = run if phase.config is None else run.setdefault("phases", {}).setdefault(phase.config.name, {})
     entry |= {"resumed_from": phase.args.resume_from_checkpoint, "changes": trainer.changes}
+    if trainer.balance.described:
+        entry["class_balance"] = trainer.balance.described
     run.begin()
 
 

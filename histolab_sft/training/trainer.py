@@ -21,13 +21,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from histolab_sft.config.phase import LANGUAGE
+from histolab_sft.data.class_balance import AS_THEY_COME, ClassBalance
 from histolab_sft.models.continued_adapter import load_adapter_weights
 from histolab_sft.models.load import keep_quantized_layers_trainable, restore_weights
 from histolab_sft.models.trainable import count_trained, set_learning_rates, train_parts
 from histolab_sft.models.vision_tower import freeze_vision_tower
 from histolab_sft.provenance import fingerprint_data
 from histolab_sft.signals import StopSignals, ending_workers
-from histolab_sft.training.answer_tokens import collect_answers, compute_guessing_level, find_branches
+from histolab_sft.training.answer_tokens import read_answers
+from histolab_sft.training.balanced_rows import build_sampler, watching_outputs
 from histolab_sft.training.checkpoints import (
     MANIFEST,
     begin_checkpoint,
@@ -38,7 +40,7 @@ from histolab_sft.training.checkpoints import (
     rotate_checkpoints,
     write_manifest,
 )
-from histolab_sft.training.data_loader import ROWS, set_up_loader
+from histolab_sft.training.data_loader import ROWS, WEIGHTS, set_up_loader
 from histolab_sft.training.exact_resume import apply_changed_keys, describe_run, load_log_window, save_log_window
 from histolab_sft.training.guards import check_gradient, check_loss, check_weights
 from histolab_sft.training.out_of_memory import explaining_out_of_memory, fit_micro_batch
@@ -81,6 +83,7 @@ class PatchTrainer(SFTTrainer):
         learning_rates (`dict[str, float]`, *optional*): Part -> its own rate, in place of `args.learning_rate`.
         adapter_folder: Adapter whose weights training starts from, for which `peft_config` was made.
         candidate_batch_size: Answers whose logits are held at once for `eval_balanced_accuracy`.
+        balance: What training does about rare classes. Weights change the logged `loss`, and nothing in evaluations.
         oom (`str`): When memory runs out in training, `stop` with advice, or `halve` the micro-batch and accumulate
             twice as many: the same rows a step and the same loss, for one process. `micro_batch` then holds the rows
             that fit; a copy of the gradients is kept through each micro-batch, and dropout draws other numbers.
@@ -98,6 +101,7 @@ class PatchTrainer(SFTTrainer):
         learning_rates: dict[str, float] | None = None,
         adapter_folder: str | Path | None = None,
         candidate_batch_size: int = 96,
+        balance: ClassBalance = AS_THEY_COME,
         oom: str = "stop",
         keys: dict | None = None,
         resume_changes: Iterable[str] = (),
@@ -109,6 +113,7 @@ class PatchTrainer(SFTTrainer):
         args._n_gpu = min(args.n_gpu, 1)
         # The first weights of an adapter are drawn before Trainer sets the seed.
         set_seed(args.seed)
+        self.balance, self.sampler = balance, build_sampler(balance, args)
         super().__init__(args=args, **kwargs)
         args.logging_nan_inf_filter = False
         if oom == "halve" and (args.world_size > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -149,9 +154,7 @@ class PatchTrainer(SFTTrainer):
         for part, count in count_trained(self.model).items():
             rate = self.learning_rates.get(part, self.args.learning_rate)
             logger.info("%s: %s", part, f"{count:,} parameters train at {rate:g}" if count else "frozen")
-        answers = collect_answers(self.train_dataset, self.data_collator)
-        self.branches = find_branches(answers)
-        self.guessing_level = compute_guessing_level(answers)
+        self.branches, self.guessing_level = read_answers(self.train_dataset, self.data_collator, balance.shares)
         self.options = collect_options(self.train_dataset) if self.branches else {}
         self.candidate_batch_size = candidate_batch_size
 
@@ -168,15 +171,16 @@ class PatchTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        # `pixel_sha256` for rows that name their pictures in place of opening them.
-        for column in ("id", "pixel_sha256"):
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        # `pixel_sha256` for rows that name their pictures in place of opening them, the last two for class weights.
+        columns = ("id", "pixel_sha256", "dataset", "label")
+        self._signature_columns += [name for name in columns if name not in self._signature_columns]
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler or super()._get_train_sampler(train_dataset)
 
     def _get_dataloader(self, *args, **kwargs):
-        loader = super()._get_dataloader(*args, **kwargs)
-        set_up_loader(loader, self._train_batch_size)
-        return loader
+        weights = self.balance.weights if kwargs.get("is_training") else {}
+        return set_up_loader(super()._get_dataloader(*args, **kwargs), self._train_batch_size, weights)
 
     @cached_property
     def _operations_per_token(self) -> int:
@@ -244,6 +248,8 @@ class PatchTrainer(SFTTrainer):
             self.control.should_training_stop = True
         if self.control.should_training_stop:
             return
+        if self.sampler is not None:
+            self.sampler.epoch = kwargs["epoch"]
         checkpoint = kwargs["resume_from_checkpoint"]
         if checkpoint is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
             load_log_window(self, Path(checkpoint))
@@ -267,16 +273,11 @@ class PatchTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows, labels = inputs.pop(ROWS, []), inputs["labels"]
-        outputs = []
-        hook = self.model.register_forward_hook(lambda module, args, output: outputs.append(output))
-        try:
+        with watching_outputs(self.model, inputs.pop(WEIGHTS, None)) as outputs:
             outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            hook.remove()
         loss = outcome[0] if return_outputs else outcome
         mode = "train" if self.model.training else "eval"
-        if mode == "train":
-            self._rows += rows
+        self._rows += rows if mode == "train" else []
         check_loss(loss, self.state.global_step + 1, rows, self.accelerator)
         for name in UNEVEN:
             self._metrics[mode][name].pop()

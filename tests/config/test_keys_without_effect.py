@@ -34,6 +34,7 @@ BESIDE = {"folds": {"fold": 1}, "fold": {"folds": 3}}
 SCORING = {
     **{"generate_answers": False, "max_new_tokens": 3, "sensitivity": "prompt"},
     **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
+    "prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.1}},
 }
 MESSAGES = {
     **{"logging_nan_inf_filter": False, "log_on_each_node": False, "log_level": "error", "disable_tqdm": False},

@@ -75,6 +75,17 @@ BROKEN = [
     ({"attn_implementation": "flash_attention_2"}, "remove attn_implementation"),
     ({"model_name_or_path": "google/medgemma-4b-it", "dtype": "float16"}, "set dtype: bfloat16"),
     ({"hub_token": "not-a-real-one"}, "hf auth login"),
+    ({"class_weights": "balanced"}, "expected one of none, inverse_frequency, effective_number"),
+    ({"class_sampling": "even"}, "expected one of natural, balanced"),
+    ({"class_weights": "inverse_frequency", "class_sampling": "balanced"}, "remove one"),
+    ({"class_weights": "inverse_frequency", "label_smoothing_factor": 0.1}, "remove loss_type"),
+    ({"class_weights": "effective_number", "loss_type": "dft"}, "remove loss_type"),
+    ({"class_sampling": "balanced", "train_sampling_strategy": "sequential"}, "order of the rows"),
+    ({"prior_correction": "train"}, "name the shares where the model is to be used"),
+    ({"prior_correction": "natural"}, "expected none, train, or a share for each label"),
+    ({"prior_correction": {"ward": {"Normal": 0.9, "Tumor": 0.1}}}, "of pcam"),
+    ({"prior_correction": {"pcam": {"Normal": 0.9}}}, "all of them 1 together"),
+    ({"prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.2}}}, "all of them 1 together"),
     ({"constrained_decoding": True}, "only data sets with format: biomarkers have"),
 ]
 
@@ -93,6 +104,28 @@ def test_the_recipe_that_is_broken_above_is_itself_good(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     parse_recipe(["--config", str(path)])
+
+
+def test_shares_of_the_classes_are_read_in_their_words_from_yaml_and_from_the_command_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    dataset = GOOD["datasets"][0] | {"class_names": {"N": "Normal tissue", "T": "Tumor"}}
+    path.write_text(
+        yaml.safe_dump(GOOD | {"datasets": [dataset], "prior_correction": {"pcam": {"T": 0.02, "N": 0.98}}})
+    )
+    expected = {"pcam": {"Normal tissue": 0.98, "Tumor": 0.02}}
+    assert parse_recipe(["--config", str(path)])[0].prior_correction == expected
+    flag = ["--prior_correction", '{"pcam": {"N": 0.5, "T": 0.5}}']
+    assert parse_recipe(["--config", str(path), *flag])[0].prior_correction["pcam"]["Tumor"] == 0.5
+
+
+@pytest.mark.parametrize("key", ["class_weights: inverse_frequency", "class_sampling: balanced"])
+def test_rare_classes_are_of_data_sets_with_classes_alone(tmp_path, key):
+    path = tmp_path / "recipe.yaml"
+    questions = {"name": "captions", "source": "captions", "format": "captions"}
+    keys = dict([key.split(": ")]) | {"datasets": [*GOOD["datasets"], questions]}
+    path.write_text(yaml.safe_dump(GOOD | keys))
+    with pytest.raises(ValueError, match=f"{key}: rows of data sets with a format have no class"):
+        parse_recipe(["--config", str(path)])
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):

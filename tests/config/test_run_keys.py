@@ -19,7 +19,7 @@ COMPUTES = set(
     adapter_name_or_path train_projector train_vision projector_learning_rate vision_learning_rate phases hardware
     bnb_4bit_compute_dtype vision_tower_dtype candidate_batch_size lora_scope oom early_stopping
     early_stopping_metric early_stopping_patience early_stopping_threshold early_stopping_min_delta ema_decay
-    find_siblings
+    find_siblings class_weights class_sampling
     augmentation vision_cache compiled_layers per_device_train_batch_size num_train_epochs max_steps learning_rate
     lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2
     adam_epsilon optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm

@@ -9,6 +9,7 @@ from histolab_sft.metrics.calibration import (
     apply_temperature,
     compute_abstention_curve,
     compute_brier,
+    compute_class_ece,
     compute_ece,
     compute_nll,
     compute_reliability_bins,
@@ -128,3 +129,12 @@ def test_abstention_curve_does_not_depend_on_the_order_of_the_rows():
 def test_abstention_curve_refuses_nan():
     with pytest.raises(ValueError, match="row 1"):
         compute_abstention_curve([0.5, np.nan], [True, True])
+
+
+def test_a_class_taken_for_frequent_shows_in_its_own_calibration_error_and_not_in_that_of_the_answers():
+    # Of 100 patches half are given 0.75 of the second class and 25 of them have it: three answers in four are right.
+    probabilities = np.repeat([[0.25, 0.75], [0.75, 0.25]], 50, axis=0)
+    labels = np.r_[np.ones(25, int), np.zeros(25, int), np.zeros(50, int)]
+    assert compute_ece(probabilities, labels) == pytest.approx(0.0)
+    assert compute_class_ece(probabilities, labels, 1) == pytest.approx(0.25)
+    assert compute_class_ece(probabilities, labels, 0) == pytest.approx(0.25)
