@@ -16,6 +16,7 @@ from histolab_sft.errors import plain_errors
 def main(histo_args, training_args, model_args, on_gpu):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
     from histolab_sft.data.audit.audit import explain_refusal, format_audit
+    from histolab_sft.data.class_balance import format_balance, plan_balance
     from histolab_sft.data.loss_masks import audit_masks, describe_row
     from histolab_sft.data.rows import audit_recipe, format_patches, leave_out_refused
     from histolab_sft.memory.fit import measure_lengths
@@ -37,6 +38,9 @@ def main(histo_args, training_args, model_args, on_gpu):
         print(describe_row(rows, name, processor, training_args.max_length))
     checked = audit_masks(rows, processor, load_config(model_args), training_args.max_length)
     print(f"\n# Loss masks\nthe loss of {checked} rows is on the answer and its end of turn alone")
+
+    if described := plan_balance(rows, histo_args.class_weights, histo_args.class_sampling).described:
+        print(f"\n# Rare classes\n{format_balance(described)}")
 
     lengths = measure_lengths(rows, processor)
     print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu, lengths)}")
