@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from histolab_sft.config.checks import check_keys
 from histolab_sft.config.class_names import check_class_names, check_text, compose
 from histolab_sft.config.picture import read_steps, read_window
+from histolab_sft.config.scoring import check_points
 
 SPLITS = ("train", "validation", "test")
 CLASS_FOLDERS = "class_folders"  # the format of a data set that names none
@@ -66,6 +67,14 @@ class DatasetConfig:
             in n x n crops, row by row, as further pictures of the same row. This is n, of 2 to 8. Answers that are
             places are places in the whole picture.
         max_new_tokens (`int`, *optional*): Longest generated answer in tokens, in place of the recipe's.
+        positive_class (`str`, *optional*): The class, in the model's words, that sensitivity, specificity and
+            predictive values are about, against all others. Of two classes it is the second one if omitted.
+        target_sensitivity, target_specificity (`float`, *optional*): Choose a threshold on the validation split that
+            reaches this sensitivity, or this specificity, of `positive_class`, and score it on test.
+        prevalence (`float`, *optional*): Part of `positive_class` where the model is to be used: predictive values and
+            net benefit are also given for it.
+        target_accuracy (`float`, *optional*): Choose on the validation split how sure the model must be so that its
+            answers are right this often; it withholds the others, and test shows what that leaves.
     """
 
     name: str
@@ -96,11 +105,23 @@ class DatasetConfig:
     multi_scale: int | None = None
     streaming: bool = False
     max_new_tokens: int | None = None
+    positive_class: str | None = None
+    target_sensitivity: float | None = None
+    target_specificity: float | None = None
+    prevalence: float | None = None
+    target_accuracy: float | None = None
 
     @property
     def options(self) -> list[str] | None:
         """The answers that every row of the data set has to choose from, None where rows bring their own questions."""
         return list(self.class_names.values()) if self.format is None else None
+
+    @property
+    def positive(self) -> str | None:
+        """The class that operating points are about: the one named, or the second of two."""
+        if self.positive_class is not None or not self.options:
+            return self.positive_class
+        return self.options[1] if len(self.options) == 2 else None
 
     @property
     def reader_keys(self) -> dict[str, str | list[str]]:
@@ -145,6 +166,7 @@ class DatasetConfig:
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it")
+        check_points(self)
         for key, kind in (("label_by", "no"), ("group_by", "neither a column nor a")):
             try:
                 re.compile(getattr(self, key) or "")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict
 
 from histolab_sft.config.arguments import HistoArguments
+from histolab_sft.config.scoring import SCORING_KEYS
 from histolab_sft.data.rows import audit_or_stop, format_patches
 from histolab_sft.data.split_changes import (
     COLUMNS,
@@ -188,7 +189,7 @@ def _list_changes(frozen: FrozenSplit, changes: SplitChanges, now: FrozenSplit) 
         if own is None or before is None:
             pairs[f"data set {name}"] = ("absent" if before is None else "there", "absent" if own is None else "there")
         else:
-            pairs |= {f"{key} of data set {name}": (before[key], own[key]) for key in own}
+            pairs |= {f"{key} of data set {name}": (before.get(key), own[key]) for key in own}
     sentences = [
         f"{key} is {own}, and was {before} in training" for key, (before, own) in pairs.items() if own != before
     ]
@@ -234,9 +235,11 @@ def _describe_settings(histo_args: HistoArguments) -> dict:
         sources.setdefault(config.cohort or config.name, []).append(place)
     settings = {key: getattr(histo_args, key) for key in KEYS} | {"sources": sources}
     # As they are read back from JSON.
-    return json.loads(
-        json.dumps(settings | {"datasets": {c.name: asdict(c) for c in histo_args.datasets}}, default=str)
-    )
+    datasets = {
+        config.name: {key: value for key, value in asdict(config).items() if key not in SCORING_KEYS}
+        for config in histo_args.datasets
+    }
+    return json.loads(json.dumps(settings | {"datasets": datasets}, default=str))
 
 
 def _holds_results(folder: Path) -> bool:

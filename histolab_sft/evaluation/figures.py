@@ -165,32 +165,6 @@ def draw_reliability(before: list[dict], after: list[dict], ece: tuple[float, fl
     return figure
 
 
-def draw_roc(entry: dict) -> Figure:
-    """Draw the ROC curves of both systems for the second of two classes, and the answers as they were counted."""
-    figure, axes = start_figure(0.95 * WIDTH)
-    axes.plot([0, 1], [0, 1], color="#9CA3AF", linestyle=(0, (4, 3)), linewidth=1)
-    for system in SYSTEMS:
-        scores = entry[system]
-        axes.plot(*scores["roc"].values(), color=COLOURS[system], linewidth=1.6)
-        if scores["specificity"]["value"] is None or scores["sensitivity"]["value"] is None:
-            continue
-        point = 1 - scores["specificity"]["value"], scores["sensitivity"]["value"]
-        face = "white" if system == "baseline" else COLOURS[system]
-        axes.plot(*point, MARKERS[system], color=COLOURS[system], mfc=face, markersize=7, zorder=3, clip_on=False)
-    axes.set(
-        xlabel="false positives, % (1 − specificity)",
-        ylabel="sensitivity, %",
-        title="ROC",
-        xlim=(0, 1.02),
-        ylim=(-0.02, 1.02),
-    )
-    axes.grid()
-    set_percent(axes.xaxis)
-    set_percent(axes.yaxis)
-    name_systems(axes, ["baseline", "finetuned"])
-    return figure
-
-
 def draw_coverage(curves: dict[str, dict]) -> Figure:
     """Draw the accuracy of the answers that are kept when the least confident are withheld; system -> curve."""
     figure, axes = start_figure(0.95 * WIDTH)

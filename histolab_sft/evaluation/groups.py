@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from histolab_sft.evaluation.uncertainty import score_systems
 from histolab_sft.metrics.classification import UNPARSED, encode_answers
 
 
@@ -29,6 +30,32 @@ def warn_of_unknown(table: pd.DataFrame) -> list[str]:
         f"the patient or slide of {unknown.sum():,} of {len(table):,} rows is unknown: each counts as one of its own, "
         "and intervals are too narrow if some belong together"
     ]
+
+
+def score_groups(
+    table: pd.DataFrame, groups: np.ndarray, classes: list[str], predictions: np.ndarray, positive: int
+) -> dict:
+    """Score the answers of whole slides or patients, by mean log-probability and by vote.
+
+    Args:
+        table: `label` and `log_likelihoods` of one system.
+        groups, classes, predictions: As of `aggregate_groups`.
+        positive (`int`): As of `compute_classification`.
+
+    Returns:
+        `n`, `n_mixed`, `n_ties`; where a group has a label also `mean_log_probability` and `majority_vote`, each the
+        scores of `score_systems`.
+    """
+    scores = np.stack(table["log_likelihoods"])
+    answers = aggregate_groups(table["label"].to_numpy(str), groups, classes, predictions, scores)
+    described = {"n": len(answers["groups"]), "n_mixed": len(answers["mixed"]), "n_ties": answers["n_ties"]}
+    if not described["n"]:
+        return described
+    systems = {
+        "mean_log_probability": (answers["mean_log_probability"], answers["probabilities"]),
+        "majority_vote": (answers["majority_vote"], None),
+    }
+    return described | score_systems(answers["labels"], systems, classes, positive=positive)[0]
 
 
 def aggregate_groups(

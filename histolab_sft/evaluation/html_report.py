@@ -15,6 +15,7 @@ from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation import figures
 from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
 from histolab_sft.evaluation.prior_correction import describe_imbalance
+from histolab_sft.evaluation.report_points import describe_points
 from histolab_sft.evaluation.report_tables import (
     RATES,
     describe_classes,
@@ -197,8 +198,7 @@ def describe_choices(
             figures.draw_coverage,
             curves,
         ),
-        "roc": _add_roc(add, entry) if len(entry["classes"]) == 2 else None,
-        "positive": entry["classes"][1] if len(entry["classes"]) == 2 else None,
+        "points": describe_points(entry, add),
         "zero_shot": entry["zero_shot"]["reason"],
         "calibrated": ", ".join(
             f"up to {entry[system]['calibrated_ece']['most']:.3f} ({NAMES[system]})" for system in SYSTEMS
@@ -266,11 +266,6 @@ def _describe_sensitivity(scored: dict, add: Callable) -> dict:
         "questions": list(zip(names, questions, strict=True)),
         "spread": {"wording": spread(wordings), "order": spread(orders)},
     }
-
-
-def _add_roc(add: Callable, entry: dict) -> dict:
-    reached = ", ".join(f"{NAMES[s]} {format_score(entry[s]['auroc'], False)['value']}" for s in SYSTEMS)
-    return add("roc", f"ROC curves, area under them: {reached}.", figures.draw_roc, entry)
 
 
 def _add_reliability(add: Callable, entry: dict, table: pd.DataFrame, system: str) -> dict:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import roc_curve
+
+from histolab_sft.metrics.classification import UNPARSED
 
 
 def compute_proportion(hits: np.ndarray, counted: np.ndarray, groups: np.ndarray | None = None) -> dict:
@@ -58,25 +59,17 @@ def score_classes(
 
 
 def score_two_classes(
-    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], groups: np.ndarray | None
+    labels: np.ndarray, predictions: np.ndarray, positive: str, groups: np.ndarray | None
 ) -> dict[str, dict]:
-    """Return `sensitivity`, `specificity`, `ppv` and `npv`, the second class being the positive one, as for AUROC.
+    """Return `sensitivity`, `specificity`, `ppv` and `npv` of one of two classes.
 
     An answer that names no class is a miss of either class, and neither a positive nor a negative answer.
     """
-    negative, positive = classes
+    true, called = labels == positive, predictions == positive
+    cleared = ~called & (predictions != UNPARSED)
     return {
-        "sensitivity": compute_proportion(predictions == positive, labels == positive, groups),
-        "specificity": compute_proportion(predictions == negative, labels == negative, groups),
-        "ppv": compute_proportion(labels == positive, predictions == positive, groups),
-        "npv": compute_proportion(labels == negative, predictions == negative, groups),
+        "sensitivity": compute_proportion(called, true, groups),
+        "specificity": compute_proportion(cleared, ~true, groups),
+        "ppv": compute_proportion(true, called, groups),
+        "npv": compute_proportion(~true, cleared, groups),
     }
-
-
-def compute_roc(positive: np.ndarray, scores: np.ndarray, points: int = 200) -> dict[str, list[float]]:
-    """Return `false_positive_rate` and `sensitivity` at up to `points` thresholds; empty where one class is absent."""
-    if positive.all() or not positive.any():
-        return {"false_positive_rate": [], "sensitivity": []}
-    false, true, _ = roc_curve(positive, scores)
-    kept = np.unique(np.linspace(0, len(false) - 1, min(points, len(false))).round().astype(int))
-    return {"false_positive_rate": false[kept].tolist(), "sensitivity": true[kept].tolist()}

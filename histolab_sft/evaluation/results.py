@@ -20,9 +20,10 @@ from histolab_sft.evaluation.answer_findings import (
 )
 from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.floors import colour_floor_line
-from histolab_sft.evaluation.groups import aggregate_groups, name_units, warn_of_unknown
+from histolab_sft.evaluation.groups import name_units, score_groups, warn_of_unknown
+from histolab_sft.evaluation.operating_points import fit_points, score_points, warn_points
 from histolab_sft.evaluation.predictions import SYSTEMS
-from histolab_sft.evaluation.proportions import compute_roc, score_classes, score_two_classes
+from histolab_sft.evaluation.proportions import score_classes, score_two_classes
 from histolab_sft.evaluation.uncertainty import (
     Estimate,
     bootstrap,
@@ -102,7 +103,8 @@ def score_dataset(
     for floor, result in floors.items():
         if result is not None:
             answers[f"floor_{floor}"] = (result["predictions"], result["probabilities"])
-    scores, estimates = score_systems(labels, answers, classes, groups)
+    positive = classes.index(config.positive) if config.positive else 1
+    scores, estimates = score_systems(labels, answers, classes, groups, positive=positive)
     zero_shot = choose_reading({name: scores[name] for name in READINGS}, log_prior, classes, reading)
     for part in (answers, scores, estimates):
         part["baseline"] = part[zero_shot["headline"]]
@@ -131,11 +133,12 @@ def score_dataset(
             )
         }
         if len(classes) == 2:
-            entry[system] |= score_two_classes(labels, answers[system][0], classes, groups)
-            entry[system]["roc"] = compute_roc(labels == classes[1], answers[system][1][:, 1])
+            entry[system] |= score_two_classes(labels, answers[system][0], config.positive, groups)
         entry[system] |= _calibrate(classes, test[system], validation[system])
+        fitted = fit_points(config, validation[system], entry[system]["temperature"]["temperature"])
+        entry[system]["operating_points"] = {"fitted": fitted} | score_points(fitted, test[system])
         if groups is not None:
-            entry[system]["groups"] = _score_groups(classes, labels, groups, test[system], answers[system][0])
+            entry[system]["groups"] = score_groups(test[system], groups, classes, answers[system][0], positive)
     # Likelihoods always name a class; whether an answer can be read is a matter of generation.
     gains = {
         score: difference(estimates["finetuned"][score], estimates["baseline"][score])
@@ -150,6 +153,7 @@ def score_dataset(
         labels, answers["baseline"][0], answers["finetuned"][0], groups
     )
     entry["warnings"] += list_findings(entry) + warn_few_to_calibrate(len(validation["finetuned"]))
+    entry["warnings"] += warn_points(entry["finetuned"]["operating_points"])
     entry["floors"] = {
         floor: result and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")}
         for floor, result in floors.items()
@@ -325,22 +329,6 @@ def _calibrate(classes: list[str], test: pd.DataFrame, validation: pd.DataFrame)
         ),
         "abstention": compute_abstention_curve(raw.max(axis=1), raw.argmax(axis=1) == gold),
     }
-
-
-def _score_groups(
-    classes: list[str], labels: np.ndarray, groups: np.ndarray, table: pd.DataFrame, predictions: np.ndarray
-) -> dict:
-    """Answers of whole slides or patients, by mean log-probability and by vote."""
-    answers = aggregate_groups(labels, groups, classes, predictions, np.stack(table["log_likelihoods"]))
-    described = {"n": len(answers["groups"]), "n_mixed": len(answers["mixed"]), "n_ties": answers["n_ties"]}
-    if not described["n"]:
-        return described
-    systems = {
-        "mean_log_probability": (answers["mean_log_probability"], answers["probabilities"]),
-        "majority_vote": (answers["majority_vote"], None),
-    }
-    scores, _ = score_systems(answers["labels"], systems, classes)
-    return described | scores
 
 
 def _average(estimates: dict[str, dict], entries: dict[str, dict]) -> dict:

@@ -31,11 +31,12 @@ def score_systems(
     groups: np.ndarray | None = None,
     draws: int = 1000,
     seed: int = 0,
+    positive: int = 1,
 ) -> "tuple[dict[str, dict], dict[str, dict[str, Estimate]]]":
     """Return the scores of several systems on the same patches, and the estimates behind them.
 
     Args:
-        labels, classes: As in `compute_classification`.
+        labels, classes, positive: As in `compute_classification`.
         systems (`dict`): System -> its predictions, and its probabilities or None.
         groups, draws, seed: As in `bootstrap_interval`.
 
@@ -44,12 +45,12 @@ def score_systems(
         estimates as `bootstrap` returns them, for `difference` and `macro_mean`.
     """
     measures = {
-        system: classification_measure(labels, predictions, classes, probabilities)
+        system: classification_measure(labels, predictions, classes, probabilities, positive)
         for system, (predictions, probabilities) in systems.items()
     }
     estimates = bootstrap(measures, len(labels), groups, draws, seed)
     scores = {
-        system: compute_classification(labels, predictions, classes, probabilities)
+        system: compute_classification(labels, predictions, classes, probabilities, positive)
         | {score: interval(estimate) for score, estimate in estimates[system].items()}
         for system, (predictions, probabilities) in systems.items()
     }

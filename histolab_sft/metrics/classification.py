@@ -16,7 +16,11 @@ UNPARSED = "unparsed"
 
 
 def compute_classification(
-    labels: np.ndarray, predictions: np.ndarray, classes: list[str], probabilities: np.ndarray | None = None
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    classes: list[str],
+    probabilities: np.ndarray | None = None,
+    positive: int = 1,
 ) -> dict:
     """Return every score of one system on one data set, ready for JSON: no NaN stands in it.
 
@@ -25,6 +29,7 @@ def compute_classification(
         predictions (`np.ndarray`): str, shape (patches,), the class named, or `"unparsed"`.
         classes (`list[str]`): All classes, in the order of the columns of `probabilities`.
         probabilities (`np.ndarray`, *optional*): float64, shape (patches, classes), rows summing to 1.
+        positive (`int`): Column of the class that is ranked, where there are two.
 
     Returns:
         `dict`: `accuracy`; `balanced_accuracy` and `macro_f1`, means over the classes present in `labels`;
@@ -50,7 +55,7 @@ def compute_classification(
     if probabilities is not None:
         probabilities, gold = check_probabilities(probabilities, gold)
         check_columns(probabilities, classes)
-        results |= compute_ranking(gold, probabilities)
+        results |= compute_ranking(gold, probabilities, positive)
         results["brier"] = compute_brier(probabilities, gold)
         results["nll"] = compute_nll(probabilities, gold)
         results["ece"] = compute_ece(probabilities, gold)
@@ -94,22 +99,23 @@ def compute_confusion_matrix(gold: np.ndarray, answers: np.ndarray, classes: lis
     return {"labels": [*classes, UNPARSED], "rows": rows.tolist()}
 
 
-def compute_ranking(gold: np.ndarray, probabilities: np.ndarray) -> dict:
+def compute_ranking(gold: np.ndarray, probabilities: np.ndarray, positive: int = 1) -> dict:
     """Return `auroc` and `average_precision`, or None and the reason.
 
-    Two classes: of the second, which is the positive one. More: one class against the rest, mean over the classes
-    present in `gold`. A class can't be ranked when no patch has it or all have it.
+    Two classes: of the positive one. More: one class against the rest, mean over the classes present in `gold`. A
+    class can't be ranked when no patch has it or all have it.
 
     Args:
         gold (`np.ndarray`): int, shape (patches,), column of the true class.
         probabilities (`np.ndarray`): float64, shape (patches, classes).
+        positive (`int`): Column of the positive one of two classes.
     """
     present = np.unique(gold)
     if len(present) < 2:
         reason = f"all {len(gold)} patches are of one class; a ranking needs patches of two"
         keys = ("auroc", "auroc_reason", "average_precision", "average_precision_reason")
         return {key: reason if key.endswith("reason") else None for key in keys}
-    ranked = [1] if probabilities.shape[1] == 2 else present
+    ranked = [positive] if probabilities.shape[1] == 2 else present
     return {
         "auroc": float(np.mean([roc_auc_score(gold == k, probabilities[:, k]) for k in ranked])),
         "average_precision": float(np.mean([average_precision_score(gold == k, probabilities[:, k]) for k in ranked])),

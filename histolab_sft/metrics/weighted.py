@@ -23,7 +23,11 @@ Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def classification_measure(
-    labels: np.ndarray, predictions: np.ndarray, classes: list[str], probabilities: np.ndarray | None = None
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    classes: list[str],
+    probabilities: np.ndarray | None = None,
+    positive: int = 1,
 ) -> Measure:
     """Return a function from weights (patches, draws) to `{score: (draws,)}`, NaN where a draw has no value.
 
@@ -39,8 +43,8 @@ def classification_measure(
         losses = np.stack([brier_rows(probabilities, gold), nll_rows(probabilities, gold)])
         confidence, correct, bins = calibration_rows(probabilities, gold)
         gaps = _indicator(bins, N_BINS, correct - confidence)
-        scores = probabilities[:, [1]] if len(classes) == 2 else probabilities
-        positives = [gold == k for k in ([1] if len(classes) == 2 else range(len(classes)))]
+        scores = probabilities[:, [positive]] if len(classes) == 2 else probabilities
+        positives = [gold == k for k in ([positive] if len(classes) == 2 else range(len(classes)))]
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         total = weights.sum(axis=0)

@@ -12,7 +12,14 @@ from PIL import Image
 from steady_runs import start_recipe
 
 from histolab_sft.config.arguments import parse_recipe
-from histolab_sft.data.frozen_split import FILE, SplitError, load_scored_patches, load_training_patches, read_split
+from histolab_sft.data.frozen_split import (
+    FILE,
+    SplitError,
+    load_scored_patches,
+    load_training_patches,
+    read_split,
+    write_split,
+)
 from histolab_sft.embedded.tiny_model import build_untrained_tiny_model
 from histolab_sft.publishing.hub import build_publish_folder
 from histolab_sft.publishing.push_gate import PublishError
@@ -320,6 +327,16 @@ def test_a_change_since_training_is_refused_or_told_and_nothing_trained_on_is_sc
 def test_an_unchanged_run_is_scored_without_a_word(trained):
     patches, sentences = load_scored_patches(parse(trained)[0], trained / "out")
     assert sentences == [] and len(patches["test"]) > 0
+
+
+def test_keys_of_scoring_alone_and_keys_that_are_new_change_nothing(trained, changed):
+    change_recipe(changed, changed, first={"target_sensitivity": 0.9, "prevalence": 0.1})
+    assert load_scored_patches(parse(changed)[0], changed / "out")[1] == []
+    split = read_split(changed / "out")
+    for keys in split.settings["datasets"].values():
+        del keys["multi_scale"]  # as if it had come after the training
+    write_split(split, changed / "out")
+    assert load_scored_patches(parse(changed)[0], changed / "out")[1] == []
 
 
 @pytest.mark.parametrize("keys", [{"split_seed": 7}, {"test_fraction": 0.3}, {"split_protocol": "seed"}])

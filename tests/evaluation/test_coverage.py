@@ -90,7 +90,7 @@ def test_intervals_of_proportions_cover_the_truth_without_patients(n):
 
 def test_a_class_that_is_always_found_has_an_interval_with_a_width():
     labels, classes = np.repeat(["a", "b"], 10), ["a", "b"]
-    scores = score_two_classes(labels, labels, classes, None)
+    scores = score_two_classes(labels, labels, "b", None)
     assert scores["sensitivity"]["value"] == 1 and 0.6 < scores["sensitivity"]["ci95"][0] < 0.8
     assert score_classes(labels, labels, classes, None)["a"]["recall_ci95"] == scores["specificity"]["ci95"]
 
@@ -102,7 +102,7 @@ def test_a_proportion_of_nothing_or_of_one_patient_has_no_interval():
 
 def test_an_answer_without_a_class_is_a_miss_and_no_answer_of_either_class():
     labels, answers = np.array(["n", "n", "p", "p"]), np.array(["n", "unparsed", "p", "unparsed"])
-    scores = score_two_classes(labels, answers, ["n", "p"], None)
+    scores = score_two_classes(labels, answers, "p", None)
     values = [scores[name]["value"] for name in ("sensitivity", "specificity", "ppv", "npv")]
     assert values == [0.5, 0.5, 1.0, 1.0]
 

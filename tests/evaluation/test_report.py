@@ -100,6 +100,8 @@ def test_a_second_report_is_the_same_and_leaves_no_old_figures(evaluated):
     kinds |= {
         "coverage",
         "roc",
+        "precision_recall",
+        "decision",
         "wordings",
         "orders",
         "positions",
