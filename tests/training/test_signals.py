@@ -84,7 +84,7 @@ def test_a_run_that_is_told_to_stop_waits_for_its_workers_for_seconds_alone(monk
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-SMALL = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec timeout 60 "
+SMALL = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec timeout 300 "
 
 
 @pytest.mark.thorough
