@@ -19,6 +19,7 @@ def main(histo_args, training_args, model_args, on_gpu):
     from histolab_sft.data.class_balance import format_balance, plan_balance
     from histolab_sft.data.loss_masks import audit_masks, describe_row
     from histolab_sft.data.rows import audit_recipe, format_patches, leave_out_refused
+    from histolab_sft.evaluation.sample_size import format_plan
     from histolab_sft.memory.fit import measure_lengths
     from histolab_sft.memory.plan import plan_for_recipe
     from histolab_sft.models.load import check_recipe_model, load_base_processor, load_config
@@ -30,6 +31,12 @@ def main(histo_args, training_args, model_args, on_gpu):
     check_recipe_model(model_args)
     patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
     print(f"# The data\n{format_audit(audit)}")
+
+    test = leave_out_refused(patches).query("split == 'test'")
+    print("\n# What the test split will be able to show")
+    for config in histo_args.datasets:
+        own = test[test["dataset"] == config.name]
+        print(format_plan(config, own, histo_args.expected_score, histo_args.expected_gain))
 
     rows = format_patches(leave_out_refused(patches), histo_args)["train"]
     processor = load_base_processor(model_args)

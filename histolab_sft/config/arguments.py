@@ -280,6 +280,16 @@ class HistoArguments:
         "is more than compiling takes; `on`; `off`.",
         ["auto", "on", "off"],
     )
+    expected_score: float = key(
+        0.8,
+        "Balanced accuracy that the fine-tuned model is expected to reach. For it, preflight says how wide the "
+        "interval will be.",
+    )
+    expected_gain: float = key(
+        0.05,
+        "Gain over the base model that a study is to show. For it, preflight and report say how many patients or "
+        "slides are needed.",
+    )
     sensitivity: str = key(
         "none",
         "Score a part of the test split again with other wordings and orders of the classes (`prompt`), or also with "

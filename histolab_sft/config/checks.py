@@ -44,6 +44,8 @@ RANGES = {
     "ema_decay": (0, 0.999999),
     "fold": (1, None),
     "folds": (2, 100),
+    "expected_gain": (0.001, 0.9),
+    "expected_score": (0.01, 0.999),
     "gradient_accumulation_steps": (1, None),
     "image_side": (1, 4096),
     "image_tokens": (1, 4096),

@@ -173,6 +173,11 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             histo_args.adapter_name_or_path and not model_args.use_peft,
             "adapter_name_or_path without an adapter to train; set use_peft: true, or merge it and train the result",
         ),
+        (
+            histo_args.expected_gain >= histo_args.expected_score,
+            f"expected_gain {histo_args.expected_gain} isn't below expected_score {histo_args.expected_score}, which "
+            "it is a part of; lower it",
+        ),
         *check_class_balance(histo_args, training_args, choosing),
     ]
     rules += [

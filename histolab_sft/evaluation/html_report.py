@@ -121,6 +121,7 @@ def _describe_dataset(name: str, entry: dict) -> dict:
         "protocol": entry["split_protocol"],
         "warnings": list_warnings(entry),
         "unread": list_unread(entry),
+        "detectable": (entry.get("detectable") or {}).get("text"),
         "task": entry.get("task"),
         "constrained": entry.get("constrained_decoding", False),
     }

@@ -28,6 +28,7 @@ from histolab_sft.evaluation.predictions import (
     write_predictions,
 )
 from histolab_sft.evaluation.results import score_overall, write_results
+from histolab_sft.evaluation.sample_size import describe_detectable
 from histolab_sft.evaluation.screen import format_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
 from histolab_sft.evaluation.verdict import add_front
@@ -147,6 +148,7 @@ def score_all(asked: list[Asked], histo_args: HistoArguments, model_args: ModelC
     for given in asked:
         config = given.config
         entry, found = score_asked(given)
+        entry["detectable"] = describe_detectable(entry, found, histo_args.expected_gain)
         if given.variants:
             entry["sensitivity"] = score_sensitivity(config, histo_args, given.variants, entry["zero_shot"], own_side)
         entries[config.name], estimates[config.name] = entry, found

@@ -153,6 +153,8 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
             notes.append(f"{TESTS.get(name, name)}: {f'{value:.3g}' if isinstance(value, float) else value}")
     if "zero_shot" in entry:
         notes.append(f"Baseline: {entry['zero_shot']['reason']}")
+    if entry.get("detectable"):
+        notes.append(entry["detectable"]["text"])
     if "imbalance" in entry:
         notes.append(f"Rare classes: {entry['imbalance']['summary']}")
     written = {system: entry[system]["generation"] for system in SYSTEMS if "generation" in entry[system]}

@@ -34,6 +34,7 @@ BESIDE = {"folds": {"fold": 1}, "fold": {"folds": 3}}
 SCORING = {
     **{"generate_answers": False, "max_new_tokens": 3, "sensitivity": "prompt"},
     **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
+    **{"expected_score": 0.7, "expected_gain": 0.1},
     "prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.1}},
 }
 MESSAGES = {

@@ -75,6 +75,8 @@ BROKEN = [
     ({"attn_implementation": "flash_attention_2"}, "remove attn_implementation"),
     ({"model_name_or_path": "google/medgemma-4b-it", "dtype": "float16"}, "set dtype: bfloat16"),
     ({"hub_token": "not-a-real-one"}, "hf auth login"),
+    ({"expected_gain": 0}, "at least 0.001"),
+    ({"expected_gain": 0.3, "expected_score": 0.2}, "lower it"),
     ({"class_weights": "balanced"}, "expected one of none, inverse_frequency, effective_number"),
     ({"class_sampling": "even"}, "expected one of natural, balanced"),
     ({"class_weights": "inverse_frequency", "class_sampling": "balanced"}, "remove one"),
