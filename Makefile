@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 CPU := accelerate_configs/cpu.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real test test-fast test-thorough test-kill test-distributed test-browser test-real quality docs data check train evaluate submission push-adapter push-merged export app space bench bench-gpu clean
+.PHONY: help install demo demo-real test test-fast test-thorough test-kill test-distributed test-browser test-real quality docs data check train evaluate study submission push-adapter push-merged export app space bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -98,6 +98,9 @@ train: install ## fine-tune RECIPE
 
 evaluate: install ## score the base model and the adapter of RECIPE
 	$(BIN)/python recipes/evaluate.py --config "$(RECIPE)" $(ARGS)
+
+study: install ## train and score all folds and seeds of RECIPE, and report on them together
+	$(BIN)/python recipes/study.py --config "$(RECIPE)" $(ARGS)
 
 submission: install ## answer FLARE's questions with the adapter of RECIPE, in the challenge's files
 	$(BIN)/python recipes/write_submission.py --config "$(RECIPE)" $(ARGS)

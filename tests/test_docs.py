@@ -67,6 +67,7 @@ FLOORS = {
     "evaluation": 6,
     "publishing": 6,
     "demo": 7,
+    "study": 7,
     "commands": 8,
 }
 FILES = {".".join(path.with_suffix("").parts): path for path in Path("histolab_sft").rglob("*.py")}

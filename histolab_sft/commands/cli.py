@@ -16,15 +16,15 @@ SCRIPTS = {
     "check": ("preflight", "look at a recipe, its data, prompts and memory"),
     "train": ("sft", "fine-tune, in one process"),
     "evaluate": ("evaluate", "score the base model and the adapter, write the report"),
+    "study": ("study", "train and score each fold and seed of a recipe"),
+    "compare": ("compare", "compare finished runs on the same test patches"),
     "push": ("push_adapter", "publish the adapter with its card (first: --dry_run true)"),
-    "export": ("export", "write the model for llama.cpp, Ollama or vLLM (--format gguf)"),
+    "export": ("export", "write the model for llama.cpp, Ollama or vLLM"),
     "app": ("app", "ask both models in a browser, on this machine only"),
 }
+RUNS = ("compare",)  # commands that take folders of runs in place of a recipe
 EPILOG = """\
-examples:
-  histolab_sft new my_tissue --from data/my_tissue
   histolab_sft train recipes/my_tissue.yaml --learning_rate 1e-4
-
 Any key of a recipe can be changed behind it, as --key value. Several GPUs:
   accelerate launch --config_file FILE recipes/sft.py --config RECIPE
 Tab completion: eval "$(histolab_sft --print-completion bash)"
@@ -89,9 +89,10 @@ def run_script(command: str, args: list[str]) -> int:
         )
     if not args or args[0] in ("-h", "--help"):
         text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-        print(f"usage: histolab_sft {command} RECIPE [--key value ...]\n\n{text}")
+        taken = "RUN RUN ..." if command in RUNS else "RECIPE [--key value ...]"
+        print(f"usage: histolab_sft {command} {taken}\n\n{text}")
         return 0 if args else 2
-    if not args[0].startswith("-"):
+    if command not in RUNS and not args[0].startswith("-"):
         args = ["--config", *args]
     sys.argv = [str(script), *args]
     try:

@@ -119,7 +119,7 @@ def score_dataset(
         "group_unit": "group" if groups is not None else "patch",
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
-        "warnings": [*_warn("patches", units, protocol), *warn_of_unknown(table)],
+        "warnings": [*warn_of_rows("patches", units, protocol), *warn_of_unknown(table)],
         "zero_shot": zero_shot,
     }
     for system in SYSTEMS:
@@ -238,7 +238,7 @@ def score_written(
         "n_groups": units["n_groups"],
         "split_protocol": protocol,
         "constrained_decoding": bool(table["constrained"].all()),
-        "warnings": [*_warn("questions", units, protocol, n_hidden), *warn_of_unknown(table)],
+        "warnings": [*warn_of_rows("questions", units, protocol, n_hidden), *warn_of_unknown(table)],
         "colour_floor": None,
     }
     truths = [task.format_answer(ask, answer, config) for ask, answer in zip(asks, gold, strict=True)]
@@ -365,7 +365,7 @@ def _add_confidences(fields: dict, test: pd.DataFrame, validation: pd.DataFrame,
             entry["confidence"] = reason or score_confidences(test, validation, field)
 
 
-def _warn(rows: str, units: dict, protocol: str, n_hidden: int = 0) -> list[str]:
+def warn_of_rows(rows: str, units: dict, protocol: str, n_hidden: int = 0) -> list[str]:
     """Return what the numbers alone don't say; `rows` is what the data set calls them, patches or questions."""
     warnings = [units["warning"]] if "warning" in units else []
     if units["unit"] == "patch":

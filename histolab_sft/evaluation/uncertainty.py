@@ -119,7 +119,11 @@ def bootstrap(
     }
 
 
-def interval(estimate: "Estimate") -> dict:
+def interval(
+    estimate: "Estimate",
+    more: float = 0.0,
+    quantile: Callable[[float], float] = lambda degrees: stats.t.ppf(0.975, degrees),
+) -> dict:
     """Return `{"value", "ci95": [low, high]}`, with a `warning` where one is due.
 
     Both are None where the score has no value, `ci95` alone where there is a single group to draw from or the score is
@@ -129,6 +133,11 @@ def interval(estimate: "Estimate") -> dict:
     of a score between 0 and 1, the logarithm of an error, the inverse hyperbolic tangent of a correlation or of a
     difference of parts. Quantiles of the draws are too narrow for few groups: with ten they cover the truth in 90 of
     100 studies. Draws without a value are left out and counted.
+
+    Args:
+        more: How far the interval would reach by what is not in the draws, independent of it, on a line without ends.
+        quantile: From degrees of freedom to how many standard errors the interval reaches, where it isn't that of one
+            interval by itself.
     """
     if np.isnan(estimate.value):
         return {"value": None, "ci95": None, "warning": "no value: what the score needs is absent"}
@@ -141,11 +150,11 @@ def interval(estimate: "Estimate") -> dict:
     defined = estimate.draws[~np.isnan(estimate.draws)]
     alone = estimate.scale in ("unit", "ranked", "positive")
     inflation = ((estimate.degrees + 1) / estimate.degrees) ** (1 if alone else 0.5)
-    reach = stats.t.ppf(0.975, estimate.degrees) * inflation * defined.std()
+    reach = np.hypot(quantile(estimate.degrees) * inflation * defined.std(), more)
     low, high = _spread(estimate.value, reach, estimate.scale)
     result = {"value": estimate.value, "ci95": [low, high]}
     warnings = []
-    if np.ptp(defined) == 0:
+    if np.ptp(defined) == 0 and not more:
         warnings.append("every draw gave the same value: an interval without width says nothing about chance")
     if len(defined) < len(estimate.draws):
         warnings.append(f"{len(estimate.draws) - len(defined)} draws lacked a class and had no value")
