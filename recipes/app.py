@@ -3,8 +3,8 @@ Show the base model and the adapter of a recipe side by side, in a browser on th
 
     python recipes/app.py --config recipes/demo.yaml [--examples FOLDER] [--port 7860] [--any_key value]
 
-FOLDER holds `<data set>/<class>/picture`. Without it, the data sets that can be painted get painted examples. Of data
-sets with a format the rows are read, for their questions.
+FOLDER holds `<data set>/<class>/picture`. Without it, examples are rows of the test split where the data are on this
+machine, else painted ones. Of data sets with a format the rows are read, for their questions.
 """
 
 import argparse

@@ -6,9 +6,11 @@ from html import escape
 from PIL import Image
 
 from histolab_sft.demo.data_set import DataSet, word_question
+from histolab_sft.demo.history import say_briefly
 from histolab_sft.demo.systems import TITLES, Answer
+from histolab_sft.metrics.biomarkers import UNKNOWN
 from histolab_sft.tasks import TASKS
-from histolab_sft.tasks.answer_forms import encode_picture
+from histolab_sft.tasks.answer_forms import encode_picture, write_value
 
 RESEARCH_NOTICE = (
     "This is no medical device: it must not be used for diagnosis or treatment. "
@@ -19,6 +21,10 @@ OWN_WORDS = "<h3>In its own words</h3>"
 ABSENT = "not in the answer"
 UNPARSED = "No answer could be read from its words; in scoring it counts as wrong."
 CUT_OFF = "Cut off: the answer may lack its end."
+SIGNS = {"right": "✓ right", "wrong": "✗ wrong"}
+EVALUATE = "score this model first (make evaluate)."
+TRAIN = "train and score a model first (make train, then make evaluate)."
+LONGEST = 80  # letters of a cell of the history
 SIDE = 640  # pixels of a picture with places on it
 
 
@@ -54,17 +60,28 @@ def format_placeholder() -> str:
 
 
 def format_answers(
-    data_set: DataSet, ask: dict, answers: Mapping[str, Answer | None], image: Image.Image | None = None
+    data_set: DataSet,
+    ask: dict,
+    answers: Mapping[str, Answer | None],
+    image: Image.Image | None = None,
+    truth: object | None = None,
 ) -> str:
     """Return one card a system, side by side; None is a system that is still writing.
 
     Args:
         ask: The question in the task's own form.
         image: The picture that places are drawn on; needed where the task draws them.
+        truth: The true answer in the task's own form, None where it isn't known.
     """
-    cards = "".join(_format_card(data_set, ask, system, answer, image) for system, answer in answers.items())
+    task, cards = TASKS[data_set.task], ""
+    for system, answer in answers.items():
+        drawn = None
+        if task.draw_answers and answer and answer.value is not None:
+            shown = ({} if truth is None else {"truth": truth}) | {system: answer.value}
+            drawn = task.draw_answers(image, ask, shown, SIDE)
+        cards += _format_card(data_set, system, answer, drawn, truth)
     return (
-        f'<div class="hs-cards" role="status">{cards}</div>'
+        f'<div class="hs-cards" role="status">{cards}</div>{_format_truth(data_set, truth)}'
         '<details class="hs-question"><summary>The question, word for word</summary>'
         f"<p>{escape_text(word_question(data_set, ask))}</p></details>"
     )
@@ -81,7 +98,7 @@ def format_reasoning(reasoned: dict[str, tuple[str, bool, str] | None]) -> str:
                 "No class could be read from it." if option == "unparsed" else f"It ends with: {escape_text(option)}."
             )
             body = f'{_quote(text, truncated)}<p class="hs-muted">{read}</p>'
-        cards.append(f'<section class="hs-card hs-{system}"><h3>{TITLES[system]}</h3>{body}</section>')
+        cards.append(f'<section class="hs-card hs-{system}"><h3>{_mark(system)}{TITLES[system]}</h3>{body}</section>')
     return (
         '<section class="hs-reasoning"><h2>Described first, then decided</h2>'
         '<p class="hs-muted">Asked anew, with another question. Written text may sound sure and be wrong: it has no '
@@ -100,12 +117,70 @@ def format_batch(total: int, refused: list[tuple[str, str]], withheld: dict[str,
     return f'<div class="hs-notes" role="status"><p>{" ".join(lines)}</p>{listed}</div>'
 
 
-def _format_card(data_set: DataSet, ask: dict, system: str, answer: Answer | None, image: Image.Image | None) -> str:
+def format_score(data_set: DataSet, adapted: bool) -> str:
+    """Return how well these systems answer the test split, so that one answer isn't taken for their measure."""
+    scored = data_set.scored
+    if not scored:
+        do = EVALUATE if adapted else TRAIN
+        return f'<p class="hs-score hs-muted">How often answers are right is not known here: {do}</p>'
+    warnings = "".join(f"<li>{escape_text(warning)}</li>" for warning in scored["warnings"])
+    listed = f"<ul>{warnings}</ul>" if warnings else ""
+    if "name" not in scored:
+        return f'<section class="hs-score"><h2>No score on the test split</h2>{listed}</section>'
+    rows = "".join(
+        f'<tr><th scope="row">{_mark(system)}{TITLES[system]}</th><td>{escape_text(scored[system])}</td></tr>'
+        for system in TITLES
+    )
+    floor = f'<tr><th scope="row">Floor: {scored["floor_name"]}</th><td>{escape_text(scored["floor"])}</td></tr>'
+    caption = f"{scored['name']} on {scored['n']} test rows of {data_set.name}, with the 95 % interval"
+    return (
+        '<section class="hs-score"><h2>How good are these models?</h2>'
+        f'<table class="hs-fields"><caption>{escape_text(caption)}</caption><tbody>{rows}{floor}</tbody></table>'
+        f"{listed}</section>"
+    )
+
+
+def format_history(entries: list[dict]) -> str:
+    """Return what was asked so far as a table, the newest first."""
+    if not entries:
+        return '<p class="hs-empty">Nothing was asked yet.</p>'
+    systems = [system for system in TITLES if system in entries[-1]]
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ["Time (UTC)", "Data set", "Question", "Truth", *(_mark(s) + TITLES[s] for s in systems)]
+    )
+    rows = ""
+    for entry in reversed(entries):
+        cells = [entry["asked_at"][:19].replace("T", " "), entry["data_set"], _shorten(entry["question"])]
+        cells.append("–" if entry["truth"] is None else _shorten(say_briefly(entry["task"], entry["truth"])))
+        for system in systems:
+            said = "unparsed" if entry[system] is None else _shorten(say_briefly(entry["task"], entry[system]))
+            sure = entry[f"{system}_confidence"]
+            said += "" if sure is None else f" {sure:.1%}"
+            cells.append(f"No answer ({said})" if entry[f"{system}_withheld"] else said)
+        rows += "<tr>" + "".join(f"<td>{escape_text(cell)}</td>" for cell in cells) + "</tr>"
+    table = f'<table class="hs-fields hs-history"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="hs-rows" tabindex="0" role="region" aria-label="History">{table}</div>'
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"
+
+
+def _mark(system: str) -> str:
+    return f'<span class="key {system}" aria-hidden="true"></span>'
+
+
+def _format_card(
+    data_set: DataSet, system: str, answer: Answer | None, drawn: Image.Image | None, truth: object | None
+) -> str:
     if answer is None:
         body = f'<p class="hs-muted">{WAITING}</p>'
     elif answer.probabilities is not None:
         words = f'<p class="hs-muted">{WAITING}</p>' if answer.text is None else _quote(answer.text, answer.truncated)
-        body = f"{_format_decision(data_set, system, answer)}{_format_bars(data_set, answer)}{OWN_WORDS}{words}"
+        verdict = _format_verdict(data_set, answer, truth)
+        bars = f"{_format_decision(data_set, system, answer)}{verdict}{_format_bars(data_set, answer)}"
+        body = f"{bars}{OWN_WORDS}{words}"
     elif answer.value is None:
         body = (
             f'<p class="hs-decision hs-withheld">Unparsed</p><p class="hs-muted">{UNPARSED}</p>'
@@ -114,9 +189,11 @@ def _format_card(data_set: DataSet, ask: dict, system: str, answer: Answer | Non
     else:
         cut = f'<p class="hs-muted">{CUT_OFF}</p>' if answer.truncated else ""
         words = f"<summary>In its own words</summary>{_quote(answer.text, answer.truncated)}"
-        value = _format_value(data_set, ask, system, answer, image)
-        body = f'{cut}{value}<details class="hs-question">{words}</details>'
-    return f'<section class="hs-card hs-{system}" data-system="{system}"><h2>{TITLES[system]}</h2>{body}</section>'
+        value = _format_value(data_set, answer, drawn, truth)
+        verdict = _format_verdict(data_set, answer, truth)
+        body = f'{cut}{verdict}{value}<details class="hs-question">{words}</details>'
+    head = f"<h2>{_mark(system)}{TITLES[system]}</h2>"
+    return f'<section class="hs-card hs-{system}" data-system="{system}">{head}{body}</section>'
 
 
 def _format_decision(data_set: DataSet, system: str, answer: Answer) -> str:
@@ -142,34 +219,71 @@ def _format_bars(data_set: DataSet, answer: Answer) -> str:
         f'<td class="hs-value" data-probability="{probability!r}">{probability:.1%}</td></tr>'
         for option, probability in zip(data_set.options, answer.probabilities, strict=True)
     )
-    return f'<table class="hs-bars"><caption>Probability of each class</caption><tbody>{rows}</tbody></table>'
+    faded = " hs-faded" if answer.withheld else ""
+    return f'<table class="hs-bars{faded}"><caption>Probability of each class</caption><tbody>{rows}</tbody></table>'
 
 
-def _format_value(data_set: DataSet, ask: dict, system: str, answer: Answer, image: Image.Image | None) -> str:
-    """Return a written answer in its task's own form."""
+def _format_verdict(data_set: DataSet, answer: Answer, truth: object | None) -> str:
+    """Say whether an answer is the truth, where one word or number is to be compared; else the truth stands below."""
     task = TASKS[data_set.task]
-    form = task.describe_answer(answer.value)
+    if truth is None or task.draw_answers or not task.describe_answer(truth)["parts"]:
+        return ""
+    told, said = (sorted(task.describe_answer(value)["parts"]) for value in (truth, answer.value))
+    subject = "The likeliest class is " if answer.withheld else ""
+    if told == said:
+        return f'<p class="hs-verdict hs-right">✓ {(subject + "right").capitalize()}</p>'
+    away = f"off by {write_value(abs(answer.value - truth))}" if isinstance(truth, int | float) else "wrong"
+    said = f"✗ {(subject + away).capitalize()}: the truth is {escape_text(', '.join(told))}"
+    return f'<p class="hs-verdict hs-wrong">{said}</p>'
+
+
+def _format_truth(data_set: DataSet, truth: object | None) -> str:
+    """Return the truth in its task's own form, where it isn't a word or number that stands in the verdict."""
+    task = TASKS[data_set.task]
+    if truth is None or (task.describe_answer(truth)["parts"] and not task.draw_answers):
+        return ""
+    legend = '<p class="hs-muted">On the pictures above it is drawn in green.</p>' if task.draw_answers else ""
+    return f'<section class="hs-truth"><h2>The truth</h2>{_format_form(data_set, truth)}{legend}</section>'
+
+
+def _format_value(data_set: DataSet, answer: Answer, drawn: Image.Image | None, truth: object | None) -> str:
+    """Return a written answer in its task's own form."""
+    picture = ""
+    if drawn is not None:
+        address = encode_picture(drawn, SIDE)
+        picture = f'<img class="hs-places" src="{address}" alt="The picture with the answer on it">'
+    return picture + _format_form(data_set, answer.value, answer.confidences, truth)
+
+
+def _format_form(
+    data_set: DataSet, value: object, confidences: Mapping[str, float] | None = None, truth: object | None = None
+) -> str:
+    task = TASKS[data_set.task]
+    form = task.describe_answer(value)
     said = "".join(f'<p class="hs-decision">{escape_text(part)}</p>' for part in form["parts"])
-    if task.draw_answers:
-        drawn = task.draw_answers(image, ask, {system: answer.value}, SIDE)
-        said += f'<img class="hs-places" src="{encode_picture(drawn, SIDE)}" alt="The picture with the answer on it">'
     if form["kind"] == "sections":
         return said + "".join(f"<h3>{escape_text(name)}</h3>{_format_text(body)}" for name, body in form["sections"])
     if form["kind"] == "rows":
         fields = task.list_fields(data_set.config) if task.list_fields else ()
-        absent = [(field["name"], ABSENT) for field in fields if field["name"] not in answer.value]
-        return said + _format_rows([*form["rows"], *absent], form["caption"], answer.confidences)
+        absent = [(field["name"], ABSENT) for field in fields if field["name"] not in value]
+        true = dict(task.describe_answer(truth)["rows"]) if truth is not None and task.list_fields else {}
+        return said + _format_rows([*form["rows"], *absent], form["caption"], confidences or {}, true)
     return said or _format_text(form["text"])
 
 
-def _format_rows(rows: list[tuple[str, str]], caption: str, confidences: Mapping[str, float]) -> str:
+def _format_rows(
+    rows: list[tuple[str, str]], caption: str, confidences: Mapping[str, float], true: Mapping[str, str]
+) -> str:
     cells = ""
     for name, value in rows:
+        known = true.get(name, UNKNOWN) != UNKNOWN
+        kind = "right" if value == true.get(name) else "wrong"
+        sign = f' <span class="hs-{kind}">{SIGNS[kind]}</span>' if known else ""
         sure = f' <span class="hs-muted">{confidences[name]:.1%}</span>' if name in confidences else ""
-        cells += f'<tr><th scope="row">{escape_text(name)}</th><td>{escape_text(value)}{sure}</td></tr>'
+        cells += f'<tr><th scope="row">{escape_text(name)}</th><td>{escape_text(value)}{sign}{sure}</td></tr>'
     caption += ", each with how likely the model finds it" if confidences else ""
     table = f'<table class="hs-fields"><caption>{caption}</caption><tbody>{cells}</tbody></table>'
-    return f'<div class="hs-rows" tabindex="0">{table}</div>'
+    return f'<div class="hs-rows" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
 
 
 def _format_text(text: str) -> str:

@@ -37,6 +37,8 @@ class DataSet:
             reached the target on the validation split; a system that was never scored isn't listed, and withholds
             nothing.
         target: The accuracy on the validation split that the thresholds stand for.
+        scored: This model's score on the test split, in words: `name`, `n`, `baseline`, `finetuned`, `floor`,
+            `warnings`; empty where it isn't known.
         log_priors: System -> what is taken from its log-likelihoods of the options before they are compared; the base
             model's leaning towards some words, where it was scored without it.
     """
@@ -49,6 +51,7 @@ class DataSet:
     thresholds: dict[str, float | None] = field(default_factory=dict)
     target: float = 0.0
     log_priors: dict[str, list[float]] = field(default_factory=dict)
+    scored: dict = field(default_factory=dict)
 
     @property
     def config(self) -> DatasetConfig:
@@ -93,7 +96,8 @@ def fill_ask(data_set: DataSet, ask: dict, question: str, choices: str, images: 
         )
     if max(len(question), len(choices)) > MAX_LETTERS:
         raise QuestionRefused(f"The text is longer than {MAX_LETTERS} letters; shorten it.")
-    filled = ask | ({"size": list(images[0].size)} if data_set.placed else {})
+    # A row of the data says itself how large its picture is stored.
+    filled = ({"size": list(images[0].size)} if data_set.placed else {}) | ask
     if "question" in ask:
         if not question.strip():
             raise QuestionRefused("No question yet: write one.")

@@ -10,6 +10,8 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.data_sets import list_rows
 from histolab_sft.demo.data_set import DataSet
+from histolab_sft.evaluation.report_tables import describe_scores, list_scores, list_warnings
+from histolab_sft.evaluation.score_names import format_score
 from histolab_sft.models.load import EMBEDDED
 from histolab_sft.publishing.push_gate import SYSTEMS, PublishError, check_evaluation
 from histolab_sft.tasks import choose_limit
@@ -36,9 +38,9 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
     choosing = any(config.options for config in histo_args.datasets)
     try:
         names = [config.name for config in histo_args.datasets]
-        results = check_evaluation(output_dir, names)["datasets"] if choosing else {}
+        results = check_evaluation(output_dir, names)["datasets"]
     except PublishError as error:
-        logger.warning("no answer will be withheld: %s", error)
+        logger.warning("no score is shown, and no answer will be withheld: %s", error)
         results = {}
     described = [_describe(config, histo_args, results.get(config.name, {})) for config in histo_args.datasets]
     withheld = any(entry.thresholds for entry in described)
@@ -61,7 +63,30 @@ def _describe(config: DatasetConfig, histo_args: HistoArguments, scored: dict) -
         thresholds = {system: choose_threshold(curve, TARGET_ACCURACY) for system, curve in curves.items() if curve}
         log_priors = read_log_priors(scored)
     limit = choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens)
-    return DataSet(config.name, task, asks, limit, keys, thresholds, TARGET_ACCURACY, log_priors)
+    told = describe_score(scored) if scored else {}
+    return DataSet(config.name, task, asks, limit, keys, thresholds, TARGET_ACCURACY, log_priors, told)
+
+
+def describe_score(entry: dict) -> dict:
+    """Return the score to look at first of an entry of `results.json`, in the words of the report.
+
+    Returns:
+        `name` of the score; `n` test rows; `baseline`, `finetuned` and `floor`, each with its interval; `floor_name`;
+        and `warnings`. Without a score, `warnings` alone.
+    """
+    told = {"n": entry["n"], "warnings": list_warnings(entry)}
+    if "task" in entry:
+        scores = list_scores(entry)
+        return told | (_say_score(scores[0], scores[0]["floor"], "constant answer") if scores else {})
+    colour = entry["floors"].get("colour_histogram") or {}
+    return told | _say_score(
+        describe_scores(entry)[0], format_score(colour.get("balanced_accuracy"), True), "colour alone"
+    )
+
+
+def _say_score(score: dict, floor: dict, floor_name: str) -> dict:
+    systems = {system: score[system]["text"] for system in SYSTEMS}
+    return {"name": score["name"], **systems, "floor": floor["text"], "floor_name": floor_name}
 
 
 def list_wordings(rows: pd.DataFrame) -> list[dict]:

@@ -11,7 +11,7 @@ from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
 from histolab_sft.data.pictures.decoding import open_patch
 from histolab_sft.demo.data_set import DataSet
 
-EXAMPLES = 9  # of a data set
+EXAMPLES = 12  # of a data set
 SIDE = 160  # pixels of the small picture to click on
 
 
@@ -24,12 +24,16 @@ class Example:
         caption: What stands below its picture.
         thumbnail: Its first picture, small.
         open_pictures: Gives its pictures as the model sees them; raises `ImageRefused` where one is gone.
+        ask: Its own question in the task's own form, None for that of the data set.
+        truth: The answer to it in the task's own form, None where it isn't known.
     """
 
     data_set: str
     caption: str
     thumbnail: Image.Image
     open_pictures: Callable[[], list[Image.Image]]
+    ask: dict | None = None
+    truth: object | None = None
 
 
 def read_examples(folder: Path, data_sets: Iterable[DataSet]) -> list[Example]:
@@ -44,7 +48,7 @@ def read_examples(folder: Path, data_sets: Iterable[DataSet]) -> list[Example]:
         paths = sorted(path for path in folder.glob(f"{data_set.name}/*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
         for path in paths[:EXAMPLES]:
             image = open_patch(str(path), rendering=data_set.rendering)
-            examples.append(make_example(data_set.name, path.parent.name, [image]))
+            examples.append(make_example(data_set, path.parent.name, [image]))
     if not examples:
         raise FileNotFoundError(
             f"no picture in {folder}/<data set>/<class>/ for any of {[entry.name for entry in data_sets]}; put "
@@ -53,8 +57,14 @@ def read_examples(folder: Path, data_sets: Iterable[DataSet]) -> list[Example]:
     return examples
 
 
-def make_example(name: str, caption: str, images: list[Image.Image]) -> Example:
-    """Return an example of pictures that are held in memory."""
-    thumbnail = images[0].copy()
-    thumbnail.thumbnail((SIDE, SIDE))
-    return Example(name, caption, thumbnail, partial(list, images))
+def make_example(data_set: DataSet, caption: str, images: list[Image.Image]) -> Example:
+    """Return an example of pictures that are held in memory; a caption that is an option is its truth."""
+    truth = caption if caption in (data_set.options or []) else None
+    return Example(data_set.name, caption, shrink(images[0]), partial(list, images), truth=truth)
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """Return a small copy."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    return small

@@ -12,8 +12,10 @@ from histolab_sft.demo.data_set import DataSet
 from histolab_sft.demo.describe import describe_base_model, describe_data_sets
 from histolab_sft.demo.examples import Example, read_examples
 from histolab_sft.demo.page import Demo
-from histolab_sft.demo.space import paint_examples
+from histolab_sft.demo.scored_rows import read_test_rows
+from histolab_sft.demo.space import PAINTED, paint_examples
 from histolab_sft.demo.systems import Systems
+from histolab_sft.embedded.synthetic import is_painted
 from histolab_sft.models.load import load_adapter, load_base_model, load_base_processor
 from histolab_sft.models.precision import read_precision
 
@@ -28,7 +30,7 @@ def load_demo(
     """Load the model, its adapter if there is one, and everything that the page says about them."""
     # Read before the weights, so that a wrong folder costs no time.
     data_sets, remarks = describe_data_sets(histo_args, Path(training_args.output_dir))
-    pictures, painted = _load_examples(histo_args, data_sets, examples)
+    pictures, painted = _load_examples(histo_args, data_sets, examples, Path(training_args.output_dir))
     model = load_base_model(model_args, read_precision(histo_args, training_args))
     processor = load_base_processor(model_args)
     try:
@@ -46,10 +48,14 @@ def load_demo(
 
 
 def _load_examples(
-    histo_args: HistoArguments, data_sets: list[DataSet], folder: Path | None
+    histo_args: HistoArguments, data_sets: list[DataSet], folder: Path | None, output_dir: Path
 ) -> tuple[list[Example], list[str]]:
     if folder is not None:
         return read_examples(folder, data_sets), []
+    examples, remarks = read_test_rows(histo_args, output_dir)
+    if examples:
+        sources = [Path(histo_args.data_dir, config.source) for config in histo_args.datasets]
+        return examples, remarks + [PAINTED] * any(map(is_painted, sources))
     with TemporaryDirectory() as temporary:
-        remarks = paint_examples(histo_args, Path(temporary, "examples"))
-        return (read_examples(Path(temporary, "examples"), data_sets) if remarks else []), remarks
+        painted = paint_examples(histo_args, Path(temporary, "examples"))
+        return (read_examples(Path(temporary, "examples"), data_sets) if painted else []), remarks + painted

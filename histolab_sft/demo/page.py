@@ -24,6 +24,7 @@ from histolab_sft.demo.data_set import (
     word_question,
 )
 from histolab_sft.demo.examples import Example
+from histolab_sft.demo.history import MOST, record_case, write_history
 from histolab_sft.demo.picture_notes import note_picture
 from histolab_sft.demo.server import ON_THE_MODEL
 from histolab_sft.demo.systems import Systems, answer_case, write_reasoning
@@ -77,9 +78,11 @@ def build_page(demo: Demo) -> gr.Blocks:
         form = _build_form(demo)
         with gr.Tabs():
             with gr.Tab("One case"):
-                _build_case_tab(demo, form)
+                history = _build_case_tab(demo, form)
             with gr.Tab("Batch"):
                 _build_batch_tab(demo, form)
+            with gr.Tab("History") as tab:
+                _build_history_tab(history, tab)
     return page
 
 
@@ -94,14 +97,15 @@ def _build_form(demo: Demo) -> Form:
         )
         with gr.Column(min_width=300):
             wording = gr.Dropdown(**_list_wordings(first), label="A question of the data", elem_id="wording")
-            question = gr.Textbox(**_show_question(first, 0), lines=2, max_lines=8, elem_id="question")
+            question = gr.Textbox(**_show_question(first, first.asks[0]), lines=4, max_lines=8, elem_id="question")
             choices = gr.Textbox(
-                **_show_choices(first, 0), label="Possible answers, one a line", lines=2, elem_id="options"
+                **_show_choices(first.asks[0]), label="Possible answers, one a line", lines=2, elem_id="options"
             )
     return Form(data_set, wording, question, choices)
 
 
-def _build_case_tab(demo: Demo, form: Form) -> None:
+def _build_case_tab(demo: Demo, form: Form) -> gr.State:
+    """Add the tab, and return what was asked in it in this visit."""
     first = demo.data_sets[0]
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
@@ -139,60 +143,88 @@ def _build_case_tab(demo: Demo, form: Form) -> None:
             button = gr.Button("Ask", variant="primary", elem_id="ask")
             answers = gr.HTML(cards.format_placeholder(), elem_id="answers")
             reasoned = gr.HTML(elem_id="reasoned")
+            score = gr.HTML(cards.format_score(first, len(demo.systems.names) > 1), elem_id="score")
     # Pixels of each picture that is shown -> the file it was made of, None where it is shown as it was given.
     origins = gr.State({})
+    chosen = gr.State(None)  # the number of the example that is shown
+    history = gr.State([])
 
     def show_uploads(shown: list | None, name: str, known: dict) -> tuple:
-        return *_render(shown, demo.find(name), known or {}), *cleared()
+        return *_render(shown, demo.find(name), known or {}), None, *cleared()
 
-    def show_example(event: gr.SelectData, name: str) -> tuple:
+    def show_example(event: gr.SelectData, name: str, number: int) -> tuple:
+        example, data_set = demo.list_examples(name)[event.index], demo.find(name)
+        asked = example.ask or data_set.asks[number]
+        texts = gr.Textbox(**_show_question(data_set, asked)), gr.Textbox(**_show_choices(asked))
         try:
-            images = demo.list_examples(name)[event.index].open_pictures()
+            images = example.open_pictures()
         except ImageRefused as error:
-            return [], cards.format_refusal(cards.describe_unusable(error.reason)), {}, *cleared()
-        return images, _note(images, [], demo.find(name)), {hash_pixels(image): None for image in images}, *cleared()
+            refused = cards.format_refusal(cards.describe_unusable(error.reason))
+            return *texts, [], refused, {}, None, *cleared()
+        known = {hash_pixels(image): None for image in images}
+        return *texts, images, _note(images, [], data_set), known, event.index, *cleared()
 
     def change_set(shown: list | None, name: str, known: dict) -> tuple:
         data_set = demo.find(name)
         texts = gr.Dropdown(**_list_wordings(data_set)), *change_wording(name, 0)[:2]
         tab = gr.Checkbox(visible=bool(data_set.options)), gr.Gallery(**_show_examples(demo, name))
+        tab += (cards.format_score(data_set, len(demo.systems.names) > 1),)
         # Each data set has a way of its own to show a stored picture.
         return *texts, *tab, *show_uploads(shown, name, known)
 
     def change_wording(name: str, number: int) -> tuple:
         data_set = demo.find(name)
-        return (
-            gr.Textbox(**_show_question(data_set, number)),
-            gr.Textbox(**_show_choices(data_set, number)),
-            *cleared(),
-        )
+        asked = data_set.asks[number]
+        # What the example is known to be answers its own question alone.
+        return gr.Textbox(**_show_question(data_set, asked)), gr.Textbox(**_show_choices(asked)), None, *cleared()
 
     def ask(
-        shown: list | None, name: str, number: int, words: str, listed: str, reason: bool
-    ) -> Iterator[tuple[str, str]]:
+        shown: list | None,
+        name: str,
+        number: int,
+        words: str,
+        listed: str,
+        reason: bool,
+        picked: int | None,
+        before: list | None,
+    ) -> Iterator[tuple]:
         data_set = demo.find(name)
+        example = None if picked is None else demo.list_examples(name)[picked]
+        own = example and example.ask or data_set.asks[number]
         try:
             images = [open_upload(Path(path))[0] for path, _ in (shown or [])[: MAX_PICTURES + 1]]
-            filled = fill_ask(data_set, data_set.asks[number], words, listed, images)
+            filled = fill_ask(data_set, own, words, listed, images)
             check_words(word_question(data_set, filled), demo.systems.processor.tokenizer)
         except QuestionRefused as error:
-            yield cards.format_refusal(str(error)), ""
+            yield cards.format_refusal(str(error)), "", gr.skip()
+            return
         except ImageRefused as error:
-            yield cards.format_refusal(cards.describe_unusable(error.reason)), ""
-        else:
-            yield from _ask(demo, images, data_set, filled, reason and bool(data_set.options))
+            yield cards.format_refusal(cards.describe_unusable(error.reason)), "", gr.skip()
+            return
+        unchanged = example is not None and word_question(data_set, filled) == word_question(data_set, own)
+        truth = example.truth if unchanged else None
+        reasoning = reason and bool(data_set.options)
+        for step in _ask(demo, images, data_set, filled, truth, reasoning):
+            yield *step[:2], gr.skip()
+        said, reasons, answered = step
+        entry = record_case(data_set, filled, answered, truth, len(images))
+        yield said, reasons, [*(before or []), entry][-MOST:]
 
     said = [answers, reasoned]
-    shown = [pictures, notes, origins, *said]
+    shown = [pictures, notes, origins, chosen, *said]
     pictures.upload(show_uploads, [pictures, form.data_set, origins], shown, **PRIVATE)
     pictures.delete(show_uploads, [pictures, form.data_set, origins], shown, **PRIVATE)
     texts = [form.question, form.choices]
     form.data_set.input(
-        change_set, [pictures, form.data_set, origins], [form.wording, *texts, describe, gallery, *shown], **PRIVATE
+        change_set,
+        [pictures, form.data_set, origins],
+        [form.wording, *texts, describe, gallery, score, *shown],
+        **PRIVATE,
     )
-    form.wording.input(change_wording, [form.data_set, form.wording], [*texts, *said], **PRIVATE)
-    gallery.select(show_example, form.data_set, shown, **PRIVATE)
-    button.click(ask, [pictures, *form.asked, describe], said, **PRIVATE, **ON_THE_MODEL)
+    form.wording.input(change_wording, [form.data_set, form.wording], [*texts, chosen, *said], **PRIVATE)
+    gallery.select(show_example, [form.data_set, form.wording], [*texts, *shown], **PRIVATE)
+    button.click(ask, [pictures, *form.asked, describe, chosen, history], [*said, history], **PRIVATE, **ON_THE_MODEL)
+    return history
 
 
 def _build_batch_tab(demo: Demo, form: Form) -> None:
@@ -212,11 +244,11 @@ def _build_batch_tab(demo: Demo, form: Form) -> None:
         with gr.Column(scale=4, min_width=300):
             button = gr.Button("Ask about all", variant="primary", elem_id="ask-all")
             summary = gr.HTML(min_height=60, elem_id="summary")
-            table = gr.File(label="Answers as CSV", interactive=False, elem_id="csv")
+            table = gr.File(label="Answers as CSV", interactive=False, visible=False, elem_id="csv")
 
     def ask_all(paths: list[str] | None, name: str, number: int, words: str, listed: str, progress=gr.Progress()):  # noqa: B008 (how Gradio finds it)
         if not paths:
-            return cards.format_refusal("No pictures yet: choose some, or a zip."), None
+            return cards.format_refusal("No pictures yet: choose some, or a zip."), gr.File(visible=False)
         data_set = demo.find(name)
 
         def fill(image: Image.Image) -> dict:
@@ -229,7 +261,7 @@ def _build_batch_tab(demo: Demo, form: Form) -> None:
                 demo.systems, data_set, fill, paths, lambda done, total: progress((done, total), unit="pictures")
             )
         except (BatchRefused, QuestionRefused) as error:
-            return cards.format_refusal(str(error)), None
+            return cards.format_refusal(str(error)), gr.File(visible=False)
         refused = answers.loc[answers["refused"] != "", ["file", "refused"]].itertuples(index=False, name=None)
         withheld = {
             system: int((answers[f"{system}_withheld"] == "yes").sum())
@@ -238,24 +270,41 @@ def _build_batch_tab(demo: Demo, form: Form) -> None:
         }
         name = f"{re.sub(r'[^A-Za-z0-9_-]', '_', data_set.name)}.csv"
         path = save_bytes_to_cache(format_csv(answers).encode(), name, table.GRADIO_CACHE)
-        return cards.format_batch(len(answers), list(refused), withheld), path
+        return cards.format_batch(len(answers), list(refused), withheld), gr.File(value=path, visible=True)
 
     button.click(ask_all, [files, *form.asked], [summary, table], **PRIVATE, **ON_THE_MODEL)
 
 
+def _build_history_tab(history: gr.State, tab: gr.Tab) -> None:
+    listed = gr.HTML(cards.format_history([]), elem_id="history")
+    files = gr.File(
+        label="History as CSV and JSON", file_count="multiple", interactive=False, visible=False, elem_id="export"
+    )
+    gr.Markdown("It holds questions and answers of this visit, and no picture. Reload the page to forget it.")
+
+    def show_history(entries: list | None) -> tuple:
+        if not entries:
+            return cards.format_history([]), gr.File(visible=False)
+        written = write_history(entries)
+        paths = [save_bytes_to_cache(data, name, files.GRADIO_CACHE) for name, data in written.items()]
+        return cards.format_history(entries), gr.File(value=paths, visible=True)
+
+    tab.select(show_history, history, [listed, files], **PRIVATE)
+
+
 def _ask(
-    demo: Demo, images: list[Image.Image], data_set: DataSet, ask: dict, reason: bool
-) -> Iterator[tuple[str, str]]:
-    """Yield the page's answers as they come: what is chosen, then words, then reasoning."""
+    demo: Demo, images: list[Image.Image], data_set: DataSet, ask: dict, truth: object | None, reason: bool
+) -> Iterator[tuple[str, str, dict]]:
+    """Yield what the page shows as it comes (what is chosen, then words, then reasoning), and the answers."""
     systems, reasoned = demo.systems, {system: None for system in demo.systems.names if reason}
     for answers in answer_case(systems, images, data_set, ask):
-        said = cards.format_answers(data_set, ask, answers, images[0])
-        yield said, ""
+        said = cards.format_answers(data_set, ask, answers, images[0], truth)
+        yield said, "", answers
     for system in reasoned:
-        yield said, cards.format_reasoning(reasoned)
+        yield said, cards.format_reasoning(reasoned), answers
         reasoned[system] = write_reasoning(systems, system, images, data_set)
     if reason:
-        yield said, cards.format_reasoning(reasoned)
+        yield said, cards.format_reasoning(reasoned), answers
 
 
 def _render(shown: list | None, data_set: DataSet, known: dict[str, str | None]) -> tuple[list, str, dict]:
@@ -313,30 +362,29 @@ def _show_examples(demo: Demo, name: str) -> dict:
 
 def _list_wordings(data_set: DataSet) -> dict:
     """What the list of questions shows; it is left out where there is nothing to choose."""
-    choices = [(_word(data_set, number), number) for number in range(len(data_set.asks))]
+    choices = [(_word(data_set, ask), number) for number, ask in enumerate(data_set.asks)]
     return {"choices": choices, "value": 0, "visible": len(choices) > 1}
 
 
-def _show_question(data_set: DataSet, number: int) -> dict:
-    free = "question" in data_set.asks[number]
+def _show_question(data_set: DataSet, ask: dict) -> dict:
+    free = "question" in ask
     return {
-        "value": _word(data_set, number),
+        "value": _word(data_set, ask),
         "label": "Question, yours to change" if free else "Question, fixed for this data set",
         "interactive": free,
         "max_length": MAX_LETTERS,
     }
 
 
-def _show_choices(data_set: DataSet, number: int) -> dict:
-    key = find_choices(data_set.asks[number])
+def _show_choices(ask: dict) -> dict:
+    key = find_choices(ask)
     return {
-        "value": "\n".join(data_set.asks[number][key]) if key else "",
+        "value": "\n".join(ask[key]) if key else "",
         "visible": key is not None,
         "max_length": MAX_LETTERS,
     }
 
 
-def _word(data_set: DataSet, number: int) -> str:
+def _word(data_set: DataSet, ask: dict) -> str:
     """Return the data set's own words where they can be changed, else the whole question."""
-    ask = data_set.asks[number]
     return ask["question"] if "question" in ask else word_question(data_set, ask)

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from histolab_sft.data.pictures.decoding import MAX_PIXELS
 from histolab_sft.files import unfinished_folder
 from histolab_sft.signals import ending_on_signals
+from histolab_sft.tasks.answer_forms import MARK_STYLE
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, bl
         ssr_mode=False,
         pwa=False,
         theme=THEME,
+        css=MARK_STYLE,
         css_paths=Path(__file__).with_name("style.css"),
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
         quiet=True,

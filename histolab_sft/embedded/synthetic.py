@@ -166,3 +166,8 @@ def _paint_tints(patches_per_class: int, seed: int, size: int) -> Iterable[tuple
             rng = np.random.default_rng([seed, 10, class_number, number])
             maps = balance_stains(paint_tissue(draw_tissue(LYMPHOID, rng), size, rng), rng)
             yield Path(class_name, f"{class_name}-S{slide:02d}-{number:04d}.png"), stain_patch(maps, stain, rng)
+
+
+def is_painted(source: Path) -> bool:
+    """Return whether the patches of a data set's folder were painted by this module."""
+    return any((folder / MARKER).is_file() for folder in (source, source.parent))

@@ -40,7 +40,7 @@ from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.files import replacing
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 from histolab_sft.tasks import TASKS
-from histolab_sft.tasks.answer_forms import BOX_COLOURS
+from histolab_sft.tasks.answer_forms import BOX_COLOURS, MARK_STYLE
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,6 @@ def write_report(
         make_environment()
         .get_template("report.html.jinja")
         .render(
-            colours=figures.COLOURS,
             box_colours=BOX_COLOURS,
             datasets=described,
             chosen=[dataset for dataset in described if "ladder" in dataset],
@@ -102,13 +101,15 @@ def write_report(
 
 def make_environment() -> Environment:
     """Return what reads the templates beside this file; a name that they lack is an error."""
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["mark_style"] = MARK_STYLE
+    return environment
 
 
 def _describe_dataset(name: str, entry: dict) -> dict:

@@ -185,7 +185,7 @@ def _describe_dataset(config: DatasetConfig, entry: dict, figures: list[str], hi
 
 def _describe_data(config: DatasetConfig, benchmark: Benchmark | None, data_dir: str) -> str:
     source = Path(data_dir, config.source)
-    if any((folder / synthetic.MARKER).is_file() for folder in (source, source.parent)):
+    if synthetic.is_painted(source):
         return "painted by code, holding no tissue: its scores prove that the pipeline works, and nothing else."
     if benchmark is None:
         return "a data set of the author's own; its licence and consent aren't recorded here."

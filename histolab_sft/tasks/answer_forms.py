@@ -18,6 +18,13 @@ from histolab_sft.tasks.parsing.box_geometry import resize_boxes
 SIDE = 320  # pixels of a shown picture
 # Okabe & Ito 2008, told apart under every form of colour blindness.
 BOX_COLOURS = {"truth": "#00795C", "baseline": "#D55E00", "finetuned": "#0072B2"}
+# The mark beside a system's name on every page: a ring and a filled diamond, told apart without colour too.
+MARK_STYLE = f"""\
+:root {{ --baseline: {BOX_COLOURS["baseline"]}; --finetuned: {BOX_COLOURS["finetuned"]}; }}
+.key {{ display: inline-block; width: 10px; height: 10px; margin-right: 6px; border: 2px solid; vertical-align: 0; }}
+.key.baseline {{ border-color: var(--baseline); border-radius: 50%; }}
+.key.finetuned {{ border-color: var(--finetuned); background: var(--finetuned); rotate: 45deg; scale: 0.85; }}
+"""
 
 
 def describe_text(answer: object) -> dict:

@@ -1,12 +1,14 @@
+import csv
 import dataclasses
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from demo_run import DATASETS, write_evaluation, write_run
+from demo_run import DATASETS, SCORE, SCORED, write_evaluation, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -17,8 +19,9 @@ from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.demo import cards
 from histolab_sft.demo.batch import BatchRefused, answer_batch, format_csv, list_uploads
 from histolab_sft.demo.data_set import DataSet, word_question
-from histolab_sft.demo.describe import NOT_SCORED, choose_threshold, describe_data_sets
+from histolab_sft.demo.describe import NOT_SCORED, choose_threshold, describe_data_sets, describe_score
 from histolab_sft.demo.examples import read_examples
+from histolab_sft.demo.history import record_case, say_briefly, write_history
 from histolab_sft.demo.load import NO_ADAPTER, load_demo
 from histolab_sft.demo.picture_notes import check_patch
 from histolab_sft.demo.space import PAINTED
@@ -69,6 +72,9 @@ def run(tmp_path_factory, untrained_model):
 @pytest.fixture(scope="module")
 def demo(run):
     return load_demo(*parse_recipe(["--config", str(run)]))
+
+
+NO_DATA = "No test rows as examples of crc, pcam: their data can't be read here."
 
 
 def png(size=(32, 32), colour=(200, 80, 160)):
@@ -169,6 +175,47 @@ def test_a_withheld_answer_says_so_and_still_shows_its_bars():
     shown = cards.format_answers(DATA_SET, DATA_SET.asks[0], {"baseline": WITHHELD, "finetuned": WITHHELD})
     assert shown.count("No answer") == 2 and shown.count('data-probability="0.65"') == 2
     assert "no confidence was high enough for 90% right answers" in shown and "90% right from 70.0% on" in shown
+
+
+@pytest.mark.parametrize(
+    "answer, truth, said",
+    [
+        (Answer("Tumor", "", probabilities=[0.1, 0.9]), "Tumor", "✓ Right"),
+        (Answer("Tumor", "", probabilities=[0.1, 0.9]), "Adipose", "✗ Wrong: the truth is Adipose"),
+        (WITHHELD, "Tumor", "✓ The likeliest class is right"),
+        (WITHHELD, "Adipose", "✗ The likeliest class is wrong: the truth is Adipose"),
+        (WITHHELD, None, ""),
+    ],
+)
+def test_an_answer_is_called_right_or_wrong_where_the_truth_is_known(answer, truth, said):
+    shown = cards.format_answers(DATA_SET, DATA_SET.asks[0], {"baseline": answer}, truth=truth)
+    found = re.findall(r'<p class="hs-verdict hs-\w+">(.*?)</p>', shown)
+    assert found == ([said] if said else [])
+    assert ("hs-faded" in shown) == answer.withheld and 'class="key baseline"' in shown
+
+
+def test_the_score_stands_beside_the_answer_with_interval_floor_and_warnings(tmp_path):
+    told = describe_score(SCORED | dict.fromkeys(("baseline", "finetuned"), {"balanced_accuracy": SCORE}))
+    shown = cards.format_score(dataclasses.replace(DATA_SET, scored=told), True)
+    for words in ("75.0 % (60.0 to 90.0)", "50.0 % (40.0 to 60.0)", "Floor: colour alone", "40 test rows", "7 groups"):
+        assert words in shown
+    assert "make evaluate" in cards.format_score(DATA_SET, True) and "make train" in cards.format_score(
+        DATA_SET, False
+    )
+
+
+def test_the_history_is_a_table_and_two_files_without_formulas_or_markup():
+    answers = {"baseline": WITHHELD, "finetuned": dataclasses.replace(WITHHELD, text="=<b>1+1</b>", withheld=False)}
+    entries = [record_case(DATA_SET, DATA_SET.asks[0], answers, "Adipose", 1)] * 2
+    shown, files = cards.format_history(entries), write_history(entries)
+    assert shown.count("No answer (Tumor 65.0%)") == 2 and shown.count("<td>Adipose</td>") == 2
+    assert json.loads(files["history.json"]) == entries
+    [row, _] = csv.DictReader(io.StringIO(files["history.csv"].decode()))
+    assert row["finetuned"] == "Tumor" and row["finetuned_written"] == "'=<b>1+1</b>" and row["truth"] == "Adipose"
+    hostile = entries[0] | {"question": "<img src=x>${1}", "truth": "<b>{{x}}</b>"}
+    assert not {"<img", "<b>", "{{"} & set(re.findall(r"<img|<b>|\{\{", cards.format_history([hostile])))
+    assert "Nothing was asked" in cards.format_history([])
+    assert say_briefly("multilabel", ["Mass", "Cyst"]) == "Mass, Cyst" and say_briefly("boxes", []) == "No box"
 
 
 def test_the_folders_of_an_archive_are_read_and_the_litter_in_it_is_not(tmp_path):
@@ -294,7 +341,7 @@ def test_both_systems_write_words_and_reason(demo):
 def test_without_an_adapter_the_base_model_answers_alone_and_the_page_says_so(tmp_path, untrained_model):
     recipe = write_run(tmp_path, untrained_model, adapter=False)
     demo = load_demo(*parse_recipe(["--config", str(recipe)]))
-    assert demo.systems.names == ["baseline"] and demo.remarks == [NO_ADAPTER, PAINTED]
+    assert demo.systems.names == ["baseline"] and demo.remarks == [NO_ADAPTER, NO_DATA, PAINTED]
     assert str(tmp_path) not in cards.format_head(demo.base_model, False, demo.remarks)
 
 

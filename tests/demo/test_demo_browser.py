@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from record_demo_run import noise, write_record_run
 
 from histolab_sft.embedded.synthetic import write_synthetic_patches
 
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the package axe-playwright-python")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 
 pytestmark = [pytest.mark.model, pytest.mark.browser]
@@ -265,6 +267,64 @@ def test_text_has_enough_contrast(page):
     # 4.5 to 1, WCAG 2.2, success criterion 1.4.3
     pale = [text for text, front, back in colours if measure_contrast(front, back) < 4.5]
     assert not pale
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_test_row_is_asked_judged_enlarged_and_kept_without_a_barrier(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    find_barriers(page)
+    # On a phone the button is in sight wherever the page stands.
+    if width < 600:
+        assert page.evaluate("window.scrollY") == 0 and page.locator("#ask").bounding_box()["y"] < 900
+    page.click("#examples button >> nth=2")
+    page.wait_for_selector("#pictures img")
+    page.click("#ask")
+    wait_for_words(page)
+    for system, withheld in (("baseline", False), ("finetuned", True)):
+        card = page.locator(f"#answers [data-system={system}]")
+        verdict = card.locator(".hs-verdict").inner_text()
+        assert "right" in verdict.lower() or "the truth is Tumor" in verdict
+        # Bars of an answer that is withheld are grey, those of another have their system's colour.
+        colour = card.locator(".hs-track span").first.evaluate("bar => getComputedStyle(bar).backgroundColor")
+        assert (colour == "rgb(156, 163, 175)") == withheld
+    assert "75.0 % (60.0 to 90.0)" in page.inner_text("#score") and "7 groups" in page.inner_text("#score")
+    find_barriers(page)
+    page.screenshot(path=SCREENSHOTS / f"judged_{width}.png", full_page=True)
+    page.click("#pictures img")
+    page.wait_for_selector("#pictures .preview")
+    find_barriers(page)
+    page.screenshot(path=SCREENSHOTS / f"enlarged_{width}.png")
+    page.get_by_role("tab", name="Batch").click()
+    find_barriers(page)
+    page.get_by_role("tab", name="History").click()
+    page.wait_for_selector("#export a")
+    assert "Tumor" in page.inner_text("#history tbody") and page.locator("#history tbody tr").count() == 1
+    find_barriers(page)
+    page.screenshot(path=SCREENSHOTS / f"history_{width}.png")
+    with page.expect_download() as download:
+        page.locator("#export a").last.click()
+    [entry] = json.loads(Path(download.value.path()).read_text())
+    assert entry["truth"] == "Tumor" and entry["finetuned_withheld"] and entry["baseline_written"] is not None
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_another_picture_takes_the_place_of_the_one_before_and_nothing_is_known_of_it(page, patches):
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#pictures img")
+    page.locator("#pictures button[aria-label='Clear']").click()
+    page.set_input_files("#pictures input[type=file]", next(patches.glob("crc/TUM/*.tif")))
+    page.wait_for_selector("#pictures img")
+    page.wait_for_selector("#answers .hs-empty")
+    page.click("#ask")
+    wait_for_words(page)
+    assert page.locator("#answers .hs-verdict").count() == 0
+
+
+def find_barriers(page):
+    """Fail for what axe-core calls serious or worse."""
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    grave = [entry for entry in found if entry["impact"] in ("serious", "critical")]
+    assert [(entry["id"], entry["nodes"][0]["html"][:160]) for entry in grave] == []
 
 
 def choose(page, name):

@@ -70,6 +70,23 @@ def test_fields_stand_in_a_table_and_one_that_the_answer_lacks_says_so():
     assert baseline["til_fraction"] == "not a legal value" and baseline["immune_score"] == ABSENT
 
 
+def test_truths_stand_beside_answers_field_by_field_on_the_picture_and_as_a_text():
+    record = {field["name"]: "unknown" for field in FIELDS} | {"msi_status": "MSS", "til_density": "low"}
+    said = Answer(record | {"til_density": "high"}, "", confidences={"msi_status": 0.875})
+    shown = format_answers(SETS["biomarkers"], ASKS["biomarkers"], {"baseline": said}, GREY, record)
+    rows = read_rows(shown.split("The truth")[0])
+    assert "✓" in rows["msi_status"] and "87.5%" in rows["msi_status"] and "✗" in rows["til_density"]
+    assert "✓" not in rows["tme_subtype"]  # what isn't known isn't right either
+    boxes = {"baseline": Answer([[20, 10, 120, 80, None]], "")}
+    shown = format_answers(SETS["boxes"], ASKS["boxes"], boxes, GREY, [[30, 20, 150, 90, "lesion"]])
+    assert "The truth" in shown and "lesion" in shown and "hs-verdict" not in shown
+    assert "The truth" in format_answers(
+        SETS["report"], ASKS["report"], {"baseline": Answer("a", "a")}, None, "Clear."
+    )
+    counted = format_answers(SETS["quantity"], ASKS["quantity"], {"baseline": Answer(12, "12")}, None, 13)
+    assert "✗ Off by 1: the truth is 13" in counted
+
+
 def test_every_other_task_shows_its_answer_in_its_own_form():
     sections = "FINDINGS:\n- Nodule (left)\n\nLOCATIONS:\nleft\n\nIMPRESSION:\nNodule."
     assert "<h3>Impression</h3>" in show("report", baseline=sections)
@@ -102,7 +119,7 @@ def test_what_a_model_says_about_a_record_cannot_become_markup_or_a_template(tex
 def test_the_visitors_words_take_the_place_of_the_data_sets_own():
     ask = fill_ask(SETS["classification"], ASKS["classification"], " Which? ", "Mass\n Cyst \n\nMass", [GREY])
     assert ask == {"question": "Which?", "options": ["Mass", "Cyst"]}
-    assert fill_ask(SETS["boxes"], ASKS["boxes"], "Where?", "", [GREY])["size"] == [200, 100]
+    assert fill_ask(SETS["boxes"], FREE | {"label_aware": True}, "Where?", "", [GREY])["size"] == [200, 100]
     # A task with but one wording keeps it.
     assert fill_ask(SETS["biomarkers"], ASKS["biomarkers"], "Other words", "", [GREY] * 8) == ASKS["biomarkers"]
 
@@ -128,7 +145,7 @@ def test_a_page_of_both_kinds_of_data_sets_is_one_page_with_the_examples_of_the_
     options = {"Adipose": "Adipose", "Tumor": "Tumor"}
     ask = {"options": list(options), "style": "generic"}
     classes, questions = DataSet("crc", "classification", [ask], 8, {"class_names": options}), SETS["report"]
-    examples = [make_example("crc", "Tumor", [GREY]), make_example(questions.name, "a case", [GREY])]
+    examples = [make_example(classes, "Tumor", [GREY]), make_example(questions, "a case", [GREY])]
     page = build_page(Demo(Systems(None, None), [classes, questions], "base", examples=examples))
     blocks = {block.elem_id: block for block in page.blocks.values() if block.elem_id}
     assert len(blocks) == len([block for block in page.blocks.values() if block.elem_id])
@@ -200,7 +217,7 @@ def read_output(said):
 
 
 def ask(port, entries, name, question="What?", options="", number=0):
-    return call(port, find_function(port, "ask"), [entries, name, number, question, options, False])
+    return call(port, find_function(port, "ask"), [entries, name, number, question, options, False, None, None])
 
 
 @pytest.mark.model
@@ -233,7 +250,7 @@ def test_several_pictures_are_one_question_and_come_back_as_bare_pixels(server):
 def test_uploads_are_shown_as_the_data_set_shows_its_own_pictures(server):
     _, port, _ = server
     deep = png(Image.fromarray(np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)))
-    for function, place in (("show_uploads", 0), ("change_set", 5)):
+    for function, place in (("show_uploads", 0), ("change_set", 6)):
         for name, size, brightest in (("report", (64, 48), 16), ("quantity", (64, 64), 255)):
             [entry] = read_output(show_uploads(port, {"deep.png": deep}, name, function))[place]
             picture = Image.open(io.BytesIO(request(port, "GET", f"/gradio_api/file={entry['image']['path']}")[2]))
@@ -246,7 +263,7 @@ def test_unread_answers_and_texts_come_with_the_models_own_words(server):
     _, path = send_upload(port, "one.png", png(noise()))
     for name, found in (("report", "hs-text"), ("quantity", "Unparsed"), ("boxes", "Unparsed")):
         said = ask(port, gallery(path), name, "How much is there?")
-        html, _ = read_output(said)
+        html, *_ = read_output(said)
         assert found in html and "<blockquote>" in html and "How much is there?" in html
 
 

@@ -95,7 +95,7 @@ def link(name, target):
 
 
 def ask(port, path):
-    return call(port, find_function(port, "ask"), [gallery(path), "pcam", 0, "", "", False])
+    return call(port, find_function(port, "ask"), [gallery(path), "pcam", 0, "", "", False, None, None])
 
 
 def gallery(path):
@@ -174,7 +174,7 @@ def test_no_path_leads_to_a_file_of_the_machine(server, place, canary_server, pa
 
 @pytest.mark.parametrize("route", ["run/ask", "api/ask", "call/ask", "call/v2/ask"])
 def test_functions_answer_the_page_alone(server, place, route):
-    body = json.dumps({"data": [gallery(str(place / "secret.txt")), "pcam", 0, "", "", False]})
+    body = json.dumps({"data": [gallery(str(place / "secret.txt")), "pcam", 0, "", "", False, None, None]})
     status, _, answer = request(server[1], "POST", f"/gradio_api/{route}", body, {"Content-Type": "application/json"})
     assert status == 404
     assert_nothing_foreign(answer, place)
@@ -200,7 +200,11 @@ def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canar
     number = find_function(port, function)
     for entry in named:
         shown, asked = [{"image": entry, "caption": None}], ["pcam", 0, "", ""]
-        data = {"show_uploads": [shown, "pcam", None], "ask": [shown, *asked, False], "ask_all": [[entry], *asked]}
+        data = {
+            "show_uploads": [shown, "pcam", None],
+            "ask": [shown, *asked, False, None, None],
+            "ask_all": [[entry], *asked],
+        }
         said = call(port, number, data[function])
         assert "data-probability" not in said and "process_completed" in said and is_refused(said)
         # The message may be quoted back, but neither what the file holds nor where the server works.
@@ -212,8 +216,13 @@ def test_a_message_cannot_name_a_file_that_was_not_uploaded(server, place, canar
 def test_a_message_of_the_wrong_shape_is_an_error_without_details(server, place):
     port = server[1]
     number = find_function(port, "ask")
-    wrong = [[], [1, 2, 3], [None, "pcam", 0, "", "", False], [None, "no such data set", 0, "", "", False]]
-    wrong += [["x" * 5000, {}, []], [{}] * 9, [None, "pcam", 99, "", "", False]]
+    wrong = [
+        [],
+        [1, 2, 3],
+        [None, "pcam", 0, "", "", False, None, None],
+        [None, "no such data set", 0, "", "", False, None, None],
+    ]
+    wrong += [["x" * 5000, {}, []], [{}] * 9, [None, "pcam", 99, "", "", False, None, None]]
     for data in wrong:
         said = call(port, number, data)
         assert is_refused(said) or "detail" in said
@@ -276,7 +285,7 @@ def test_pictures_in_a_message_are_opened_by_the_same_rules(server, place):
     bomb = base64.b64encode(write_bomb(14_000)).decode()
     for url in [f"data:image/svg+xml;base64,{base64.b64encode(SVG).decode()}", f"data:image/png;base64,{bomb}"]:
         shown = [{"image": {"path": None, "url": url, "meta": {"_type": "gradio.FileData"}}, "caption": None}]
-        said = call(server[1], find_function(server[1], "ask"), [shown, "pcam", 0, "", "", False])
+        said = call(server[1], find_function(server[1], "ask"), [shown, "pcam", 0, "", "", False, None, None])
         assert is_refused(said) or "Too large" in said
         assert_nothing_foreign(said, place)
 

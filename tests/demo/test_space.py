@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import yaml
 from demo_run import call, find_function, request, running, send_upload, write_run
-from record_demo_run import noise, write_record_run
+from record_demo_run import ANSWERS, noise, write_record_run
 
 from histolab_sft.config.arguments import parse_recipe
 from histolab_sft.demo.data_set import fill_ask
 from histolab_sft.demo.hosted import load_space
 from histolab_sft.demo.load import load_demo
+from histolab_sft.demo.scored_rows import TEST
 from histolab_sft.demo.space import ENTRY, PAINTED, build_space, describe_demo, format_readme
 from histolab_sft.demo.space_code import find_imports, pin_requirements
 from histolab_sft.demo.systems import answer_patches, write_answers
@@ -98,7 +99,7 @@ def test_a_quantised_recipe_requires_bitsandbytes_and_nothing_else_of_training(s
 @pytest.mark.model
 def test_the_space_answers_as_the_app_does(space, arguments):
     here, there = load_demo(*arguments), load_space(space)
-    assert there.remarks == here.remarks == [PAINTED] and there.data_sets == here.data_sets
+    assert there.remarks == here.remarks[-1:] == [PAINTED] and there.data_sets == here.data_sets
     shown, expected = ([(entry.data_set, entry.caption) for entry in demo.examples] for demo in (there, here))
     assert shown == expected
     images = [entry.open_pictures()[0] for entry in here.examples[:2]]
@@ -144,7 +145,10 @@ def test_a_space_of_records_carries_their_questions_and_no_row(tmp_path, embedde
     arguments = parse_recipe(["--config", str(recipe)])
     folder = build_space(*arguments)
     here, there = load_demo(*arguments), load_space(folder)
-    assert there.data_sets == here.data_sets and there.remarks == here.remarks == []
+    assert there.data_sets == here.data_sets and there.remarks == there.examples == []
+    assert here.remarks == [TEST] and {example.data_set for example in here.examples} == set(ANSWERS)
+    for example in here.examples:
+        assert example.truth is not None and example.open_pictures()[0].mode == "RGB" and example.caption
     settings = (folder / "settings.json").read_text()
     assert "Which apply?" in settings and "Heart is normal" not in settings and ".png" not in settings
     assert not (folder / "histolab_sft" / "arguments.py").exists()
@@ -213,7 +217,7 @@ def test_the_space_answers_a_request_with_its_own_requirements_alone(space, tmp_
         picture = next(folder.glob("examples/pcam/Tumor/*.png")).read_bytes()
         _, path = send_upload(port, "patch.png", picture)
         uploaded = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        said = call(port, find_function(port, "ask"), [[{"image": uploaded}], "pcam", 0, "", "", False])
+        said = call(port, find_function(port, "ask"), [[{"image": uploaded}], "pcam", 0, "", "", False, None, None])
         assert b"Research use only" in request(port, "GET", "/config")[2]
     bars = [float(value) for value in re.findall(r'data-probability=\\"([^"\\]+)', said)]
     assert '"success":true' in said and len(bars) >= 4

@@ -176,7 +176,7 @@ def test_outlines_are_drawn_where_they_are_in_the_colour_of_their_system():
 
 def test_the_page_shows_outlines_and_asks_about_one_picture():
     data_set = DataSet("endoscopy", "masks", [ASK], 8, {"format": "yolo_seg"})
-    ask = fill_ask(data_set, ASK, "Where?", "", [GREY])
+    ask = fill_ask(data_set, {key: ASK[key] for key in ("question", "label_aware")}, "Where?", "", [GREY])
     assert ask["size"] == list(GREY.size)
     with pytest.raises(QuestionRefused, match="at most 1 for masks"):
         fill_ask(data_set, ASK, "Where?", "", [GREY, GREY])
