@@ -10,13 +10,15 @@ import sys
 import yaml
 
 from histolab_sft.config.arguments import parse_recipe_elsewhere, resolve_recipe
-from histolab_sft.errors import plain_errors
+from histolab_sft.errors import AuditRefusal, plain_errors
 
 
 def main(histo_args, training_args, model_args, on_gpu):
     # A mistake in the recipe is told before these are loaded, which takes seconds.
     from histolab_sft.data.audit.audit import explain_refusal, format_audit
     from histolab_sft.data.class_balance import format_balance, plan_balance
+    from histolab_sft.data.external import load_cohorts
+    from histolab_sft.data.frozen_split import describe_split
     from histolab_sft.data.loss_masks import audit_masks, describe_row
     from histolab_sft.data.rows import audit_recipe, format_patches, leave_out_refused
     from histolab_sft.evaluation.sample_size import format_plan
@@ -52,9 +54,18 @@ def main(histo_args, training_args, model_args, on_gpu):
     lengths = measure_lengths(rows, processor)
     print(f"\n# Memory\n{plan_for_recipe(histo_args, training_args, model_args, on_gpu, lengths)}")
 
+    shared = None
+    if histo_args.external:
+        print("\n# External cohorts")
+        try:
+            load_cohorts(histo_args, describe_split(patches, intake, histo_args), training_args.output_dir)
+        except AuditRefusal as error:
+            shared = error
     stopped = explain_refusal(audit, intake, histo_args, training_args.output_dir)
     print(f"\nTraining would be refused: {stopped}" if stopped else "\nReady to train.")
-    return 1 if stopped else 0
+    if shared:
+        print(f"Scoring would be refused: {shared}")
+    return 1 if stopped or shared else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.checks import check_values
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import ExternalConfig
 from histolab_sft.config.phase import PhaseConfig
 
 pytest.importorskip("mkdocs", reason="needs the package mkdocs")
@@ -56,6 +57,7 @@ def test_the_reference_has_every_key_of_this_project_and_every_key_of_a_recipe()
         if entry.init
     }
     assert own <= listed
+    assert {name for kind, name in listed if kind is ExternalConfig} == {"class_names", "external_of", "leaks"}
     names = {name for _, name in listed}
     for path in Path("recipes").glob("*.yaml"):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import ASKED, ExternalConfig
 from histolab_sft.config.hardware import PROFILES
 from histolab_sft.config.phase import PhaseConfig
 
@@ -32,6 +33,12 @@ SECTIONS = (
     ("The base model", ModelConfig, TRL + "unless a message says otherwise."),
     ("Training", trl.SFTConfig, TRL + "unless a message says otherwise."),
     ("A data set", DatasetConfig, "Keys of an entry of `datasets`."),
+    (
+        "An external cohort",
+        ExternalConfig,
+        "Keys of an entry of `external`, beside those of a data set without "
+        f"{', '.join(f'`{name}`' for name in ASKED[:-1])} and `{ASKED[-1]}`, which are those of the run.",
+    ),
     ("A phase", PhaseConfig, "Keys of an entry of `phases`."),
 )
 # Where the road changes what TRL's help says.
@@ -61,6 +68,8 @@ def list_keys(kind: type) -> list[dataclasses.Field]:
     """Return the keys of a class that a recipe may have: all of this project's, and those of TRL that are used."""
     own = kind.__module__.startswith("histolab_sft")
     inherited = {entry.name for entry in dataclasses.fields(trl.ModelConfig)} if kind is ModelConfig else set()
+    if kind is ExternalConfig:
+        return [entry for entry in dataclasses.fields(kind) if entry.init and entry.name in kind.__annotations__]
     used = find_used()
     return [
         entry
@@ -77,7 +86,7 @@ def explain(entry: dataclasses.Field, kind: type) -> str:
 
 def find_example(name: str, kind: type) -> str:
     """Return `key: value` as a recipe or a page has it; for a key with few values, one that isn't the default."""
-    level = {DatasetConfig: "datasets", PhaseConfig: "phases"}.get(kind, "")
+    level = {DatasetConfig: "datasets", ExternalConfig: "external", PhaseConfig: "phases"}.get(kind, "")
     entry = kind.__dataclass_fields__[name]
     examples = collect_examples()
     found = [value for value in examples[level].get(name, []) if value != entry.default]
@@ -93,8 +102,8 @@ def find_example(name: str, kind: type) -> str:
 
 @functools.cache
 def collect_examples() -> dict[str, dict[str, list]]:
-    """Return the values of each key: "" for those of a recipe, of `datasets`, of `phases`, and between backticks."""
-    values = {"": {}, "datasets": {}, "phases": {}, "inline": {}}
+    """Return the values of each key: "" for those of a recipe, of its lists, and between backticks."""
+    values = {"": {}, "datasets": {}, "external": {}, "phases": {}, "inline": {}}
 
     def take(level, mapping):
         for key, value in mapping.items():
@@ -105,7 +114,7 @@ def collect_examples() -> dict[str, dict[str, list]]:
             take("datasets", block)
             continue
         take("", block)
-        for level in ("datasets", "phases"):
+        for level in ("datasets", "external", "phases"):
             for entry in block.get(level) or []:
                 take(level, entry)
     for profile in PROFILES.values():
@@ -151,7 +160,7 @@ def _format_key(entry: dataclasses.Field, kind: type) -> str:
     facts = [f"type `{_name_type(entry)}`", "must be given" if needed else f"default `{_show(default)}`"]
     if choices := entry.metadata.get("choices"):
         facts.append("one of " + ", ".join(f"`{choice}`" for choice in choices if choice is not None))
-    level = {DatasetConfig: "datasets-", PhaseConfig: "phases-"}.get(kind, "")
+    level = {DatasetConfig: "datasets-", ExternalConfig: "external-", PhaseConfig: "phases-"}.get(kind, "")
     example = find_example(entry.name, kind)
     return "\n".join(
         [

@@ -11,6 +11,7 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.checks import RANGES
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import ExternalConfig, list_external_keys
 from histolab_sft.config.phase import PhaseConfig
 
 
@@ -29,8 +30,11 @@ def build_schema() -> dict:
     for kind in (trl.SFTConfig, ModelConfig, HistoArguments):
         keys |= _describe_keys(kind)
     keys["datasets"] |= {"type": "array", "minItems": 1, "items": _describe_entry(DatasetConfig)}
+    cohort = _describe_entry(ExternalConfig)
+    cohort["properties"] = {name: cohort["properties"][name] for name in list_external_keys()}
+    keys["external"] |= {"type": "array", "items": cohort}
     keys["phases"] |= {"type": "array", "items": _describe_entry(PhaseConfig)}
-    for name in ("datasets", "phases"):
+    for name in ("datasets", "external", "phases"):
         keys[name].pop("anyOf", None)
     keys["seeds"]["anyOf"].append({"type": "integer", "minimum": 1})
     shared = {}

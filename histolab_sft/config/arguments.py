@@ -12,6 +12,7 @@ from histolab_sft.config.checks import check_keys, check_values, key
 from histolab_sft.config.class_balance import CLASS_SAMPLING, CLASS_WEIGHTS, read_prior_correction
 from histolab_sft.config.contradictions import check_consistency
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import read_external
 from histolab_sft.config.hardware import (
     NO_PROFILE,
     PROFILES,
@@ -152,6 +153,11 @@ class HistoArguments:
     vision_tower_dtype: str | None = key(None, "Type of the vision tower's weights, if not `dtype`.", DTYPES)
     candidate_batch_size: int = key(96, "How many candidate answers are scored at once.")
     datasets: str = key("", "Data sets of the run: a YAML list, or JSON on the command line.")
+    external: str = key(
+        "",
+        "Cohorts that were never trained on, to score beside the test splits: a YAML list, or JSON on the command "
+        "line. Their rows are all scored, and nothing is fitted on them.",
+    )
     data_dir: str = key(".", "Folder to which the sources of data sets are relative.")
     max_samples: int | None = key(None, "Most patches of each data set, balanced over the classes.")
     max_test_samples: int | None = key(None, "Most patches of each data set's test split, balanced over the classes.")
@@ -326,6 +332,7 @@ class HistoArguments:
         names = [entry.name for entry in self.datasets]
         if len(set(names)) != len(names):
             raise ValueError(f"two data sets share a name in {names}; every table is keyed by it, so rename one")
+        self.external = read_external(self.external, self.datasets)
         self.phases = read_phases(self.phases, names)
         self.seeds = [self.seeds] if type(self.seeds) is int else self.seeds
         self.prior_correction = read_prior_correction(self.prior_correction, self.datasets)

@@ -100,7 +100,8 @@ def check_values(recipe: dict, dataclass_types) -> None:
     for dataclass_type in dataclass_types:
         hints = typing.get_type_hints(dataclass_type)
         for entry in dataclasses.fields(dataclass_type):
-            if entry.name in recipe and entry.name not in ("datasets", "phases", "prior_correction"):
+            listed = ("datasets", "external", "phases", "prior_correction")
+            if entry.name in recipe and entry.name not in listed:
                 complaints += _complain(entry, hints[entry.name], recipe[entry.name])
     if complaints:
         raise ValueError("; ".join(complaints))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import ExternalConfig
 
 # Keys of a data set under which all keys and values are text.
 WORDS = ("class_names", "splits")
@@ -52,9 +52,9 @@ def read_yaml(text: str) -> object:
             return None
         _check_nodes(root)
         for key, value in _pairs(root):
-            if key.value == "datasets" and isinstance(value, yaml.SequenceNode):
+            if key.value in ("datasets", "external") and isinstance(value, yaml.SequenceNode):
                 for entry in value.value:
-                    _keep_words(entry)
+                    _keep_words(entry, with_null=key.value == "external")
         return loader.construct_document(root)
     finally:
         loader.dispose()
@@ -87,13 +87,17 @@ def _check_nodes(root: yaml.Node) -> None:
     measure(root, ())
 
 
-def _keep_words(entry: yaml.Node) -> None:
-    """Mark the labels, class names and text keys of a data set as text, in place."""
-    text_keys = {field.name for field in fields(DatasetConfig) if field.type in (str, str | None)}
+def _keep_words(entry: yaml.Node, with_null: bool) -> None:
+    """Mark the labels, class names and text keys of a data set as text, in place.
+
+    Args:
+        with_null (`bool`): Whether null under a label means nothing, and not a class of that name.
+    """
+    text_keys = {field.name for field in fields(ExternalConfig) if field.type in (str, str | None)}
     for key, value in _pairs(entry):
         if key.value in WORDS and isinstance(value, yaml.MappingNode):
             for pair in _pairs(value):
-                for node in pair:
+                for node in pair[: 1 if with_null and pair[1].tag == NULL else 2]:
                     for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
                         _make_text(scalar)
         elif key.value in text_keys and value.tag != NULL:

@@ -13,7 +13,7 @@ from datasets import DatasetDict
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.scoring import SCORING_KEYS
-from histolab_sft.data.rows import audit_or_stop, format_patches
+from histolab_sft.data.rows import audit_or_stop, audit_recipe, format_patches
 from histolab_sft.data.split_changes import (
     COLUMNS,
     EARLIER,
@@ -67,8 +67,8 @@ def load_training_patches(histo_args: HistoArguments, output_dir: str | Path) ->
             been learnt by the adapter that the run goes on from.
     """
     frame, inspected = audit_or_stop(histo_args, output_dir)
-    rows, patches = describe_rows(frame, inspected), format_patches(frame, histo_args)
-    split = FrozenSplit(rows, fingerprint_data(patches), _describe_settings(histo_args))
+    patches, split = format_patches(frame, histo_args), describe_split(frame, inspected, histo_args)
+    split.fingerprint = fingerprint_data(patches)
     found = read_split(output_dir)
     if found is not None and _holds_results(Path(output_dir)):
         if found.fingerprint != split.fingerprint:
@@ -85,10 +85,7 @@ def load_training_patches(histo_args: HistoArguments, output_dir: str | Path) ->
             changes.leaks, histo_args, f"the adapter in {histo_args.adapter_name_or_path}", "other test data"
         )
         learnt = earlier.rows[earlier.rows["split"].isin(TRAINED)]
-        split.rows = pd.concat([rows, learnt.assign(split=EARLIER)])
-        for cohort, places in earlier.settings["sources"].items():
-            known = split.settings["sources"].setdefault(cohort, [])
-            known += [place for place in places if place not in known]
+        _add_rows(split, learnt.assign(split=EARLIER), earlier)
     write_split(split, output_dir)
     return patches
 
@@ -114,7 +111,7 @@ def load_scored_patches(histo_args: HistoArguments, output_dir: str | Path) -> t
         )
     else:
         frame, inspected = audit_or_stop(histo_args, output_dir)
-    now = FrozenSplit(describe_rows(frame, inspected), "", _describe_settings(histo_args))
+    now = describe_split(frame, inspected, histo_args)
     changes = _compare(frozen, now)
     sentences = list(changes.leaks)
     if histo_args.changed_split == "new":
@@ -137,6 +134,27 @@ def load_scored_patches(histo_args: HistoArguments, output_dir: str | Path) -> t
         scored = "the split of training" if histo_args.changed_split == "frozen" else "the splits as they are now"
         logger.warning("since training, this has changed; scored are %s:\n%s", scored, _list(sentences))
     return patches, sentences
+
+
+def list_trained(histo_args: HistoArguments, output_dir: str | Path) -> FrozenSplit:
+    """Return the rows of train, validation and test with which nothing external may be confused.
+
+    They are those of the frozen split; without one, or where others are scored by `changed_split: new`, those of the
+    data as they are now (too).
+    """
+    frozen = read_split(output_dir)
+    if frozen is not None and histo_args.changed_split != "new":
+        return frozen
+    frame, _, inspected = audit_recipe(histo_args, output_dir)
+    now = describe_split(frame, inspected, histo_args)
+    if frozen is not None:
+        _add_rows(now, frozen.rows, frozen)
+    return now
+
+
+def describe_split(frame: pd.DataFrame, inspected: pd.DataFrame, histo_args: HistoArguments) -> FrozenSplit:
+    """Return the split of the rows of `audit_recipe`, without a fingerprint."""
+    return FrozenSplit(describe_rows(frame, inspected), "", _describe_settings(histo_args))
 
 
 def read_split(folder: str | Path) -> FrozenSplit | None:
@@ -162,6 +180,14 @@ def write_split(split: FrozenSplit, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder, FILE), synced=True) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def _add_rows(split: FrozenSplit, rows: pd.DataFrame, source: FrozenSplit) -> None:
+    """Add rows of another split, and the places that its cohorts are from."""
+    split.rows = pd.concat([split.rows, rows])
+    for cohort, places in source.settings["sources"].items():
+        known = split.settings["sources"].setdefault(cohort, [])
+        known += [place for place in places if place not in known]
 
 
 def _compare(frozen: FrozenSplit, now: FrozenSplit) -> SplitChanges:

@@ -87,25 +87,25 @@ def audit_recipe(
     patches = _list_datasets(histo_args)
     not_read = patches.attrs["not_read"]
     left_out = patches.attrs["left_out"]
-    pictures = _list_pictures(patches)
-    inspected = _inspect(pictures)
+    pictures = list_pictures(patches)
+    inspected = inspect_pictures(pictures)
     hashes = iter(inspected["pixel_sha256"])
     patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
     near, siblings = find_related(pictures, inspected, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, inspected, near), histo_args)
     if assign is not None:
         patches = assign(patches, inspected)
-    pictures, dropped = _list_pictures(patches), left_out
+    pictures, dropped = list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
         verdicts = join_inspected(pictures, inspected, ("path", "row"))["verdict"]
         refused = pictures.index[verdicts == "refused"].unique()
         reasons = pd.Series("refused picture", index=refused)
-        patches, dropped = _drop(patches, reasons, "refused_images: quarantine", dropped)
+        patches, dropped = drop_rows(patches, reasons, "refused_images: quarantine", dropped)
         pictures = pictures.loc[patches.index]
     if histo_args.leaks == "drop":
         leaks = find_leaking_rows(pictures, inspected, near)
         reasons = leaks.set_axis(pictures.index[leaks.index]).groupby(level=0).first()
-        patches, dropped = _drop(patches, reasons, "leaks: drop", dropped)
+        patches, dropped = drop_rows(patches, reasons, "leaks: drop", dropped)
         pictures = pictures.loc[patches.index]
     patches = patches.reset_index(drop=True)
     # Several questions about one picture make no copy of it.
@@ -130,8 +130,8 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
     """
     patches, ties = _list_datasets(histo_args), None
     if has_open_splits(patches):
-        pictures = _list_pictures(patches)
-        inspected = _inspect(pictures)
+        pictures = list_pictures(patches)
+        inspected = inspect_pictures(pictures)
         near, _ = find_related(pictures, inspected, histo_args.find_siblings)
         ties = tie_patches(pictures, inspected, near)
     return _complete(patches, ties, histo_args).reset_index(drop=True)
@@ -139,25 +139,13 @@ def list_patches(histo_args: HistoArguments) -> pd.DataFrame:
 
 def format_patches(patches: pd.DataFrame, histo_args: HistoArguments) -> DatasetDict:
     """Return the rows of `list_patches` with prompts and completions, as one lazy `datasets.Dataset` a split."""
-    configs = {config.name: config for config in histo_args.datasets}
-    texts = {
-        column: [json.dumps(value, ensure_ascii=False) for value in patches[column]] for column in ("ask", "answer")
-    }
-    # Rows of one question and answer are worded once.
-    worded: dict[tuple[str, str, str], tuple[list, list | None]] = {}
-    keys = list(zip(patches["dataset"], texts["ask"], texts["answer"], strict=True))
-    for key, row in zip(keys, patches.itertuples(), strict=True):
-        if key not in worded:
-            worded[key] = _word(row, configs[row.dataset])
-    rows = patches.drop(columns=["cohort", *FLOW]).assign(
-        prompt=[worded[key][0] for key in keys], completion=[worded[key][1] for key in keys], **texts
-    )
-    rows = _add_crops(rows, configs)
-    splits = DatasetDict()
-    for split in SPLITS:
-        part = rows.loc[rows["split"] == split].drop(columns="split")
-        splits[split] = Dataset.from_pandas(part, preserve_index=False).with_transform(_open_images)
-    return splits
+    rows = _word_rows(patches, {config.name: config for config in histo_args.datasets})
+    return DatasetDict({split: _open_later(rows.loc[rows["split"] == split]) for split in SPLITS})
+
+
+def format_rows(rows: pd.DataFrame, config: DatasetConfig) -> Dataset:
+    """Return rows of one source, of one split, as `format_patches` does, asked as those of a data set of the run."""
+    return _open_later(_word_rows(rows, dict.fromkeys(rows["dataset"], config)))
 
 
 def select_datasets(rows: Dataset, *names: str) -> Dataset:
@@ -180,14 +168,15 @@ def _list_datasets(histo_args: HistoArguments) -> pd.DataFrame:
     return patches
 
 
-def _list_pictures(patches: pd.DataFrame) -> pd.DataFrame:
+def list_pictures(patches: pd.DataFrame) -> pd.DataFrame:
     """Return one row a picture, under the index of its row, with the columns that inspection and audit read."""
     rows = patches[["images", "label", "dataset", "cohort", "split", "group"]].explode("images")
     places = pd.DataFrame(rows["images"].tolist(), index=rows.index, columns=["path", "row", "column", "rendering"])
     return pd.concat([places, rows.drop(columns="images")], axis=1)
 
 
-def _inspect(pictures: pd.DataFrame) -> pd.DataFrame:
+def inspect_pictures(pictures: pd.DataFrame) -> pd.DataFrame:
+    """Return what `check_images` says of pictures of `list_pictures`; it keeps what it finds on this machine."""
     references = pictures.reindex(columns=["path", "row", "column", "rendering"], fill_value="").to_dict("records")
     return check_images(references, cache_folder=cache_folder() / "intake")
 
@@ -216,7 +205,9 @@ def _complete(patches: pd.DataFrame, ties: pd.Series | None, histo_args: HistoAr
     return pd.concat(parts)
 
 
-def _drop(patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dict]) -> tuple[pd.DataFrame, list[dict]]:
+def drop_rows(
+    patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dict]
+) -> tuple[pd.DataFrame, list[dict]]:
     """Leave out the rows that `reasons` names by index, and count them by key, reason, data set, split and class."""
     gone = patches.loc[reasons.index].assign(key=key, reason=reasons)
     counts = gone.groupby(["key", "reason", "dataset", "split", "label"], dropna=False, sort=False).size()
@@ -225,6 +216,26 @@ def _drop(patches: pd.DataFrame, reasons: pd.Series, key: str, dropped: list[dic
         *dropped,
         *entries.where(entries.notna(), None).to_dict("records"),
     ]
+
+
+def _word_rows(patches: pd.DataFrame, configs: dict[str, DatasetConfig]) -> pd.DataFrame:
+    texts = {
+        column: [json.dumps(value, ensure_ascii=False) for value in patches[column]] for column in ("ask", "answer")
+    }
+    # Rows of one question and answer are worded once.
+    worded: dict[tuple[str, str, str], tuple[list, list | None]] = {}
+    keys = list(zip(patches["dataset"], texts["ask"], texts["answer"], strict=True))
+    for key, row in zip(keys, patches.itertuples(), strict=True):
+        if key not in worded:
+            worded[key] = _word(row, configs[row.dataset])
+    rows = patches.drop(columns=["cohort", *FLOW]).assign(
+        prompt=[worded[key][0] for key in keys], completion=[worded[key][1] for key in keys], **texts
+    )
+    return _add_crops(rows, configs)
+
+
+def _open_later(rows: pd.DataFrame) -> Dataset:
+    return Dataset.from_pandas(rows.drop(columns="split"), preserve_index=False).with_transform(_open_images)
 
 
 def _word(row, config: DatasetConfig) -> tuple[list[dict], list[dict] | None]:

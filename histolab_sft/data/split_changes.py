@@ -79,9 +79,7 @@ def compare_splits(frozen: pd.DataFrame, rows: pd.DataFrame, sources: Mapping[st
     Args:
         sources: Cohort -> where its data sets lie, of training and of now.
     """
-    by_picture = _mark_pictures(frozen, rows)
-    by_copy = _mark_near_copies(frozen, rows) & ~by_picture
-    by_patient = _mark_patients(frozen, rows, by_picture | by_copy, sources) & ~by_picture & ~by_copy
+    by_picture, by_copy, by_patient = (marks for _, marks in mark_trained(frozen, rows, sources).items())
     scored = ~rows["split"].isin(TRAINED)
     leaks = []
     for (dataset, split), part in rows[scored].groupby(["dataset", "split"], sort=False):
@@ -104,6 +102,18 @@ def find_rows_of_split(frozen: pd.DataFrame, rows: pd.DataFrame, split: str) -> 
     return pd.Series(
         [pair in names for pair in zip(rows["dataset"], rows["id"].map(_hash), strict=True)], rows.index, dtype=bool
     )
+
+
+def mark_trained(frozen: pd.DataFrame, rows: pd.DataFrame, sources: Mapping[str, set[str]]) -> pd.DataFrame:
+    """Return why each row shows what was trained on: `picture`, `near_copy`, `patient`, at most one of them true.
+
+    Args:
+        frozen, rows, sources: As in `compare_splits`, whose rules these are.
+    """
+    by_picture = _mark_pictures(frozen, rows)
+    by_copy = _mark_near_copies(frozen, rows) & ~by_picture
+    by_patient = _mark_patients(frozen, rows, by_picture | by_copy, sources) & ~by_picture & ~by_copy
+    return pd.DataFrame({"picture": by_picture, "near_copy": by_copy, "patient": by_patient})
 
 
 def match_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:

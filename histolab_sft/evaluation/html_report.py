@@ -2,7 +2,7 @@
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation import figures
 from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
+from histolab_sft.evaluation.external_tables import describe_cohort
 from histolab_sft.evaluation.prior_correction import describe_imbalance
 from histolab_sft.evaluation.report_points import describe_points
 from histolab_sft.evaluation.report_tables import (
@@ -48,7 +49,11 @@ FEW = 5  # classes that a question is shown with; the table of classes names mor
 
 
 def write_report(
-    results: dict, predictions: dict[tuple[str, str], pd.DataFrame], patches: DatasetDict, folder: Path
+    results: dict,
+    predictions: dict[tuple[str, str], pd.DataFrame],
+    patches: DatasetDict,
+    folder: Path,
+    cohorts: Mapping[str, Dataset] | None = None,
 ) -> None:
     """Write `report.html`, which needs no other file and no network, and its figures as `figures/*.png`.
 
@@ -59,23 +64,17 @@ def write_report(
         predictions (`dict`): (Data set, system) -> table of the test split from `predict`.
         patches (`DatasetDict`): The splits that were scored; only pictures that are shown get opened.
         folder (`Path`): `evaluation/` of the run.
+        cohorts (*optional*): Rows of each external cohort of the results. Its figures go to `external/figures/*.png`.
 
     Raises:
         ValueError: The rows aren't those of the tables.
     """
-    if not all("task" in entry for entry in results["datasets"].values()):
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for path in (folder / "figures").glob("*.png"):
-        path.unlink()
-    described, several = [], len(results["datasets"]) > 1
-    for name, entry in results["datasets"].items():
-        tables = {system: predictions[name, system] for system in SYSTEMS}
-        rows = select_datasets(patches["test"], name)
-        if "task" in entry:
-            own = describe_written_answers(entry, tables, rows)
-        else:
-            own = describe_choices(name, entry, tables, rows, folder / "figures", alone=not several)
-        described.append(_describe_dataset(name, entry) | own)
+    several = len(results["datasets"]) > 1
+    rows = {name: select_datasets(patches["test"], name) for name in results["datasets"]}
+    described = _describe_all(results["datasets"], predictions, rows, folder / "figures", alone=not several)
+    external = _describe_all(
+        results.get("external", {}), predictions, cohorts or {}, folder / "external" / "figures", alone=not several
+    )
     overall = results["overall"]
     written = any("task" in entry for entry in results["datasets"].values())
     page = (
@@ -84,6 +83,7 @@ def write_report(
         .render(
             box_colours=BOX_COLOURS,
             datasets=described,
+            external=external,
             chosen=[dataset for dataset in described if "ladder" in dataset],
             written=[dataset for dataset in described if "examples" in dataset],
             **describe_front(results),
@@ -110,6 +110,29 @@ def make_environment() -> Environment:
     )
     environment.globals["mark_style"] = MARK_STYLE
     return environment
+
+
+def _describe_all(
+    entries: Mapping[str, dict],
+    predictions: Mapping[tuple[str, str], pd.DataFrame],
+    rows: Mapping[str, Dataset],
+    folder: Path,
+    alone: bool,
+) -> list[dict]:
+    """Return what the template shows of each entry; `folder` holds their figures alone afterwards."""
+    for path in folder.glob("*.png"):
+        path.unlink()
+    described = []
+    for name, entry in entries.items():
+        tables = {system: predictions[name, system] for system in SYSTEMS}
+        if "task" in entry:
+            own = describe_written_answers(entry, tables, rows[name])
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = describe_choices(name, entry, tables, rows[name], folder, alone)
+        cohort = describe_cohort(entry) if "cohort" in entry else None
+        described.append(_describe_dataset(name, entry) | own | {"cohort": cohort})
+    return described
 
 
 def _describe_dataset(name: str, entry: dict) -> dict:

@@ -129,6 +129,13 @@ def count_readings(patches: DatasetDict, histo_args: HistoArguments, system: str
     return readings
 
 
+def count_looks(rows: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> int:
+    """Return how often both systems together look at each row of a test split or cohort."""
+    if config.options:
+        return 2 + 2 * histo_args.generate_answers
+    return 4 if TASKS[rows.with_format(None)["task"][0]].list_fields else 2
+
+
 def select_probe_rows(rows: dict[str, Dataset]) -> dict[str, Dataset]:
     """Return the rows of one data set that the linear probe is trained on, chosen on and scored on: split -> rows."""
     table = rows["train"].with_format(None).select_columns(["label"]).to_pandas().assign(split="train")

@@ -1,6 +1,7 @@
 """Score the base model and the fine-tuned one in the same way, from the recipe to the report."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +12,11 @@ from trl import SFTConfig
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.phase import list_trained_parts
-from histolab_sft.data.frozen_split import load_scored_patches
+from histolab_sft.data.external import Cohort, load_cohorts
+from histolab_sft.data.frozen_split import list_trained, load_scored_patches
 from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation.asked import Asked, correct_priors, score_asked
+from histolab_sft.evaluation.external import ask_cohorts, pair_cohorts, score_cohorts
 from histolab_sft.evaluation.html_report import write_report
 from histolab_sft.evaluation.linear_probe import measure_linear_probe
 from histolab_sft.evaluation.predictions import (
@@ -49,6 +52,8 @@ from histolab_sft.settings import collect_settings, find_changes
 
 logger = logging.getLogger(__name__)
 
+EXTERNAL = "external"  # in `results.json`, and the folder of predictions
+
 
 def evaluate(
     histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig, recipe: dict
@@ -71,6 +76,10 @@ def evaluate(
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
         patches, changes = load_scored_patches(histo_args, training_args.output_dir)
+        cohorts = []
+        if histo_args.external:
+            trained = list_trained(histo_args, training_args.output_dir)
+            cohorts = load_cohorts(histo_args, trained, training_args.output_dir)
     changes += _tell_changed_settings(histo_args, training_args, model_args)
 
     if training_args.full_determinism:
@@ -79,30 +88,38 @@ def evaluate(
         Asked(config, {split: select_datasets(rows, config.name) for split, rows in patches.items()})
         for config in histo_args.datasets
     ]
-    ask_systems(asked, patches, histo_args, training_args, model_args)
+    pairs = pair_cohorts(cohorts, asked)
+    ask_systems(asked, pairs, patches, histo_args, training_args, model_args)
     if training_args.process_index > 0:
         return None
-    correct_priors(asked, training_args.output_dir, histo_args.prior_correction)
+    correct_priors([*asked, *pairs], training_args.output_dir, histo_args.prior_correction)
 
     folder = Path(training_args.output_dir, "evaluation")
     predictions = {(entry.config.name, system): entry.test[system] for system in SYSTEMS for entry in asked}
     write_predictions(predictions, folder)
+    # In a folder of their own, so that another cohort changes nothing of the run's own predictions.
+    if (folder / EXTERNAL).is_dir():
+        shutil.rmtree(folder / EXTERNAL)
+    tables = {(entry.config.name, system): entry.test[system] for system in SYSTEMS for entry in pairs}
+    if tables:
+        write_predictions(tables, folder / EXTERNAL)
     provenance = describe_result(training_args.output_dir, patches, training_args.seed, changes)
-    results = {"recipe": recipe, "provenance": provenance} | score_all(asked, histo_args, model_args)
+    results = {"recipe": recipe, "provenance": provenance} | score_all(asked, cohorts, pairs, histo_args, model_args)
     add_front(results, training_args.output_dir)
     write_results(results, folder)
-    write_report(results, predictions, patches, folder)
+    write_report(results, predictions | tables, patches, folder, {c.config.name: c.rows for c in cohorts})
     return format_results(results)
 
 
 def ask_systems(
     asked: list[Asked],
+    cohorts: list[Asked],
     patches: DatasetDict,
     histo_args: HistoArguments,
     training_args: SFTConfig,
     model_args: ModelConfig,
 ) -> None:
-    """Put every question of every data set to both systems, one after the other in the same weights."""
+    """Put every question of every data set and cohort to both systems, one after the other in the same weights."""
     how = read_precision(histo_args, training_args), histo_args.vision_cache
     model = load_base_model(model_args, *how)
     processor = load_base_processor(model_args)
@@ -124,6 +141,8 @@ def ask_systems(
                     entry.variants[name] = predict_variants(entry.rows["test"], system, entry.config)
                 if name == BASELINE and training_args.process_index == 0:
                     entry.probe = measure_linear_probe(entry.rows, system, entry.config)
+        if cohorts:
+            ask_cohorts(cohorts, asked, name, model, processor, weights, histo_args, training_args)
         if histo_args.sensitivity == "all":
             # Changed pictures are new to the cache, and come once.
             system = System(name, model, processor, weights, histo_args, batch_size)
@@ -141,8 +160,14 @@ def ask_systems(
                 entry.variants[name] = pd.concat(parts, ignore_index=True)
 
 
-def score_all(asked: list[Asked], histo_args: HistoArguments, model_args: ModelConfig) -> dict:
-    """Return `datasets` and `overall` of `results.json`."""
+def score_all(
+    asked: list[Asked],
+    cohorts: list[Cohort],
+    pairs: list[Asked],
+    histo_args: HistoArguments,
+    model_args: ModelConfig,
+) -> dict:
+    """Return `datasets`, `overall` and, with cohorts, `external` of `results.json`."""
     entries, estimates = {}, {}
     own_side = read_resolution(load_config(model_args)).side if histo_args.sensitivity_sides else None
     for given in asked:
@@ -152,7 +177,8 @@ def score_all(asked: list[Asked], histo_args: HistoArguments, model_args: ModelC
         if given.variants:
             entry["sensitivity"] = score_sensitivity(config, histo_args, given.variants, entry["zero_shot"], own_side)
         entries[config.name], estimates[config.name] = entry, found
-    return {"datasets": entries, "overall": score_overall(estimates, entries)}
+    results = {"datasets": entries, "overall": score_overall(estimates, entries)}
+    return results | ({EXTERNAL: score_cohorts(cohorts, pairs, asked, entries, estimates)} if cohorts else {})
 
 
 def _tell_changed_settings(histo_args: HistoArguments, training_args: SFTConfig, model_args: ModelConfig) -> list[str]:

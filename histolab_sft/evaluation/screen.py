@@ -1,5 +1,6 @@
 """The scores of a run as tables for the screen: data sets with options first, then written answers."""
 
+from histolab_sft.evaluation.external_tables import say_change
 from histolab_sft.evaluation.predictions import SYSTEMS
 from histolab_sft.evaluation.results import FLOOR
 from histolab_sft.evaluation.score_names import name_score
@@ -22,6 +23,13 @@ def format_results(results: dict) -> str:
         f"{name}: decoding was limited to the JSON of the fields"
         for name, entry in written.items()
         if entry["constrained_decoding"]
+    ]
+    lines += [
+        f"external cohort {name}, scored as {entry['external_of']}, {entry['n']:,} rows: {say_change(entry)}"
+        for name, entry in results.get("external", {}).items()
+    ]
+    lines += [
+        f"{name}: {warning}" for name, entry in results.get("external", {}).items() for warning in entry["warnings"]
     ]
     return "\n".join([*lines, *_list_confidences(written)])
 

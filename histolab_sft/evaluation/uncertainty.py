@@ -172,6 +172,16 @@ def difference(finetuned: "Estimate", baseline: "Estimate") -> "Estimate":
     )
 
 
+def independent_difference(first: "Estimate", second: "Estimate") -> "Estimate":
+    """Return first minus second, of two samples that have no unit in common: draws are paired at random.
+
+    Degrees of freedom are Welch's (Biometrika 1947, 34:28), from the variance of the draws of either.
+    """
+    shuffled = np.random.default_rng(0).permutation(second.draws)
+    gap = difference(first, Estimate(second.value, shuffled, second.degrees, second.scale))
+    return Estimate(gap.value, gap.draws, _pool_degrees([first, second]), gap.scale)
+
+
 def macro_mean(estimates: "list[Estimate]") -> "Estimate":
     """Return the mean over data sets, each counted once whatever its size.
 
@@ -181,12 +191,7 @@ def macro_mean(estimates: "list[Estimate]") -> "Estimate":
     generator = np.random.default_rng(0)
     draws = np.mean([generator.permutation(estimate.draws) for estimate in estimates], axis=0)
     value = float(np.mean([estimate.value for estimate in estimates]))
-    degrees = np.array([estimate.degrees for estimate in estimates])
-    if np.isnan(value) or (degrees < 1).any():
-        return Estimate(value, draws, float(degrees.min()), estimates[0].scale)
-    variances = np.array([np.nanvar(estimate.draws) for estimate in estimates])
-    pooled = variances.sum() ** 2 / (variances**2 / degrees).sum() if variances.any() else degrees.min()
-    return Estimate(value, draws, float(pooled), estimates[0].scale)
+    return Estimate(value, draws, _pool_degrees(estimates), estimates[0].scale)
 
 
 def describe_units(n_rows: int, groups: np.ndarray | None = None) -> dict:
@@ -236,6 +241,15 @@ def compute_mcnemar(
         sums = [(generator.choice([-1.0, 1.0], size=(100, len(gains))) @ gains) for _ in range(100)]
         result["group_p"] = float((1 + (np.abs(sums) >= abs(gains.sum())).sum()) / (1 + np.size(sums)))
     return result
+
+
+def _pool_degrees(estimates: "list[Estimate]") -> float:
+    """Degrees of freedom of a sum of independent estimates; fewer than 1 where one of them has no interval."""
+    degrees = np.array([estimate.degrees for estimate in estimates])
+    if any(np.isnan(estimate.value) for estimate in estimates) or (degrees < 1).any():
+        return float(degrees.min())
+    variances = np.array([np.nanvar(estimate.draws) for estimate in estimates])
+    return float(variances.sum() ** 2 / (variances**2 / degrees).sum() if variances.any() else degrees.min())
 
 
 def _find_scale(score: str | int, value: float) -> str:

@@ -14,7 +14,7 @@ REASONS = {
     "it is of the other trainings of a study": ("seeds",),
     "it is of scoring alone": (
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
-        *("changed_split", "sensitivity_sides", "prior_correction", "expected_score", "expected_gain"),
+        *("changed_split", "sensitivity_sides", "prior_correction", "expected_score", "expected_gain", "external"),
     ),
     "it is no key of a recipe": ("profile_notes", "written"),
     "the launcher sets it": ("local_rank",),

@@ -14,6 +14,7 @@ from histolab_sft.commands.schema import build_schema
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.external import ASKED, ExternalConfig
 from histolab_sft.config.phase import PhaseConfig
 from histolab_sft.config.recipe_file import read_recipe
 
@@ -30,6 +31,7 @@ def test_the_schema_has_the_keys_that_recipes_may_have():
     keys = SCHEMA["properties"]
     assert set(keys) == name_keys(HistoArguments, trl.SFTConfig, ModelConfig)
     assert set(keys["datasets"]["items"]["properties"]) == name_keys(DatasetConfig)
+    assert set(keys["external"]["items"]["properties"]) == name_keys(ExternalConfig) - set(ASKED)
     assert set(keys["phases"]["items"]["properties"]) == name_keys(PhaseConfig)
     assert all(keys[name]["description"] for name in name_keys(HistoArguments))
 

@@ -36,6 +36,7 @@ SCORING = {
     **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
     **{"expected_score": 0.7, "expected_gain": 0.1},
     "prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.1}},
+    "external": [{"name": "elsewhere", "source": "pcam"}],
 }
 MESSAGES = {
     **{"logging_nan_inf_filter": False, "log_on_each_node": False, "log_level": "error", "disable_tqdm": False},
