@@ -2,16 +2,19 @@
 
 import difflib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, fields
 
 from histolab_sft.config.checks import check_keys
 from histolab_sft.config.class_names import check_text, compose
 from histolab_sft.config.dataset import DatasetConfig
 
 # What is asked, and how it is shown: of a cohort, the training data set says it.
-ASKED = ("question", "instruction", "codec", "fields", "style", "multi_scale", "max_new_tokens")
+ASKED = (
+    *("question", "instruction", "codec", "fields", "style", "multi_scale", "max_new_tokens"),
+    *("positive_class", "target_sensitivity", "target_specificity", "target_accuracy"),
+)
 # As the training data set has it where the cohort doesn't say.
-INHERITED = ("class_names", "image_steps", "intensity_window")
+INHERITED = ("class_names", "image_steps", "intensity_window", "prevalence")
 LEAKS = ("stop", "drop", "allow")
 
 
@@ -19,8 +22,8 @@ LEAKS = ("stop", "drop", "allow")
 class ExternalConfig(DatasetConfig):
     """One entry of the recipe's `external` list, with the keys of a data set that say how its pictures are read.
 
-    The question, the answers to choose from, and how pictures are cropped are those of the training data set; so are
-    `image_steps` and `intensity_window` if omitted.
+    The question, the answers to choose from, how pictures are cropped, and the targets of thresholds are those of the
+    training data set; so are `image_steps`, `intensity_window` and `prevalence` if omitted.
 
     Args:
         external_of (`str`, *optional*): The data set of the run whose question, class words, temperatures and
@@ -36,8 +39,11 @@ class ExternalConfig(DatasetConfig):
     class_names: dict[str, str | None] | None = None
     external_of: str | None = None
     leaks: str | None = None
-    # Set by `read_external`.
-    trained: DatasetConfig = field(default=None, init=False)
+    trained: InitVar[DatasetConfig] = None
+
+    def __post_init__(self, trained: DatasetConfig):
+        self.trained = trained
+        super().__post_init__()
 
     @property
     def options(self) -> list[str] | None:
@@ -105,8 +111,7 @@ def _read_cohort(entry: dict, datasets: list[DatasetConfig]) -> ExternalConfig:
     keys = {key: getattr(trained, key) for key in (*ASKED, *INHERITED)}
     if trained.options is None:
         del keys["class_names"]
-    config = ExternalConfig(**keys | entry)
-    config.trained = trained
+    config = ExternalConfig(**keys | entry, trained=trained)
     if config.leaks not in (None, *LEAKS):
         raise ValueError(f"{where}: leaks is {config.leaks!r}, expected one of {', '.join(LEAKS)}; correct it")
     if config.splits is not None and (isinstance(config.splits, str) or set(config.splits) != {"test"}):

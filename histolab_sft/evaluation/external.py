@@ -142,10 +142,15 @@ def _restrict(
     if not common:
         return [{system: {} for system in SYSTEMS}] * 2, []
     sides = zip((external, internal), labels, (found, trained), strict=True)
-    return [whole if own == set(common) else _estimate(side.test, entry, common) for side, own, whole in sides], common
+    return [
+        whole if own == set(common) else _estimate(side.test, entry, common, external.config.positive)
+        for side, own, whole in sides
+    ], common
 
 
-def _estimate(tables: dict[str, pd.DataFrame], entry: dict, labels: list[str]) -> dict[str, dict[str, Estimate]]:
+def _estimate(
+    tables: dict[str, pd.DataFrame], entry: dict, labels: list[str], positive: str | None
+) -> dict[str, dict[str, Estimate]]:
     """Score both systems on the rows of some labels; they may still answer any class."""
     tables = tables | {BASELINE: read_headline(tables[BASELINE], entry["zero_shot"])}
     kept = tables[BASELINE]["label"].isin(labels).to_numpy()
@@ -154,7 +159,9 @@ def _estimate(tables: dict[str, pd.DataFrame], entry: dict, labels: list[str]) -
         scores = np.stack(table["log_likelihoods"])[kept]
         answers[system] = (classes[scores.argmax(axis=1)], softmax(scores, axis=1))
     rows = tables[BASELINE][kept]
-    _, estimates = score_systems(rows["label"].to_numpy(str), answers, list(classes), name_units(rows))
+    at = entry["classes"].index(positive) if positive else 1
+    labels, groups = rows["label"].to_numpy(str), name_units(rows)
+    _, estimates = score_systems(labels, answers, entry["classes"], groups, positive=at)
     return estimates
 
 
@@ -162,10 +169,10 @@ def _warn(entry: dict, cohort: Cohort) -> list[str]:
     """Return what a reader has to know of a cohort beside what holds for any data set."""
     warnings, facts = [], cohort.facts
     if absent := entry.get("classes_absent"):
-        n = len(entry["classes"]) - len(absent)
+        present = ", ".join(name for name in entry["classes"] if name not in absent)
         warnings.append(
-            f"the cohort has no patch of {', '.join(absent)}: means over classes are over the other {n}, and the "
-            f"internal scores beside them are of internal patches of the same {n} classes"
+            f"the cohort has no patch of {', '.join(absent)}: means over classes are over {present}, and the internal "
+            "scores beside them are of internal patches of the same classes"
         )
     if facts["leaks"] == "allow" and facts["shared_rows"]:
         counts = ", ".join(f"{facts['shared'][reason]} {words}" for reason, words in REASONS.items())
