@@ -18,7 +18,7 @@ from histolab_sft.errors import say_count
 from histolab_sft.evaluation.asked import Asked, score_asked
 from histolab_sft.evaluation.groups import name_units
 from histolab_sft.evaluation.linear_probe import measure_linear_probe
-from histolab_sft.evaluation.predictions import BASELINE, SYSTEMS, System, count_looks, predict
+from histolab_sft.evaluation.predictions import BASELINE, SYSTEMS, System, count_uses, predict
 from histolab_sft.evaluation.uncertainty import Estimate, difference, independent_difference, interval, score_systems
 from histolab_sft.evaluation.verdict import judge_dataset
 from histolab_sft.evaluation.zero_shot import read_headline
@@ -50,7 +50,7 @@ def ask_cohorts(
         processor: The base model's.
     """
     # Apart from the run's own data sets, whose features are cached or not whatever cohorts come along.
-    readings = [(entry.rows["test"], count_looks(entry.rows["test"], entry.config, histo_args)) for entry in pairs]
+    readings = [(entry.rows["test"], count_uses(entry.rows["test"], entry.config, histo_args)) for entry in pairs]
     with scoring_with_cache(histo_args.vision_cache, model, processor, readings, training_args) as reader:
         system = System(name, model, reader, weights, histo_args, training_args.per_device_eval_batch_size)
         held_out = {entry.config.name: entry.validation[name] for entry in asked}

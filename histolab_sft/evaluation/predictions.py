@@ -129,7 +129,7 @@ def count_readings(patches: DatasetDict, histo_args: HistoArguments, system: str
     return readings
 
 
-def count_looks(rows: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> int:
+def count_uses(rows: Dataset, config: DatasetConfig, histo_args: HistoArguments) -> int:
     """Return how often both systems together look at each row of a test split or cohort."""
     if config.options:
         return 2 + 2 * histo_args.generate_answers
