@@ -108,7 +108,7 @@ def describe_detectable(entry: dict, estimates: dict[str, dict[str, Estimate]], 
     value, needed = _detectable(error, n_units), count_needed(error, n_units, gain)
     units = "patients or slides" if entry["group_unit"] == "group" else "questions" if "task" in entry else "patches"
     percent = METRICS.get(name, ("", False))[1]
-    sizes = [f"{100 * size:.1f} points" if percent else f"{size:.3f}" for size in (value, gain)]
+    sizes = [f"{round(100 * size, 1):g} points" if percent else f"{size:.3g}" for size in (value, gain)]
     return {
         "score": name,
         "value": value,

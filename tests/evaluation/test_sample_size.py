@@ -128,8 +128,8 @@ def test_the_report_says_what_difference_the_test_set_could_have_shown():
     gain = interval(difference(found["finetuned"]["balanced_accuracy"], found["baseline"]["balanced_accuracy"]))
     # Both quantiles in place of one, of about half the interval's width.
     assert told["value"] == pytest.approx((gain["ci95"][1] - gain["ci95"][0]) / 2 * (2.02 + 0.85) / 2.02, rel=0.05)
-    assert f"{100 * told['value']:.1f} points or more in balanced accuracy" in told["text"]
-    assert f"To find 5.0 points, about {told['units_needed']:,} patients or slides" in told["text"]
+    assert f"{round(100 * told['value'], 1):g} points or more in balanced accuracy" in told["text"]
+    assert f"To find 5 points, about {told['units_needed']:,} patients or slides" in told["text"]
     # What was found has no part in it.
     shifted = {system: {"balanced_accuracy": found[system]["balanced_accuracy"]} for system in found}
     estimate = shifted["finetuned"]["balanced_accuracy"]

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.model
 def folder(tmp_path_factory):
     """A base model, and patches of which most are of one class: 10 and 3 to train on."""
     folder = tmp_path_factory.mktemp("rare")
-    write_class_folders(folder / "pcam", ["Normal"], per_class=14, size=16)
-    write_class_folders(folder / "pcam", ["Tumor"], per_class=5, size=16)
+    write_class_folders(folder / "pcam", ["Normal", "Tumor"], per_class=14, size=16)
+    for path in sorted((folder / "pcam" / "Tumor").iterdir())[5:]:
+        path.unlink()
     build_untrained_tiny_model(folder / "model", num_hidden_layers=LAYERS)
     return folder
 
