@@ -19,7 +19,11 @@ from transformers.utils.hub import resolve_revision
 
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
 # Kind of repository: where its page lies, the key of a recipe that names it, and how it is fetched by hand.
-KINDS = {"model": ("", "model_name_or_path", ""), "dataset": ("datasets/", "source", " --repo-type dataset")}
+KINDS = {
+    "model": ("", "model_name_or_path", ""),
+    "encoder": ("", "encoders or cnn", ""),
+    "dataset": ("datasets/", "source", " --repo-type dataset"),
+}
 # Of a base model: weights and processor, and no code.
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -30,8 +34,17 @@ class HubAccessError(RuntimeError):
     """A model or data set can't be had, and the message says what to do about it."""
 
 
-def check_model_name(name: str, needed: str = "config.json") -> None:
+def check_model_name(
+    name: str,
+    needed: str = "config.json",
+    key: str = "model_name_or_path",
+    example: str = "google/medgemma-4b-it",
+) -> None:
     """Refuse what is neither a folder that holds a file which is `needed` nor in the form of an id on the Hub.
+
+    Args:
+        key (`str`): The recipe's key that names it.
+        example (`str`): An id that the key takes.
 
     Raises:
         HubAccessError: It is a file, a folder without the needed one, or a path to nothing.
@@ -49,13 +62,13 @@ def check_model_name(name: str, needed: str = "config.json") -> None:
     else:
         found = "neither a folder nor the form of an id on the Hub"
     raise HubAccessError(
-        f"model_name_or_path {name} is {found}, expected an id such as google/medgemma-4b-it, or a folder in which "
+        f"{key} {name} is {found}, expected an id such as {example}, or a folder in which "
         "save_pretrained has left a model and its processor; correct it"
     )
 
 
-def fetch_base_model(name: str, revision: str = "main") -> None:
-    """Bring weights and processor of a base model on the Hub into its cache, so that loading needs no network.
+def fetch_base_model(name: str, revision: str = "main", kind: str = "model") -> None:
+    """Bring weights and processor of a model on the Hub into its cache, so that loading needs no network.
 
     Trying again is left to huggingface_hub: at 429, 5xx and time-outs, up to five times with growing pauses, each told
     in its log. A model that is there already needs no answer from the Hub.
@@ -63,13 +76,14 @@ def fetch_base_model(name: str, revision: str = "main") -> None:
     Args:
         name (`str`): Id on the Hub, or a folder, with which nothing is done.
         revision (`str`): Branch, tag or commit.
+        kind (`str`): As in `explain_hub_errors`.
 
     Raises:
         HubAccessError: It can't be had.
     """
     if Path(name).is_dir():
         return
-    with explain_hub_errors(name):
+    with explain_hub_errors(name, kind):
         # One small file first: who may not read the model, or finds the Hub busy, is told at once.
         hf_hub_download(name, "config.json", revision=revision)
         snapshot_download(name, revision=revision, allow_patterns=FILES)
@@ -97,7 +111,7 @@ def explain_hub_errors(name: str, kind: str = "model") -> Iterator[None]:
 
     Args:
         name (`str`): Id on the Hub.
-        kind (`str`): `model` or `dataset`.
+        kind (`str`): A key of `KINDS`.
     """
     try:
         yield

@@ -286,6 +286,17 @@ class HistoArguments:
         "is more than compiling takes; `on`; `off`.",
         ["auto", "on", "off"],
     )
+    encoders: list[str] | None = key(
+        None,
+        "Other frozen picture encoders in the ladder, each a folder or an id on the Hub such as "
+        "[facebook/dinov2-base]: a linear fit and nearest neighbours on its features, and the latter on those of the "
+        "base model's own.",
+    )
+    cnn: str | None = key(
+        None,
+        "A small network in the ladder, trained at scoring on the same rows for the same number of samples: "
+        "`resnet18` from random weights, or a folder or an id such as microsoft/resnet-18.",
+    )
     expected_score: float = key(
         0.8,
         "Balanced accuracy that the fine-tuned model is expected to reach. For it, preflight says how wide the "

@@ -16,6 +16,8 @@ def check_consistency(histo_args, training_args, model_args) -> None:
     useless = {
         "generate_answers: false": not histo_args.generate_answers and not all(choosing),
         f"sensitivity: {histo_args.sensitivity}": histo_args.sensitivity != "none" and not any(choosing),
+        f"encoders: {histo_args.encoders}": bool(histo_args.encoders) and not any(choosing),
+        f"cnn: {histo_args.cnn}": histo_args.cnn is not None and not any(choosing),
         f"augmentation: {histo_args.augmentation}": histo_args.augmentation != "none" and not all(choosing),
         f"prompt_style: {histo_args.prompt_style}": histo_args.prompt_style != "generic" and not any(choosing),
     }
@@ -184,6 +186,10 @@ def check_consistency(histo_args, training_args, model_args) -> None:
         (
             histo_args.fold is not None and histo_args.fold > (histo_args.folds or 0),
             f"fold is {histo_args.fold} and folds is {histo_args.folds}, expected a fold from 1 to folds; correct one",
+        ),
+        (
+            len(set(histo_args.encoders or [])) < len(histo_args.encoders or []),
+            f"encoders names one twice in {histo_args.encoders}; remove one",
         ),
         (
             histo_args.folds and histo_args.max_test_samples,

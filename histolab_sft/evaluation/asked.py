@@ -27,6 +27,7 @@ class Asked:
     validation: dict[str, pd.DataFrame | None] = field(default_factory=dict)
     variants: dict[str, pd.DataFrame] = field(default_factory=dict)
     probe: dict | None = None
+    rungs: dict[str, dict] = field(default_factory=dict)
     prior: dict | None = None
 
 
@@ -39,7 +40,7 @@ def score_asked(given: Asked, reading: str | None = None) -> tuple[dict, dict]:
     config, protocol = given.config, given.rows["test"].with_format(None)["protocol"][0]
     if not config.options:
         return score_written(config, given.test, given.validation, given.rows["train"], protocol)
-    floors = measure_floors(given.rows, config) | {"linear_probe": given.probe}
+    floors = measure_floors(given.rows, config) | {"linear_probe": given.probe} | given.rungs
     entry, found = score_dataset(config, given.test, given.validation, floors, protocol, reading)
     if given.prior is not None:
         tables = given.test[FINETUNED], given.validation[FINETUNED]

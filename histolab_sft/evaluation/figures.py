@@ -13,8 +13,8 @@ from histolab_sft.evaluation.score_names import NAMES
 from histolab_sft.tasks.answer_forms import BOX_COLOURS
 
 COLOURS = {system: BOX_COLOURS[system] for system in SYSTEMS}
-COLOURS |= {"floor": "#767676", "linear_probe": "#00795C"}
-MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^"}
+COLOURS |= {"floor": "#767676", "linear_probe": "#00795C", "cnn": "#8A4B08"}
+MARKERS = {"baseline": "o", "finetuned": "D", "floor": "s", "linear_probe": "^", "cnn": "v"}
 WIDTH = 3.55  # inches, 341 pixels of a browser: drawn at the size at which it is shown, so that the text stays legible
 WRAP = 16  # letters of a line of a class name beside a figure
 LONGEST = 28  # letters of a class name that are shown; the table of classes has them all

@@ -137,17 +137,29 @@ def compute_linear_probe(
         held_out, tested = (np.zeros((len(scaled[split]), len(classes))) for split in ("validation", "test"))
         held_out[:, columns] = probe.predict_proba(scaled["validation"])
         tested[:, columns] = probe.predict_proba(scaled["test"])
-        likely = np.log(np.maximum(held_out[np.arange(len(gold)), gold], 1e-12)).mean()
-        reached = (compute_balanced_accuracy(gold, held_out.argmax(axis=1)), likely)
+        reached = rate_fit(held_out, gold)
         if best is None or reached > best[0]:
             best = (reached, strength, tested)
     _, strength, probabilities = best
+    return describe_fit(labels["test"], probabilities, classes) | {"regularisation_c": float(strength)}
+
+
+def rate_fit(probabilities: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
+    """Return by what the best of several fits is chosen on validation: balanced accuracy, then log-likelihood.
+
+    Args:
+        probabilities: float, shape (patches, classes).
+        gold: int, shape (patches,): the true classes.
+    """
+    likely = np.log(np.maximum(probabilities[np.arange(len(gold)), gold], 1e-12)).mean()
+    return compute_balanced_accuracy(gold, probabilities.argmax(axis=1)), likely
+
+
+def describe_fit(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
+    """Return the scores of a fit on test patches, with its `predictions` (the likeliest class) and `probabilities`."""
     predictions = np.asarray(classes, dtype=str)[probabilities.argmax(axis=1)]
-    return compute_classification(labels["test"], predictions, classes, probabilities) | {
-        "predictions": predictions,
-        "probabilities": probabilities,
-        "regularisation_c": float(strength),
-    }
+    scores = compute_classification(labels, predictions, classes, probabilities)
+    return scores | {"predictions": predictions, "probabilities": probabilities}
 
 
 def colour_features(image: Image.Image) -> np.ndarray:

@@ -36,6 +36,7 @@ from histolab_sft.evaluation.report_tables import (
     list_warnings,
 )
 from histolab_sft.evaluation.results import SYSTEMS
+from histolab_sft.evaluation.rung_tables import describe_rungs
 from histolab_sft.evaluation.score_names import NAMES, format_score
 from histolab_sft.evaluation.zero_shot import read_headline
 from histolab_sft.files import replacing
@@ -213,6 +214,7 @@ def describe_choices(
         "ladder": add(
             "ladder", f"balanced accuracy of {steps}.", figures.draw_ladder, ladder, 1 / len(entry["classes"]), alone
         ),
+        "rungs": describe_rungs(entry),
         "confusion": confusion,
         "many": figures.is_wide(entry["classes"]),
         "reliability": reliability,

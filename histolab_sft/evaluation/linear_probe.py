@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
+from histolab_sft.evaluation.neighbours import compute_neighbours
 from histolab_sft.evaluation.predictions import System, select_probe_rows
 from histolab_sft.files import cache_folder, replacing
 from histolab_sft.models.generate import evaluating
@@ -37,10 +38,19 @@ def measure_linear_probe(rows: dict[str, Dataset], system: System, config: Datas
     Returns:
         What `compute_linear_probe` does.
     """
+    return compute_linear_probe(*_read_tower(rows, system), config.options)
+
+
+def measure_neighbours(rows: dict[str, Dataset], system: System, config: DatasetConfig) -> dict:
+    """Score the nearest neighbours among the features of `measure_linear_probe`; arguments as there."""
+    return compute_neighbours(*_read_tower(rows, system), config.options)
+
+
+def _read_tower(rows: dict[str, Dataset], system: System) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return split -> features and split -> labels of the probe's rows."""
     rows = select_probe_rows(rows)
     features = {split: encode_pictures(part, system) for split, part in rows.items()}
-    labels = {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
-    return compute_linear_probe(features, labels, config.options)
+    return features, {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
 
 
 def encode_pictures(patches: Dataset, system: System) -> np.ndarray:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from histolab_sft.evaluation.results import FLOOR, SYSTEMS
+from histolab_sft.evaluation.rung_tables import list_own_rungs, name_rung
 from histolab_sft.evaluation.score_names import METRICS, NAMES, format_score, name_score
 from histolab_sft.evaluation.zero_shot import READINGS
 
@@ -22,9 +23,12 @@ RUNGS = {
 def list_rungs(entry: dict) -> list[dict]:
     """Return the ladder from the bottom up: `name`, `kind` and `score` of each step that was measured."""
     steps = entry["floors"] | {key: entry["zero_shot"][key] for key in READINGS} | {"finetuned": entry["finetuned"]}
+    keys = list(RUNGS)
+    keys[keys.index("raw") : keys.index("raw")] = list_own_rungs(entry)
+    named = {key: RUNGS.get(key) or name_rung(key) for key in keys}
     return [
         {"name": name, "kind": kind, "score": steps[key]["balanced_accuracy"]}
-        for key, (name, kind) in RUNGS.items()
+        for key, (name, kind) in named.items()
         if steps.get(key)
     ]
 

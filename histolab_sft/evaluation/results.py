@@ -155,7 +155,8 @@ def score_dataset(
     entry["warnings"] += list_findings(entry) + warn_few_to_calibrate(len(validation["finetuned"]))
     entry["warnings"] += warn_points(entry["finetuned"]["operating_points"])
     entry["floors"] = {
-        floor: result and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")}
+        floor: result
+        and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")} | result.get("fitted", {})
         for floor, result in floors.items()
     }
     score = "balanced_accuracy"

@@ -18,7 +18,7 @@ from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation.asked import Asked, correct_priors, score_asked
 from histolab_sft.evaluation.external import ask_cohorts, pair_cohorts, score_cohorts
 from histolab_sft.evaluation.html_report import write_report
-from histolab_sft.evaluation.linear_probe import measure_linear_probe
+from histolab_sft.evaluation.linear_probe import measure_linear_probe, measure_neighbours
 from histolab_sft.evaluation.predictions import (
     BASELINE,
     FINETUNED,
@@ -31,6 +31,8 @@ from histolab_sft.evaluation.predictions import (
     write_predictions,
 )
 from histolab_sft.evaluation.results import score_overall, write_results
+from histolab_sft.evaluation.rung_tables import NEIGHBOURS
+from histolab_sft.evaluation.rungs import check_rungs, measure_rungs
 from histolab_sft.evaluation.sample_size import describe_detectable
 from histolab_sft.evaluation.screen import format_results
 from histolab_sft.evaluation.sensitivity import list_sides, predict_sides, predict_variants, score_sensitivity
@@ -72,6 +74,7 @@ def evaluate(
     """
     check_processes(training_args, model_args, scoring=True)
     check_recipe_model(model_args)
+    check_rungs(histo_args)
     list_sides(histo_args, model_args)
     find_weights(training_args.output_dir, model_args.use_peft)
     with training_args.main_process_first(desc="data audit"):
@@ -92,6 +95,7 @@ def evaluate(
     ask_systems(asked, pairs, patches, histo_args, training_args, model_args)
     if training_args.process_index > 0:
         return None
+    measure_rungs(asked, histo_args, training_args)
     correct_priors([*asked, *pairs], training_args.output_dir, histo_args.prior_correction)
 
     folder = Path(training_args.output_dir, "evaluation")
@@ -141,6 +145,8 @@ def ask_systems(
                     entry.variants[name] = predict_variants(entry.rows["test"], system, entry.config)
                 if name == BASELINE and training_args.process_index == 0:
                     entry.probe = measure_linear_probe(entry.rows, system, entry.config)
+                    if histo_args.encoders:
+                        entry.rungs[NEIGHBOURS] = measure_neighbours(entry.rows, system, entry.config)
         if cohorts:
             ask_cohorts(cohorts, asked, name, model, processor, weights, histo_args, training_args)
         if histo_args.sensitivity == "all":

@@ -11,6 +11,7 @@ from histolab_sft.evaluation.answer_findings import (
 )
 from histolab_sft.evaluation.data_panel import add_data_panel
 from histolab_sft.evaluation.results import FLOOR
+from histolab_sft.evaluation.rung_tables import say_rungs
 from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
 
 LEVELS = ("fails", "unclear", "holds")
@@ -48,6 +49,7 @@ def judge_dataset(entry: dict) -> dict:
 
     It fails where the answers are broken, or where the score lies below the base model or below a floor (the 95 %
     interval of the paired difference wholly below zero); it is unclear where an interval holds zero; else it holds.
+    How far rungs without a language model come is said beside it: the level is that of the training's gain.
     """
     broken = [find(entry, "finetuned") for find in (find_one_answer, find_unread, find_cut_off)]
     if entry["finetuned"].get("written", {}).get("n_from_train", 0) >= NEARLY_ALL * entry["n"]:
@@ -76,7 +78,8 @@ def judge_dataset(entry: dict) -> dict:
     level = min((found for found, _ in places.values()), key=LEVELS.index)
     text = "; ".join(clauses)
     text = f"Not usable: {text}" if level == "fails" else text[0].upper() + text[1:]
-    return {"level": level, "text": f"{text}, in {name_in_sentence(name)}, {_describe_ground(entry)}."}
+    text = f"{text}, in {name_in_sentence(name)}, {_describe_ground(entry)}."
+    return {"level": level, "text": " ".join(filter(None, [text, say_rungs(entry)]))}
 
 
 def _place(gain: dict, name: str) -> tuple[str, str]:

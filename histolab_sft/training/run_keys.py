@@ -15,6 +15,7 @@ REASONS = {
     "it is of scoring alone": (
         *("generate_answers", "max_new_tokens", "constrained_decoding", "sensitivity", "sensitivity_samples"),
         *("changed_split", "sensitivity_sides", "prior_correction", "expected_score", "expected_gain", "external"),
+        *("encoders", "cnn"),
     ),
     "it is no key of a recipe": ("profile_notes", "written"),
     "the launcher sets it": ("local_rank",),

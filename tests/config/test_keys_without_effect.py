@@ -35,6 +35,7 @@ SCORING = {
     **{"generate_answers": False, "max_new_tokens": 3, "sensitivity": "prompt"},
     **{"sensitivity_samples": 3, "sensitivity_sides": [28], "changed_split": "new"},
     **{"expected_score": 0.7, "expected_gain": 0.1},
+    **{"encoders": ["facebook/dinov2-base"], "cnn": "resnet18"},
     "prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.1}},
     "external": [{"name": "elsewhere", "source": "pcam"}],
 }
