@@ -100,10 +100,10 @@ def write_report(
     logger.info("report written to %s", folder / "report.html")
 
 
-def make_environment() -> Environment:
-    """Return what reads the templates beside this file; a name that they lack is an error."""
+def make_environment(*folders: Path) -> Environment:
+    """Return what reads the templates in `folders` and beside this file; a name that they lack is an error."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

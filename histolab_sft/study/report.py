@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from histolab_sft.evaluation import figures, results
+from histolab_sft.evaluation.html_report import make_environment
 from histolab_sft.evaluation.report_tables import flatten
 from histolab_sft.evaluation.score_names import METRICS, format_score, name_score
 from histolab_sft.files import replacing, write_text
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "study"
 HEADLINE = "balanced_accuracy"
-NAMES = {BASELINE: "base model", SINGLE: "single model (mean over seeds)", ENSEMBLE: "ensemble of seeds"}
+NAMES = {BASELINE: "base model", SINGLE: "single model", ENSEMBLE: "ensemble of seeds"}
 KINDS = {BASELINE: "baseline", SINGLE: "finetuned", ENSEMBLE: "linear_probe"}
 DIFFERENCE_NAMES = {
     (SINGLE, BASELINE): "single model − base model",
@@ -121,25 +121,21 @@ def write_answers(answers: Mapping[str, StudyAnswers], folder: Path) -> None:
 
 def write_page(found: dict, folder: Path) -> None:
     """Write `report.html`, which needs no other file and no network."""
-    rooms = [Path(__file__).parent, Path(figures.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(rooms),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("study.html.jinja").render(
-        colours=figures.COLOURS,
-        datasets=[_describe_dataset(name, entry) for name, entry in found["datasets"].items()],
-        overall=found["overall"] and _list_rows(found["overall"], [HEADLINE]),
-        verdict=found["verdict"],
-        level=_worst(found["verdict"]),
-        written={name: _describe_written(own) for name, own in found["written"].items()},
-        names=NAMES,
-        kinds=KINDS,
-        recipe=flatten(found["recipe"]),
-        provenance=flatten(found["provenance"]),
+    page = (
+        make_environment(Path(__file__).parent)
+        .get_template("study.html.jinja")
+        .render(
+            colours=figures.COLOURS,
+            datasets=[_describe_dataset(name, entry) for name, entry in found["datasets"].items()],
+            overall=found["overall"] and _list_rows(found["overall"], [HEADLINE]),
+            verdict=found["verdict"],
+            level=_worst(found["verdict"]),
+            written={name: _describe_written(own) for name, own in found["written"].items()},
+            names=NAMES,
+            kinds=KINDS,
+            recipe=flatten(found["recipe"]),
+            provenance=flatten(found["provenance"]),
+        )
     )
     write_text(folder / "report.html", page)
     logger.info("report written to %s", folder / "report.html")
@@ -153,7 +149,9 @@ def draw_spread(entry: dict) -> Figure:
         score, colour = entry["systems"][system][HEADLINE], figures.COLOURS[KINDS[system]]
         figures.mark_score(axes, score, place, KINDS[system], horizontal=True)
         if score.get("sample_ci95"):
-            axes.plot(score["sample_ci95"], [place, place], color=colour, linewidth=5, alpha=0.35)
+            axes.plot(
+                score["sample_ci95"], [place, place], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt"
+            )
     dots = {
         BASELINE: [scores[HEADLINE] for scores in entry["baseline_by_fold"]],
         SINGLE: [scores[HEADLINE] for own in entry["by_training"].values() for scores in own],
