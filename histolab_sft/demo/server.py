@@ -33,6 +33,19 @@ API = "/gradio_api"
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon")
 CALLS = ("startup-events", "heartbeat/", "queue/join", "queue/data", "upload", "cancel", "reset", "file=/", "info")
 FILES = ("/assets/", "/static/", *(f"{API}/{call}" for call in CALLS))
+# Gradio takes a dropped file only as long as no picture is shown; a person drops it on the picture just as well.
+DROP_ON_PICTURE = """() => {
+  const find = (event) => event.dataTransfer?.types.includes("Files") && event.target.closest?.("#pictures");
+  document.addEventListener("dragover", (event) => find(event) && event.preventDefault(), true);
+  document.addEventListener("drop", (event) => {
+    const input = find(event) && find(event).querySelector("input[type=file]");
+    if (!input) return;
+    event.preventDefault();
+    event.stopPropagation();
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }, true);
+}"""
 # Fonts of the system: the page loads nothing from elsewhere.
 THEME = gr.themes.Base(
     primary_hue="purple",
@@ -99,6 +112,7 @@ def serve(page: gr.Blocks, host: str | None = LOCAL, port: int | None = None, bl
         pwa=False,
         theme=THEME,
         css=MARK_STYLE,
+        js=DROP_ON_PICTURE,
         css_paths=Path(__file__).with_name("style.css"),
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
         quiet=True,

@@ -1,5 +1,6 @@
 """The demo as a person uses it, in Chromium. Screenshots go to `outputs/demo_screenshots`, to be looked at."""
 
+import base64
 import contextlib
 import csv
 import io
@@ -306,6 +307,29 @@ def test_a_test_row_is_asked_judged_enlarged_and_kept_without_a_barrier(page, wi
     [entry] = json.loads(Path(download.value.path()).read_text())
     assert entry["truth"] == "Tumor" and entry["finetuned_withheld"] and entry["baseline_written"] is not None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def drop(page, selector, path):
+    """Drop a file on an element, as a person does with the mouse."""
+    data = page.evaluate_handle(
+        """([name, text]) => {
+            const data = new DataTransfer(), bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+            data.items.add(new File([bytes], name, {type: 'image/png'}));
+            return data;
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event(selector, event, {"dataTransfer": data})
+
+
+def test_a_picture_is_dropped_on_the_field_and_another_on_the_picture_itself(page, tmp_path):
+    for number, size in enumerate((40, 44)):
+        Image.new("RGB", (size, size), (200, 80, 160)).save(tmp_path / f"{size}.png")
+        before = f"document.querySelector('#notes').innerText.includes('{size} × {size}')"
+        drop(page, "#pictures img" if number else "#pictures button", tmp_path / f"{size}.png")
+        page.wait_for_function(before)
+        assert page.locator("#pictures img").count() == 1
 
 
 def test_another_picture_takes_the_place_of_the_one_before_and_nothing_is_known_of_it(page, patches):
