@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from histolab_sft.config.checks import check_keys
 from histolab_sft.config.class_names import check_class_names, check_text, compose
 from histolab_sft.config.picture import read_steps, read_window
-from histolab_sft.config.scoring import check_points
+from histolab_sft.config.scoring import check_parts, check_points, list_parts
 
 SPLITS = ("train", "validation", "test")
 CLASS_FOLDERS = "class_folders"  # the format of a data set that names none
@@ -75,6 +75,11 @@ class DatasetConfig:
             net benefit are also given for it.
         target_accuracy (`float`, *optional*): Choose on the validation split how sure the model must be so that its
             answers are right this often; it withholds the others, and test shows what that leaves.
+        site_by (`str`, *optional*): Column, or regular expression on the path below `source` as in `group_by`, that
+            tells the hospital or scanner of a patch. Scores are also given for each site, with the worst one, their
+            spread, and how well the site can be told from the base model's features.
+        subgroup_by (`dict`, *optional*): The same for other parts of the test split: name -> column or regular
+            expression, such as `sex: sex`. For numbers, name -> `{by: age, cuts: [50, 65]}` makes bands.
     """
 
     name: str
@@ -110,6 +115,8 @@ class DatasetConfig:
     target_specificity: float | None = None
     prevalence: float | None = None
     target_accuracy: float | None = None
+    site_by: str | None = None
+    subgroup_by: dict | None = None
 
     @property
     def options(self) -> list[str] | None:
@@ -167,13 +174,15 @@ class DatasetConfig:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it")
         check_points(self)
-        for key, kind in (("label_by", "no"), ("group_by", "neither a column nor a")):
+        check_parts(self)
+        patterns = {"label_by": self.label_by, "group_by": self.group_by}
+        patterns |= {part.key: part.by for part in list_parts(self)}
+        for key, pattern in patterns.items():
+            kind = "no" if key == "label_by" else "neither a column nor a"
             try:
-                re.compile(getattr(self, key) or "")
+                re.compile(pattern or "")
             except re.error as error:
-                raise ValueError(
-                    f"{key} {getattr(self, key)!r} is {kind} regular expression ({error}); correct it"
-                ) from error
+                raise ValueError(f"{key} {pattern!r} is {kind} regular expression ({error}); correct it") from error
 
     def _check_splits(self):
         """Raise ValueError for splits without a name in the data, or two with one name."""

@@ -31,6 +31,7 @@ def list_rows(config: DatasetConfig, histo_args: HistoArguments) -> pd.DataFrame
     - `options`: the answers that all rows of the data set choose from, None where each brings its own question;
       `label`: the answer where it is one of them, else None;
     - `dataset`, `cohort`, `group` (patient or slide, None if unknown), `id`;
+    - `site`, None if unknown, and `subgroups`, JSON text of name -> word or null, by which test is scored apart;
     - `split`, empty where the recipe deals them, `protocol`, `found` and `given`, as `prepare_splits` gives them.
 
     `attrs["not_read"]` counts by kind the files below the source that no row comes from, `attrs["left_out"]` what
@@ -108,9 +109,11 @@ def load_source(config: DatasetConfig, data_dir: str = ".", anew: bool = False) 
         rows["split"] = map_splits(rows["split"], config, "patch" if config.options else "question")
     rows["images"] = [_place(*row, config) for row in zip(rows["images"], rows["inverted"], strict=True)]
     # As objects: pandas would make NaN of what is None.
-    for column in ("group", "answer"):
+    for column in ("group", "answer", *(["site"] if config.options else [])):
         rows[column] = pd.Series([None if _is_missing(x) else x for x in rows[column]], rows.index, dtype=object)
     rows["label"] = rows["answer"] if config.options else None
+    if not config.options:
+        rows = rows.assign(site=None, subgroups="{}")
     rows = rows.drop(columns="inverted")
     rows.attrs = {"not_read": not_read}
     return rows

@@ -28,6 +28,7 @@ class Asked:
     variants: dict[str, pd.DataFrame] = field(default_factory=dict)
     probe: dict | None = None
     rungs: dict[str, dict] = field(default_factory=dict)
+    site_probe: dict | None = None
     prior: dict | None = None
 
 
@@ -42,6 +43,8 @@ def score_asked(given: Asked, reading: str | None = None) -> tuple[dict, dict]:
         return score_written(config, given.test, given.validation, given.rows["train"], protocol)
     floors = measure_floors(given.rows, config) | {"linear_probe": given.probe} | given.rungs
     entry, found = score_dataset(config, given.test, given.validation, floors, protocol, reading)
+    if "sites" in entry:
+        entry["sites"]["probe"] = given.site_probe
     if given.prior is not None:
         tables = given.test[FINETUNED], given.validation[FINETUNED]
         entry["imbalance"] = score_imbalance(*tables, config.options, given.prior)

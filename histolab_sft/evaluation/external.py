@@ -17,7 +17,7 @@ from histolab_sft.data.external import REASONS, Cohort
 from histolab_sft.errors import say_count
 from histolab_sft.evaluation.asked import Asked, score_asked
 from histolab_sft.evaluation.groups import name_units
-from histolab_sft.evaluation.linear_probe import measure_linear_probe
+from histolab_sft.evaluation.linear_probe import measure_linear_probe, measure_site_probe
 from histolab_sft.evaluation.predictions import BASELINE, SYSTEMS, System, count_uses, predict
 from histolab_sft.evaluation.uncertainty import Estimate, difference, independent_difference, interval, score_systems
 from histolab_sft.evaluation.verdict import judge_dataset
@@ -59,6 +59,8 @@ def ask_cohorts(
             entry.test[name] = predict(entry.rows["test"], system, entry.config)
             if entry.config.options and name == BASELINE and training_args.process_index == 0:
                 entry.probe = measure_linear_probe(entry.rows, system, entry.config)
+                if entry.config.site_by:
+                    entry.site_probe = measure_site_probe(entry.rows, system)
 
 
 def score_cohorts(

@@ -113,7 +113,7 @@ def draw_confusion(matrix: dict, system: str) -> Figure:
     # As wide as the page where names would be too small to read.
     width = 3 * WIDTH if n_rows >= TOO_MANY else 2.3 * WIDTH if is_wide(matrix["labels"][:-1]) else WIDTH
     size = 9 if n_rows < MANY else 7
-    names = [_shorten(name) for name in columns]
+    names = [shorten(name) for name in columns]
     longest = max(map(len, names))
     # Names stand upright where they would run into each other: 0.075 inches a letter, beside those of the rows.
     room = (width - 0.075 * min(longest, WRAP)) / len(columns) / 0.075
@@ -246,8 +246,8 @@ def draw_positions(positions: dict[str, dict]) -> Figure:
     return figure
 
 
-def _shorten(name: str) -> str:
-    """A class name of at most `LONGEST` letters: its beginning and its end, since either may tell classes apart."""
+def shorten(name: str) -> str:
+    """Return a name of at most `LONGEST` letters: its beginning and its end, since either may tell names apart."""
     if len(name) <= LONGEST:
         return name
     kept = (LONGEST - 1) // 2

@@ -17,6 +17,7 @@ from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
 from histolab_sft.evaluation.external_tables import describe_cohort
 from histolab_sft.evaluation.prior_correction import describe_imbalance
 from histolab_sft.evaluation.report_points import describe_points
+from histolab_sft.evaluation.report_sites import describe_sites
 from histolab_sft.evaluation.report_tables import (
     RATES,
     describe_classes,
@@ -226,6 +227,7 @@ def describe_choices(
             curves,
         ),
         "points": describe_points(entry, add),
+        "sites": describe_sites(entry, add),
         "zero_shot": entry["zero_shot"]["reason"],
         "calibrated": ", ".join(
             f"up to {entry[system]['calibrated_ece']['most']:.3f} ({NAMES[system]})" for system in SYSTEMS

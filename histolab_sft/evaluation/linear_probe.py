@@ -6,14 +6,17 @@ import logging
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm import tqdm
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.evaluation.floors import compute_linear_probe
+from histolab_sft.evaluation.groups import name_units
 from histolab_sft.evaluation.neighbours import compute_neighbours
 from histolab_sft.evaluation.predictions import System, select_probe_rows
+from histolab_sft.evaluation.site_probe import compute_site_probe
 from histolab_sft.files import cache_folder, replacing
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
@@ -51,6 +54,23 @@ def _read_tower(rows: dict[str, Dataset], system: System) -> tuple[dict[str, np.
     rows = select_probe_rows(rows)
     features = {split: encode_pictures(part, system) for split, part in rows.items()}
     return features, {split: np.array(part.with_format(None)["label"]) for split, part in rows.items()}
+
+
+def measure_site_probe(rows: dict[str, Dataset], system: System) -> dict:
+    """Return how well the site can be told from the same features as of `measure_linear_probe`, and the same patches.
+
+    Patches of all splits count, since no site was learnt from any of them.
+
+    Returns:
+        What `compute_site_probe` does.
+    """
+    rows = select_probe_rows(rows)
+    features = np.concatenate([encode_pictures(part, system) for part in rows.values()])
+    columns = ["id", "group", "site", "label"]
+    table = pd.concat(
+        [part.with_format(None).select_columns(columns).to_pandas() for part in rows.values()], ignore_index=True
+    )
+    return compute_site_probe(features, table["site"], table["label"].to_numpy(str), name_units(table))
 
 
 def encode_pictures(patches: Dataset, system: System) -> np.ndarray:

@@ -33,6 +33,7 @@ from histolab_sft.tasks.parsing.field_places import find_places
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("site", "subgroups")  # columns by which a test split is scored apart
 PROBE_PATCHES = 5000  # class-balanced; more hardly move a linear fit and cost a pass of the tower each
 COMPUTING = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
@@ -77,8 +78,8 @@ def predict(rows: Dataset, system: System, config: DatasetConfig, generate: bool
         `pandas.DataFrame`: `id, dataset, group`; where the model wrote, `answer` (greedy) and `truncated` (cut off
         before its end of turn).
 
-        Of rows with options also `label`; `log_likelihoods`, a list of nats in the order of the options; and where the
-        model wrote, `generated` (the option in its words, or `unparsed`).
+        Of rows with options also `site` and `subgroups`, as of `list_rows`; `label`; `log_likelihoods`, a list of nats
+        in the order of the options; and where the model wrote, `generated` (the option in its words, or `unparsed`).
 
         Of the others also `task, ask`; `truth` (JSON text, `null` where it is hidden); `predicted` (the answer read,
         as JSON text, `null` for unparsed) and `repaired` (whether JSON in it had to be mended); `constrained` (whether
@@ -86,7 +87,8 @@ def predict(rows: Dataset, system: System, config: DatasetConfig, generate: bool
         of the probabilities of its `list_options`, given the pictures, the question and the answer up to there; a
         field that the answer doesn't give has none.
     """
-    table = rows.with_format(None).select_columns(["id", "dataset", "group", "task", "ask", "answer", "label"])
+    columns = ["id", "dataset", "group", "task", "ask", "answer", "label"] + (list(PARTS) if config.options else [])
+    table = rows.with_format(None).select_columns(columns)
     table = table.to_pandas().rename(columns={"answer": "truth"})
     if config.options:
         return _choose(rows, table, system, config, generate and system.histo_args.generate_answers)
@@ -165,7 +167,7 @@ def _choose(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetC
         found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
         return found | (_generate(system, pictures, asked, limit) if generate else {})
 
-    table = table[["id", "dataset", "group", "label"]]
+    table = table[["id", "dataset", "group", *PARTS, "label"]]
     table = pd.concat([table, ask_in_parts(config.name, settings, len(rows), ask)], axis=1)
     if generate:
         read = [task.read_answer(text, ask, config)[0] for text, ask in zip(table["answer"], asks, strict=True)]

@@ -22,6 +22,7 @@ from histolab_sft.evaluation.field_confidences import score_confidences
 from histolab_sft.evaluation.floors import colour_floor_line
 from histolab_sft.evaluation.groups import name_units, score_groups, warn_of_unknown
 from histolab_sft.evaluation.operating_points import fit_points, score_points, warn_points
+from histolab_sft.evaluation.parts import score_all_parts, warn_parts
 from histolab_sft.evaluation.predictions import SYSTEMS
 from histolab_sft.evaluation.proportions import score_classes, score_two_classes
 from histolab_sft.evaluation.uncertainty import (
@@ -154,6 +155,9 @@ def score_dataset(
     )
     entry["warnings"] += list_findings(entry) + warn_few_to_calibrate(len(validation["finetuned"]))
     entry["warnings"] += warn_points(entry["finetuned"]["operating_points"])
+    temperatures = {system: entry[system]["temperature"]["temperature"] for system in SYSTEMS}
+    entry |= score_all_parts(test, temperatures, classes, positive)
+    entry["warnings"] += warn_parts(entry)
     entry["floors"] = {
         floor: result
         and scores[f"floor_{floor}"] | {"regularisation_c": result.get("regularisation_c")} | result.get("fitted", {})

@@ -18,7 +18,7 @@ from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation.asked import Asked, correct_priors, score_asked
 from histolab_sft.evaluation.external import ask_cohorts, pair_cohorts, score_cohorts
 from histolab_sft.evaluation.html_report import write_report
-from histolab_sft.evaluation.linear_probe import measure_linear_probe, measure_neighbours
+from histolab_sft.evaluation.linear_probe import measure_linear_probe, measure_neighbours, measure_site_probe
 from histolab_sft.evaluation.predictions import (
     BASELINE,
     FINETUNED,
@@ -147,6 +147,8 @@ def ask_systems(
                     entry.probe = measure_linear_probe(entry.rows, system, entry.config)
                     if histo_args.encoders:
                         entry.rungs[NEIGHBOURS] = measure_neighbours(entry.rows, system, entry.config)
+                    if entry.config.site_by:
+                        entry.site_probe = measure_site_probe(entry.rows, system)
         if cohorts:
             ask_cohorts(cohorts, asked, name, model, processor, weights, histo_args, training_args)
         if histo_args.sensitivity == "all":

@@ -48,9 +48,9 @@ def test_no_name_and_no_count_of_a_confusion_matrix_lies_on_another(n_classes, n
 
 
 def test_a_long_name_keeps_what_tells_it_from_others():
-    shown = [figures._shorten(LONG.format(grade)) for grade in (1, 2)]
+    shown = [figures.shorten(LONG.format(grade)) for grade in (1, 2)]
     assert shown[0] != shown[1] and all(len(name) <= figures.LONGEST for name in shown)
-    assert figures._shorten("Tumor") == "Tumor"
+    assert figures.shorten("Tumor") == "Tumor"
 
 
 def test_a_name_is_wrapped_into_lines_about_as_long():

@@ -2,7 +2,7 @@
 
 Every reader gives a table in sorted order with the columns `path` and `row` (-1: the file is the picture), `label`,
 `split` (the data's own name for it, empty where there is none) and, where the data have them, `column` (or key, that
-holds the picture inside the file) and `group`.
+holds the picture inside the file), `group`, and what parts the test split (`part_column`).
 """
 
 import json
@@ -13,6 +13,7 @@ import h5py
 import pandas as pd
 
 from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.scoring import Part, list_parts
 from histolab_sft.data.formats.listing import find_as_spelled, is_side_file, list_visible
 from histolab_sft.data.formats.tables import (
     COLUMN_TABLES,
@@ -189,7 +190,9 @@ def read_hdf5_pairs(paths: list[Path], config: DatasetConfig) -> list[pd.DataFra
         table["column"] = "x"
         meta = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
         if meta.exists():
-            table["group"] = pd.read_csv(meta, usecols=["wsi"], dtype=str)["wsi"].map(read_group)
+            facts = pd.read_csv(meta, dtype=str)
+            table["group"] = facts["wsi"].map(read_group)
+            table = table.assign(**_name_parts(facts, config))
         tables.append(table.assign(split=split))
     return tables
 
@@ -334,7 +337,18 @@ def _name_columns(table: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     patches = table[[name for name in ("path", "row", "column", "label") if name in table.columns]].copy()
     column = find_split_column(table, config)
     patches["split"] = "" if column is None else [read_word(value) or "" for value in table[column]]
+    patches = patches.assign(**_name_parts(table, config))
     for column in (config.group_by, *GROUP_COLUMNS):
         if column in table.columns:
             return patches.assign(group=[read_group(value) for value in table[column]])
     return patches
+
+
+def part_column(part: Part) -> str:
+    """Return the column of a reader's table that holds what parts the test split."""
+    return f"part {part.name}"
+
+
+def _name_parts(table: pd.DataFrame, config: DatasetConfig) -> dict[str, list]:
+    """Return the cells of sites and subgroups that a table has a column for."""
+    return {part_column(part): table[part.by].tolist() for part in list_parts(config) if part.by in table.columns}

@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.config.patterns import search
+from histolab_sft.config.scoring import Part
 from histolab_sft.data.formats.class_folders import read_class_folders
 from histolab_sft.data.formats.listing import (
     count_unread,
@@ -41,6 +42,7 @@ from histolab_sft.data.formats.readers import (
     read_shards,
     suggest_sources,
 )
+from histolab_sft.data.formats.sites import read_parts
 from histolab_sft.data.formats.tables import COLUMN_TABLES
 from histolab_sft.data.formats.words import question_groups, split_of
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES
@@ -83,6 +85,11 @@ def read_patches(source: Path, config: DatasetConfig) -> pd.DataFrame:
     for column in ("label", "group"):  # pandas would make NaN, and of whole columns of it numbers, of what is None
         patches[column] = patches[column].astype(object).where(patches[column].notna(), None)
     question_groups(patches, config)
+
+    def match(part: Part) -> list[str]:
+        return _match_all(part.by, places, part.key, "is no column and ", part.name, config)
+
+    parts = read_parts(patches, match, config)
     if "column" not in patches:
         patches["column"] = "image"
     patches["id"] = [
@@ -90,6 +97,7 @@ def read_patches(source: Path, config: DatasetConfig) -> pd.DataFrame:
         for place, row in zip(_find_places(patches["path"], base), patches["row"], strict=True)
     ]
     rows = patches[["split", "group", "id"]].assign(
+        **parts,
         images=[[place] for place in patches[["path", "row", "column"]].to_dict("records")],
         task=CLASSIFICATION,
         ask=[{}] * len(patches),
