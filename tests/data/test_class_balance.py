@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from histolab_sft.config.class_balance import CLASS_SAMPLING, CLASS_WEIGHTS
 from histolab_sft.data.class_balance import draw_epoch, format_balance, plan_balance, weigh_classes
+from histolab_sft.training.balanced_rows import BalancedSampler
 
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
@@ -74,6 +75,19 @@ def test_over_epochs_all_rows_of_the_common_class_come_up():
     members = plan_balance(make_rows(ward=[59, 1]), "none", "balanced").members
     seen = {row for epoch in range(30) for row in draw_epoch(members, np.random.default_rng([7, epoch])).tolist()}
     assert seen == set(range(60))
+
+
+def test_what_an_epoch_draws_depends_on_seed_and_epoch_alone():
+    members = plan_balance(make_rows(ward=[10, 3]), "none", "balanced").members
+    sampler, again = BalancedSampler(members, 7), BalancedSampler(members, 7)
+    epochs = []
+    for sampler.epoch in range(3):
+        epochs.append(list(sampler))
+        assert len(epochs[-1]) == len(sampler) == 13
+    assert epochs[0] != epochs[1] != epochs[2]
+    for again.epoch in (2, 0):
+        assert list(again) == epochs[again.epoch]
+    assert list(BalancedSampler(members, 8)) != epochs[0]
 
 
 def test_the_plan_is_of_each_data_set_by_itself_and_says_what_an_epoch_has():

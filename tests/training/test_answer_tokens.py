@@ -34,3 +34,12 @@ def test_the_shelf_is_the_entropy_of_the_class_frequencies():
     assert level["answer_loss"] == pytest.approx((at_class + at_end) / 10)
     assert level["answer_accuracy"] == pytest.approx((4 + 1) / 10)
     assert compute_guessing_level(Counter()) == {}
+
+
+def test_who_has_learnt_other_shares_guesses_by_those():
+    answers = Counter({(1, 10, 9): 59, (1, 20, 9): 1})
+    even = compute_guessing_level(answers, Counter({(1, 10, 9): 30.0, (1, 20, 9): 30.0}))
+    assert even == {"answer_loss": pytest.approx(log(2)), "answer_accuracy": pytest.approx(0.5)}
+    turned = compute_guessing_level(answers, Counter({(1, 10, 9): 15.0, (1, 20, 9): 45.0}))
+    assert turned["answer_loss"] == pytest.approx(-(59 * log(1 / 4) + log(3 / 4)) / 60)
+    assert turned["answer_accuracy"] == pytest.approx(1 / 60)

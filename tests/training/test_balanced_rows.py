@@ -112,19 +112,7 @@ def test_a_class_balanced_run_that_is_stopped_and_goes_on_is_bit_equal(folder, t
     compare(resumed, undisturbed)
 
 
-def test_each_epoch_has_the_classes_equally_often_in_another_order_of_other_rows(folder, tmp_path):
-    trainer = build_trainer(folder, tmp_path, class_sampling="balanced")
-    labels = trainer.train_dataset.with_format(None)["label"]
-    epochs = []
-    for epoch in range(3):
-        trainer.sampler.epoch = epoch
-        epochs.append(list(trainer.sampler))
-        times = Counter(labels[row] for row in epochs[-1])
-        assert times.total() == len(labels) and abs(times["Normal"] - times["Tumor"]) <= 1
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert list(build_trainer(folder, tmp_path / "again", class_sampling="balanced").sampler) == epochs[0]
-
-
+@pytest.mark.thorough
 @pytest.mark.parametrize("keys", [{"class_weights": "inverse_frequency"}, {"class_sampling": "balanced"}])
 def test_who_guesses_after_balanced_training_takes_the_classes_for_equally_frequent(folder, tmp_path, keys):
     level = build_trainer(folder, tmp_path, **keys).guessing_level
