@@ -22,7 +22,8 @@ MAX_WORDINGS = 30  # of a data set
 KEYS = ("format", "question", "instruction", "codec", "fields", "intensity_window", "image_steps", "multi_scale")
 # What an `ask` says of the one picture that it is about.
 OF_A_PICTURE = ("size", "placement")
-# An answer counts from the confidence on at which so many answers on the validation split are right.
+# An answer counts from the confidence on at which so many answers on the validation split are right, unless the data
+# set has a `target_accuracy` of its own.
 TARGET_ACCURACY = 0.9
 NOT_SCORED = "No answer is withheld: there is no current evaluation of this adapter with a validation split."
 
@@ -49,7 +50,7 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
 
 def _describe(config: DatasetConfig, histo_args: HistoArguments, scored: dict) -> DataSet:
     keys = {key: getattr(config, key) for key in KEYS if getattr(config, key) is not None}
-    thresholds, log_priors = {}, {}
+    thresholds, log_priors, target = {}, {}, config.target_accuracy or TARGET_ACCURACY
     if config.options:
         # Not the labels in the data, which a Space has no use for.
         keys["class_names"] = {option: option for option in config.options}
@@ -60,11 +61,11 @@ def _describe(config: DatasetConfig, histo_args: HistoArguments, scored: dict) -
     # A confidence among other classes says nothing about one among these.
     if config.options and scored.get("classes") == config.options:
         curves = {system: scored[system].get("abstention_validation") for system in SYSTEMS}
-        thresholds = {system: choose_threshold(curve, TARGET_ACCURACY) for system, curve in curves.items() if curve}
+        thresholds = {system: choose_threshold(curve, target) for system, curve in curves.items() if curve}
         log_priors = read_log_priors(scored)
     limit = choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens)
     told = describe_score(scored) if scored else {}
-    return DataSet(config.name, task, asks, limit, keys, thresholds, TARGET_ACCURACY, log_priors, told)
+    return DataSet(config.name, task, asks, limit, keys, thresholds, target, log_priors, told)
 
 
 def describe_score(entry: dict) -> dict:

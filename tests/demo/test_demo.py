@@ -127,6 +127,10 @@ def test_thresholds_come_from_the_evaluation_of_this_adapter(tmp_path, untrained
     write_evaluation(output_dir, crc={"baseline": SURE, "finetuned": SURE})
     entries, remarks = describe_data_sets(histo_args, output_dir)
     assert entries[0].thresholds == {"baseline": 0.7, "finetuned": 0.7} and not remarks
+    histo_args.datasets[0].target_accuracy = 0.95
+    [strict, _] = describe_data_sets(histo_args, output_dir)[0]
+    assert strict.thresholds["finetuned"] == 0.9 and strict.target == 0.95
+    histo_args.datasets[0].target_accuracy = None
     assert entries[1].thresholds == {"baseline": None, "finetuned": 0.0}
     assert entries[1].log_priors == {"baseline": [-1.0, -1.0]}
     results = json.loads((output_dir / "evaluation" / "results.json").read_text())
