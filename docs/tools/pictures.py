@@ -42,12 +42,12 @@ PICTURES = {
 DATA_SET = "section[aria-labelledby=data-pcam]"
 
 
-def take_pictures(report: Path, recipe: Path, folder: Path) -> None:
+def take_pictures(report: Path, recipe: Path, patch: Path, folder: Path) -> None:
     """Write `folder/NAME.png` for each of `PICTURES`, and `app.png`, in a palette, to stay small in the repository.
 
     Args:
         report: That of the demo.
-        recipe: The demo's, whose models are asked about one of its test patches.
+        recipe: The demo's, whose models are asked about `patch`.
 
     Raises:
         FileNotFoundError: There is no report, or no Chromium.
@@ -66,7 +66,7 @@ def take_pictures(report: Path, recipe: Path, folder: Path) -> None:
             picture = stack([cut(page, *part) for part in parts])
             save(picture, folder / f"{name}.png")
         with serve(recipe) as address:
-            save(ask(browser, address), folder / "app.png")
+            save(ask(browser, address, patch), folder / "app.png")
         browser.close()
 
 
@@ -97,12 +97,12 @@ def serve(recipe: Path) -> Iterator[str]:
         server.wait(30)
 
 
-def ask(browser: Browser, address: str) -> Image.Image:
-    """Return the page after it was asked about a test patch with tumour."""
+def ask(browser: Browser, address: str, patch: Path) -> Image.Image:
+    """Return the page after it was asked about `patch`."""
     page = browser.new_page(viewport={"width": WIDTH, "height": 800}, device_scale_factor=1.25)
     page.goto(address)
     page.wait_for_selector("#ask")
-    page.locator("#examples button", has_text="Tumor").first.click()
+    page.set_input_files("#pictures input[type=file]", patch)
     page.wait_for_selector("#pictures img")
     page.click("#ask")
     page.wait_for_function("document.querySelectorAll('#answers [data-system]').length == 2", timeout=120_000)
@@ -140,5 +140,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--report", type=Path, default=Path("outputs/demo/evaluation/report.html"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
+    parser.add_argument("--patch", type=Path, default=Path("data/synthetic/crc/TUM/TUM-S00-0008.tif"))
     parser.add_argument("--folder", type=Path, default=FOLDER)
     take_pictures(**vars(parser.parse_args()))

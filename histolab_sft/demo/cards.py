@@ -73,19 +73,15 @@ def format_answers(
         image: The picture that places are drawn on; needed where the task draws them.
         truth: The true answer in the task's own form, None where it isn't known.
     """
-    known = {} if truth is None else {"truth": truth}
-
-    def draw(places: dict) -> str:
-        task = TASKS[data_set.task]
-        return _show_picture(task.draw_answers(image, ask, places, SIDE)) if task.draw_answers and places else ""
-
-    cards = ""
+    task, cards = TASKS[data_set.task], ""
     for system, answer in answers.items():
-        given = answer is not None and answer.value is not None
-        drawn = draw(known | {system: answer.value}) if given else ""
+        drawn = None
+        if task.draw_answers and answer and answer.value is not None:
+            shown = ({} if truth is None else {"truth": truth}) | {system: answer.value}
+            drawn = task.draw_answers(image, ask, shown, SIDE)
         cards += _format_card(data_set, system, answer, drawn, truth)
     return (
-        f'<div class="hs-cards" role="status">{cards}</div>{_format_truth(data_set, truth, draw(known))}'
+        f'<div class="hs-cards" role="status">{cards}</div>{_format_truth(data_set, truth)}'
         '<details class="hs-question"><summary>The question, word for word</summary>'
         f"<p>{escape_text(word_question(data_set, ask))}</p></details>"
     )
@@ -175,7 +171,9 @@ def _mark(system: str) -> str:
     return f'<span class="key {system}" aria-hidden="true"></span>'
 
 
-def _format_card(data_set: DataSet, system: str, answer: Answer | None, drawn: str, truth: object | None) -> str:
+def _format_card(
+    data_set: DataSet, system: str, answer: Answer | None, drawn: Image.Image | None, truth: object | None
+) -> str:
     if answer is None:
         body = f'<p class="hs-muted">{WAITING}</p>'
     elif answer.probabilities is not None:
@@ -184,15 +182,14 @@ def _format_card(data_set: DataSet, system: str, answer: Answer | None, drawn: s
         bars = f"{_format_decision(data_set, system, answer)}{verdict}{_format_bars(data_set, answer)}"
         body = f"{bars}{OWN_WORDS}{words}"
     elif answer.value is None:
-        verdict = _format_verdict(data_set, answer, truth)
         body = (
-            f'<p class="hs-decision hs-withheld">Unparsed</p>{verdict}<p class="hs-muted">{UNPARSED}</p>'
+            f'<p class="hs-decision hs-withheld">Unparsed</p><p class="hs-muted">{UNPARSED}</p>'
             f"{OWN_WORDS}{_quote(answer.text, answer.truncated)}"
         )
     else:
         cut = f'<p class="hs-muted">{CUT_OFF}</p>' if answer.truncated else ""
         words = f"<summary>In its own words</summary>{_quote(answer.text, answer.truncated)}"
-        value = drawn + _format_form(data_set, answer.value, answer.confidences, truth)
+        value = _format_value(data_set, answer, drawn, truth)
         verdict = _format_verdict(data_set, answer, truth)
         body = f'{cut}{verdict}{value}<details class="hs-question">{words}</details>'
     head = f"<h2>{_mark(system)}{TITLES[system]}</h2>"
@@ -227,38 +224,35 @@ def _format_bars(data_set: DataSet, answer: Answer) -> str:
 
 
 def _format_verdict(data_set: DataSet, answer: Answer, truth: object | None) -> str:
-    """Say whether an answer is the truth, where words or a number are to be compared; else the truth stands below."""
-    if truth is None or not _is_short(data_set, truth):
+    """Say whether an answer is the truth, where one word or number is to be compared; else the truth stands below."""
+    task = TASKS[data_set.task]
+    if truth is None or task.draw_answers or not task.describe_answer(truth)["parts"]:
         return ""
-    task, away = TASKS[data_set.task], "wrong"
-    told = sorted(task.describe_answer(truth)["parts"])
+    told, said = (sorted(task.describe_answer(value)["parts"]) for value in (truth, answer.value))
     subject = "The likeliest class is " if answer.withheld else ""
-    if answer.value is not None:
-        if sorted(task.describe_answer(answer.value)["parts"]) == told:
-            return f'<p class="hs-verdict hs-right">✓ {(subject + "right").capitalize()}</p>'
-        if isinstance(truth, int | float):
-            away = f"off by {write_value(abs(answer.value - truth))}"
+    if told == said:
+        return f'<p class="hs-verdict hs-right">✓ {(subject + "right").capitalize()}</p>'
+    away = f"off by {write_value(abs(answer.value - truth))}" if isinstance(truth, int | float) else "wrong"
     said = f"✗ {(subject + away).capitalize()}: the truth is {escape_text(', '.join(told))}"
     return f'<p class="hs-verdict hs-wrong">{said}</p>'
 
 
-def _format_truth(data_set: DataSet, truth: object | None, drawn: str) -> str:
-    """Return the truth in its task's own form, where it isn't words or a number that stand in the verdict."""
-    if truth is None or _is_short(data_set, truth):
-        return ""
-    return f'<section class="hs-truth"><h2>The truth</h2>{drawn}{_format_form(data_set, truth)}</section>'
-
-
-def _is_short(data_set: DataSet, truth: object) -> bool:
+def _format_truth(data_set: DataSet, truth: object | None) -> str:
+    """Return the truth in its task's own form, where it isn't a word or number that stands in the verdict."""
     task = TASKS[data_set.task]
-    return task.draw_answers is None and bool(task.describe_answer(truth)["parts"])
+    if truth is None or (task.describe_answer(truth)["parts"] and not task.draw_answers):
+        return ""
+    legend = '<p class="hs-muted">On the pictures above it is drawn in green.</p>' if task.draw_answers else ""
+    return f'<section class="hs-truth"><h2>The truth</h2>{_format_form(data_set, truth)}{legend}</section>'
 
 
-def _show_picture(drawn: Image.Image) -> str:
-    address = encode_picture(drawn, SIDE)
-    return (
-        f'<img class="hs-places" src="{address}" alt="The picture with the places on it, those of the truth in green">'
-    )
+def _format_value(data_set: DataSet, answer: Answer, drawn: Image.Image | None, truth: object | None) -> str:
+    """Return a written answer in its task's own form."""
+    picture = ""
+    if drawn is not None:
+        address = encode_picture(drawn, SIDE)
+        picture = f'<img class="hs-places" src="{address}" alt="The picture with the answer on it">'
+    return picture + _format_form(data_set, answer.value, answer.confidences, truth)
 
 
 def _format_form(

@@ -110,7 +110,7 @@ def _build_case_tab(demo: Demo, form: Form) -> gr.State:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             pictures = gr.Gallery(
-                label="Pictures, as the model sees them",
+                label="Pictures of one case, as the model sees them",
                 type="filepath",  # decoded by the project's own rules, as in training, not by Gradio's
                 file_types=[*IMAGE_SUFFIXES],
                 format="png",

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from histolab_sft.data.rows import select_datasets
 from histolab_sft.evaluation import figures
+from histolab_sft.evaluation.checklist import COLUMNS, fill_checklist, write_checklist
 from histolab_sft.evaluation.error_atlas import list_examples, list_mistakes
 from histolab_sft.evaluation.external_tables import describe_cohort
 from histolab_sft.evaluation.prior_correction import describe_imbalance
@@ -57,16 +58,17 @@ def write_report(
     folder: Path,
     cohorts: Mapping[str, Dataset] | None = None,
 ) -> None:
-    """Write `report.html`, which needs no other file and no network, and its figures as `figures/*.png`.
+    """Write `report.html`, which needs no other file and no network, and for a paper its figures and its checklist.
 
-    `figures/` holds the figures of this report alone afterwards.
+    `figures/` holds the figures of this report alone afterwards, each as PNG and as PDF. The checklist is that of
+    `write_checklist`.
 
     Args:
         results (`dict`): What stands in `results.json`.
         predictions (`dict`): (Data set, system) -> table of the test split from `predict`.
         patches (`DatasetDict`): The splits that were scored; only pictures that are shown get opened.
         folder (`Path`): `evaluation/` of the run.
-        cohorts (*optional*): Rows of each external cohort of the results. Its figures go to `external/figures/*.png`.
+        cohorts (*optional*): Rows of each external cohort of the results. Its figures go to `external/figures/`.
 
     Raises:
         ValueError: The rows aren't those of the tables.
@@ -77,6 +79,8 @@ def write_report(
     external = _describe_all(
         results.get("external", {}), predictions, cohorts or {}, folder / "external" / "figures", alone=not several
     )
+    checklist = fill_checklist(results)
+    write_checklist(checklist, folder)
     overall = results["overall"]
     written = any("task" in entry for entry in results["datasets"].values())
     page = (
@@ -92,8 +96,10 @@ def write_report(
             overall=describe_scores(overall) if several and not written else [],
             means=describe_means(overall) if several and written else [],
             reason=overall.get("reason") if several else None,
-            recipe=flatten(results.get("recipe")),
-            provenance=flatten(results.get("provenance")),
+            recipe=flatten(results["recipe"]),
+            provenance=flatten(results["provenance"]),
+            checklist=checklist,
+            checklist_columns=COLUMNS,
         )
     )
     with replacing(folder / "report.html") as temporary:
@@ -122,7 +128,7 @@ def _describe_all(
     alone: bool,
 ) -> list[dict]:
     """Return what the template shows of each entry; `folder` holds their figures alone afterwards."""
-    for path in folder.glob("*.png"):
+    for path in (*folder.glob("*.png"), *folder.glob("*.pdf")):
         path.unlink()
     described = []
     for name, entry in entries.items():
@@ -179,8 +185,9 @@ def describe_choices(
     slug = _slug(name)
 
     def add(kind: str, alt: str, draw: Callable, *args) -> dict:
-        svg, png = figures.render(draw, *args)
+        svg, png, pdf = figures.render(draw, *args)
         (folder / f"{kind}_{slug}.png").write_bytes(png)
+        (folder / f"{kind}_{slug}.pdf").write_bytes(pdf)
         return {"source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "alt": f"{name}: {alt}"}
 
     tables = tables | {"baseline": read_headline(tables["baseline"], entry["zero_shot"])}

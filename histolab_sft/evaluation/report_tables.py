@@ -222,12 +222,13 @@ def flatten(value, place: str = "") -> list[tuple[str, str]]:
         return [
             row for name, part in zip(named, value, strict=True) for row in flatten(part, f"{place} {name}".strip())
         ]
-    return [] if value is None else [(place.replace("_", " "), _write_value(value))]
+    return [] if value is None else [(place.replace("_", " "), write_value(value))]
 
 
-def _write_value(value) -> str:
+def write_value(value) -> str:
+    """Return the value of a key as text: of a path of this machine only its end."""
     if isinstance(value, list):
-        return ", ".join(map(_write_value, value))
+        return ", ".join(map(write_value, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = str(value)

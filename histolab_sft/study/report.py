@@ -192,8 +192,8 @@ def format_study(found: dict) -> str:
 
 
 def _describe_dataset(name: str, entry: dict) -> dict:
-    svg, _ = figures.render(draw_spread, entry)
-    confusion, _ = figures.render(draw_confusion, entry)
+    svg, *_ = figures.render(draw_spread, entry)
+    confusion, *_ = figures.render(draw_confusion, entry)
     scores = [score for score in METRICS if score in entry["systems"][SINGLE]]
     told = ", ".join(
         f"{NAMES[system]} {format_score(entry['systems'][system][HEADLINE], True)['text']}" for system in SYSTEMS
