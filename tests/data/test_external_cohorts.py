@@ -1,14 +1,18 @@
 """A cohort is scored whole, in the words of training, and what the run learnt from is never among its rows unseen."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from external_study import ELSEWHERE, SITES, list_training_rows, paint, parse, write_study
 from PIL import Image
 
+from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.external import load_cohorts
 from histolab_sft.data.frozen_split import FILE, list_trained
 from histolab_sft.errors import AuditRefusal
+
+REAL = Path("../shared/data")
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +187,16 @@ def test_a_picture_that_cannot_be_used_stops_or_is_counted(study):
     cohort = load(folder, entry)
     assert len(cohort.rows) == 72
     assert {"refused_images: quarantine", "class_names"} == {part["key"] for part in cohort.facts["left_out"]}
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not (REAL / "pcam_26k").is_dir(), reason="needs real patches in ../shared/data")
+def test_two_publications_of_the_same_patches_are_found_to_share_most_of_them(tmp_path):
+    """1,000 patches as PNG, all of them among 3,000 of another publication, encoded again as JPEG."""
+    trained = {"name": "pcam", "source": "pcam_1000.csv", "class_names": {"Normal": "Normal", "Tumor": "Tumor"}}
+    cohort = {"name": "elsewhere", "source": "pcam_26k", "splits": {"test": "test"}}
+    histo_args = HistoArguments(datasets=[trained], external=[cohort], data_dir=str(REAL), leaks="allow")
+    [found] = load_cohorts(histo_args, list_trained(histo_args, tmp_path), tmp_path)
+    assert found.facts["checked"] == 3000 and found.facts["shared"]["picture"] == 0
+    assert 790 <= found.facts["shared"]["near_copy"] <= 830
+    assert found.facts["shared_with_test"] >= 200
