@@ -1,5 +1,7 @@
 """A finished adapter on a cohort from elsewhere: scored, compared with the internal split, nothing else changed."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +55,15 @@ def test_both_systems_are_scored_on_all_rows_of_the_cohort(scored):
         assert entry[system]["per_class"]["Stroma"]["support"] == 0
     assert {"majority", "mean_rgb", "colour_histogram", "linear_probe"} <= {n for n, f in entry["floors"].items() if f}
     assert any("no patch of Stroma" in warning for warning in entry["warnings"])
+
+
+@pytest.mark.model
+def test_the_sites_of_the_cohort_are_scored_apart(scored):
+    _, (results, _, predicted, page), _ = scored
+    sites = results["external"]["hospital"]["sites"]
+    assert all(f'"{site}"' in json.dumps(sites) for site in SITES)
+    assert predicted.groupby("site").size().to_dict() == dict.fromkeys(SITES, 2 * 24)
+    assert "sites" not in results["datasets"]["ward"]
 
 
 @pytest.mark.model
