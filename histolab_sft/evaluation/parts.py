@@ -103,7 +103,7 @@ def compare_parts(estimates: dict[str, Estimate], seed: int = 0) -> dict:
     if len(estimates) < 2:
         return {
             "n_compared": len(estimates),
-            "reason": f"fewer than two parts have {MIN_OF_CLASS} patches of every class",
+            "reason": f"fewer than two scored parts have {MIN_OF_CLASS} patches of every class",
         }
     names, found = list(estimates), list(estimates.values())
     values = np.array([estimate.value for estimate in found])

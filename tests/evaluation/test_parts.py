@@ -107,7 +107,7 @@ def test_the_worst_site_is_named_with_a_wider_interval_and_a_real_gap_stands_out
     assert compared["spread"]["p"] < 0.01 and compared["spread"]["value"] > compared["spread"]["most"]
     assert any("not equally good by site" in text and "(d)" in text for text in warn_parts({"sites": gap}))
     one = score_sites({"a": 1.5}, 1)["comparison"]["finetuned"]
-    assert one == {"n_compared": 1, "reason": "fewer than two parts have 10 patches of every class"}
+    assert one == {"n_compared": 1, "reason": "fewer than two scored parts have 10 patches of every class"}
 
 
 def test_a_site_stain_is_told_from_features_and_sites_that_look_alike_are_not():
