@@ -112,7 +112,7 @@ def tell_model(results: dict) -> str:
 
 def tell_software(results: dict) -> str:
     origin = results["provenance"]
-    commit = f"git commit {origin['git_commit']}" if origin["git_commit"] else ""
+    commit = f"Git commit {origin['git_commit']}" if origin["git_commit"] else ""
     return _join([", ".join([f"{name} {version}" for name, version in origin["versions"].items()]), commit])
 
 
@@ -125,11 +125,12 @@ def tell_start(results: dict) -> str:
 
 
 def tell_training(results: dict) -> str:
-    hardware = results["provenance"]["hardware"]
+    hardware, named = results["provenance"]["hardware"], _name_keys(results, *TRAINING)
     return _join(
         [
             "Loss on the tokens of the answer alone",
-            f"{_name_keys(results, *TRAINING)}; all other keys are the defaults of TRL and this project",
+            named and f"The recipe sets {named}",
+            "All other keys have the defaults of TRL and this project",
             f"Scored on {hardware['count']} x {hardware['device']}",
         ]
     )
@@ -229,8 +230,8 @@ def tell_availability(results: dict) -> str:
     return _join(
         [
             f"SHA-256 of the weights {origin['adapter_sha256']}",
-            f"fingerprint of the data {origin['data_fingerprint']}",
-            "recipe, split and predictions of the run are kept beside the report",
+            f"Fingerprint of the data {origin['data_fingerprint']}",
+            "Recipe, split and predictions of the run are kept with the adapter and the report",
         ]
     )
 
