@@ -22,9 +22,11 @@ class StudyAnswers:
         baseline: `raw` and `corrected` (less the leaning that each fold's validation split shows) -> probabilities,
             float64, shape (patches, classes).
         finetuned: Seed -> probabilities.
+        positive: From `find_positive`.
     """
 
     classes: list[str]
+    positive: int
     protocol: str
     table: pd.DataFrame
     baseline: dict[str, np.ndarray]
@@ -42,6 +44,13 @@ class StudyAnswers:
 def read_results(training: Training) -> dict:
     """Return the `results.json` of a training."""
     return json.loads((training.folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
+
+
+def find_positive(results: dict, name: str) -> int:
+    """Return the place of the class that scores of two classes are about: the recipe's, else the second."""
+    own = next((entry for entry in results["recipe"].get("datasets", ()) if entry["name"] == name), {})
+    positive = own.get("positive_class")
+    return 1 if positive is None else results["datasets"][name]["classes"].index(positive)
 
 
 def collect_answers(trainings: list[Training]) -> dict[str, StudyAnswers]:
@@ -69,6 +78,7 @@ def collect_answers(trainings: list[Training]) -> dict[str, StudyAnswers]:
         seeds = dict.fromkeys(training.seed for training in trainings)
         found[name] = StudyAnswers(
             entry["classes"],
+            find_positive(results[trainings[0]], name),
             entry["split_protocol"],
             table[["id", "group", "label", "fold"]],
             {reading: np.stack(table[reading]) for reading in ("raw", "corrected")},

@@ -18,6 +18,7 @@ from histolab_sft.evaluation.score_names import METRICS, format_score
 from histolab_sft.evaluation.uncertainty import Estimate, bootstrap, difference, interval
 from histolab_sft.files import write_text
 from histolab_sft.metrics.weighted import classification_measure
+from histolab_sft.study.answers import find_positive
 from histolab_sft.study.plan import ROWS, StudyError
 from histolab_sft.study.report import FOLDER
 from histolab_sft.study.scores import ENSEMBLE
@@ -31,11 +32,13 @@ COLUMNS = ("data set", "run", "patches", "score", "low", "high", "difference", "
 
 @dataclass
 class RunAnswers:
-    """What a run says about one data set: a row a test patch, by `id`, its probability of each class, the recipe."""
+    """What a run says about one data set: a row a test patch, by `id`, its probability of each class,
+    the place of the class that counts as positive, the recipe."""
 
     table: pd.DataFrame
     classes: list[str]
     probabilities: np.ndarray
+    positive: int
     recipe: dict
 
 
@@ -72,7 +75,7 @@ def compare_runs(folders: list[str], score: str = SCORES[0]) -> list[dict]:
         for folder in folders:
             own = runs[folder][name]
             answers = np.array(own.classes)[own.probabilities.argmax(axis=1)]
-            measures[folder] = classification_measure(labels, answers, own.classes, own.probabilities)
+            measures[folder] = classification_measure(labels, answers, own.classes, own.probabilities, own.positive)
         estimates = bootstrap(measures, len(labels), groups)
         units = None if groups is None else len(set(groups))
         for folder in folders:
@@ -128,7 +131,8 @@ def read_run(folder: Path) -> dict[str, RunAnswers]:
             probabilities = np.stack(own["probabilities"])
         else:
             probabilities = softmax(np.stack(own["log_likelihoods"]), axis=1)
-        found[name] = RunAnswers(own[["id", "group", "label"]], entry["classes"], probabilities, results["recipe"])
+        positive, rows = find_positive(results, name), own[["id", "group", "label"]]
+        found[name] = RunAnswers(rows, entry["classes"], probabilities, positive, results["recipe"])
     if not found:
         raise StudyError(f"{folder} has written answers alone, expected data sets with classes; compare their reports")
     return found

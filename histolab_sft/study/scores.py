@@ -93,12 +93,12 @@ def score_answers(answers: StudyAnswers) -> tuple[dict, dict[str, dict[str, Spre
 
 def measure_folds(answers: StudyAnswers, probabilities: np.ndarray) -> Measure:
     """Return `classification_measure` over all patches, of which the scores in `BY_FOLD` are means over the folds."""
-    labels, classes, folds = answers.labels, answers.classes, answers.table["fold"].to_numpy()
-    whole = _measure(labels, classes, probabilities)
+    folds = answers.table["fold"].to_numpy()
+    whole = _measure(answers, probabilities, np.full(len(folds), True))
     if len(set(folds)) == 1:
         return whole
     tests = [folds == fold for fold in sorted(set(folds))]
-    parts = [(rows, _measure(labels[rows], classes, probabilities[rows])) for rows in tests]
+    parts = [(rows, _measure(answers, probabilities, rows)) for rows in tests]
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         # A draw may hold no patch of some fold.
@@ -109,8 +109,10 @@ def measure_folds(answers: StudyAnswers, probabilities: np.ndarray) -> Measure:
     return measure
 
 
-def _measure(labels: np.ndarray, classes: list[str], probabilities: np.ndarray) -> Measure:
-    return classification_measure(labels, np.array(classes)[probabilities.argmax(axis=1)], classes, probabilities)
+def _measure(answers: StudyAnswers, probabilities: np.ndarray, rows: np.ndarray) -> Measure:
+    own = probabilities[rows]
+    answered = np.array(answers.classes)[own.argmax(axis=1)]
+    return classification_measure(answers.labels[rows], answered, answers.classes, own, answers.positive)
 
 
 def _score_folds(answers: StudyAnswers, probabilities: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,7 +121,7 @@ def _score_folds(answers: StudyAnswers, probabilities: np.ndarray) -> dict[str, 
     found = []
     for fold in sorted(set(folds)):
         rows = folds == fold
-        found.append(_measure(answers.labels[rows], answers.classes, probabilities[rows])(np.ones((rows.sum(), 1))))
+        found.append(_measure(answers, probabilities, rows)(np.ones((rows.sum(), 1))))
     return {score: np.array([part[score][0] for part in found]) for score in OVERALL}
 
 

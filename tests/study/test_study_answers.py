@@ -110,6 +110,15 @@ def test_ranking_scores_are_means_over_folds_so_that_a_folds_own_scale_does_not_
         assert values[0] == pytest.approx(values[1])
 
 
+def test_average_precision_is_of_the_class_that_the_recipe_calls_positive(tmp_path):
+    found = []
+    for positive in ("Tumor", "Normal"):
+        recipe = {"datasets": [{"name": "pcam", "positive_class": positive}]}
+        runs = compared(tmp_path / positive, recipe=recipe)
+        found.append([row["score"]["value"] for row in compare_runs(runs, "average_precision")])
+    assert np.abs(np.subtract(*found)).max() > 0.001
+
+
 def test_one_seed_says_that_another_training_is_not_in_the_intervals(tmp_path):
     [answers] = collect_answers(write_study(tmp_path, seeds=(42,))).values()
     entry, _ = score_answers(answers)
