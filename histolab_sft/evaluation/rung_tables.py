@@ -12,6 +12,7 @@ FITTED = {
     "samples_seen": "{:,} samples seen",
 }
 LONGEST = 24  # letters of an encoder's name that are shown
+NAMED = 3  # rungs that a sentence names
 
 
 def name_rung(key: str) -> tuple[str, str]:
@@ -70,7 +71,10 @@ def say_rungs(entry: dict) -> str:
 
 
 def _say(gains: dict[str, dict]) -> str:
-    return ", ".join(
+    """Name those that come furthest, and count the others: the table has them all."""
+    ranked = sorted(gains.items(), key=lambda item: item[1]["value"])
+    named = [
         f"{name_rung(key)[0]} ({format_score(gain, True, signed=True)['text'].replace(' (', ', ').rstrip(')')})"
-        for key, gain in sorted(gains.items(), key=lambda item: item[1]["value"])
-    )
+        for key, gain in ranked[:NAMED]
+    ]
+    return ", ".join(named) + (f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else "")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from histolab_sft.study.answers import find_positive
 from histolab_sft.study.plan import ROWS, StudyError
 from histolab_sft.study.report import FOLDER
 from histolab_sft.study.scores import ENSEMBLE
+
+logger = logging.getLogger(__name__)
 
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll")
 FEWEST = 2  # runs
@@ -125,6 +128,7 @@ def read_run(folder: Path) -> dict[str, RunAnswers]:
     found = {}
     for name, entry in results["datasets"].items():
         if "task" in entry:
+            logger.warning("%s: %s has written answers and is left out; compare the reports", folder, name)
             continue
         own = table[table["dataset"] == name].sort_values("id", kind="stable", ignore_index=True)
         if place == study:

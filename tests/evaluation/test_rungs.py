@@ -407,6 +407,15 @@ def test_the_sentence_on_rungs_follows_from_the_intervals(gains, start):
     assert text.startswith(start) and bool(text) == bool(start)
 
 
+def test_the_sentence_on_rungs_names_the_nearest_three_and_counts_the_others():
+    gains = {key: {"value": place / 100, "ci95": [-1, 1]} for place, key in enumerate(["cnn:a", "cnn:b", "cnn:c"])}
+    gains |= {f"linear_probe:{name}": {"value": 0.2, "ci95": [-1, 1]} for name in "xy"}
+    entry = {"above_floors": {key: {"balanced_accuracy": gain} for key, gain in gains.items()}}
+    entry["above_floors"]["linear_probe"] = {"balanced_accuracy": {"value": 0.3, "ci95": [0.2, 0.4]}}
+    text = say_rungs(entry)
+    assert all(f"CNN {name} (" in text for name in "abc") and " and 2 more. " in text and "linear" not in text
+
+
 def test_a_rung_without_an_interval_is_not_said_to_be_beaten():
     scores = {"value": 0.3, "ci95": None}
     entry = {"above_floors": {key: {"balanced_accuracy": scores} for key in ("linear_probe", "cnn:resnet18")}}

@@ -186,6 +186,16 @@ def test_runs_on_other_rows_are_refused_with_what_differs(tmp_path, change, told
         compare_runs(folders)
 
 
+def test_written_answers_are_left_out_of_a_comparison_with_a_line(tmp_path, caplog):
+    folders = compared(tmp_path)
+    path = tmp_path / "run1" / "evaluation" / "results.json"
+    results = json.loads(path.read_text())
+    results["datasets"]["captions"] = {"task": "report"}
+    path.write_text(json.dumps(results))
+    assert {row["dataset"] for row in compare_runs(folders)} == {"pcam"}
+    assert f"{folders[1]}: captions has written answers and is left out; compare the reports" in caplog.text
+
+
 def test_a_study_is_compared_by_its_ensemble(tmp_path):
     report_study(write_study(tmp_path / "study", n=120), tmp_path / "study")
     write_run(tmp_path / "run", list(range(120)), 120, 0.3, 1)
