@@ -128,7 +128,7 @@ def test_a_patient_of_training_is_found_where_the_cohorts_share_their_names(stud
     folder, entry, splits = study
     slide = splits["train"][0].rsplit("/", 1)[1].split("-")[0]
     paint(folder / "hospital" / "test" / "benign" / f"A-{slide}-77.png", 77, 90)
-    pattern = {"group_by": r"-([PQ]\w+)-"}
+    pattern = {"group_by": r"-([PQ]\w+)-", "site_by": "([ABC])-[PQ]"}
     # Elsewhere the same name is another patient.
     assert load(folder, entry, **pattern).facts["shared_rows"] == 0
     with pytest.raises(AuditRefusal, match="1 show a patient or slide"):

@@ -44,6 +44,7 @@ def given(request, tmp_path_factory, untrained_model):
     home = folder / recipe.get("data_dir", "") if request.param in RECORDS else folder
     histo_args, training_args, _ = parse_recipe(
         ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--data_dir", str(home)]
+        + (["--fold", "1"] if "folds" in recipe else [])
     )
     if request.param in RECORDS:
         write_data(request.param, folder, recipe["datasets"])

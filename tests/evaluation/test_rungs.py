@@ -292,7 +292,7 @@ def test_a_network_learns_what_can_be_seen(tmp_path, monkeypatch):
     entry = {"name": "ward", "source": "ward", "class_names": PCAM_CLASSES}
     arguments = HistoArguments(datasets=[entry], data_dir=str(tmp_path), cnn=save_classifier(tmp_path / "net"))
     patches = dict(load_audited_patches(arguments, tmp_path / "out"))
-    found = measure_cnn(patches, arguments.datasets[0], 8, arguments, train_on_cpu(tmp_path / "out"))
+    found = measure_cnn(patches, arguments.datasets[0], 30, arguments, train_on_cpu(tmp_path / "out"))
     assert found["balanced_accuracy"] > 0.9
 
 
