@@ -47,6 +47,7 @@ MEASURED = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.model
 def test_the_benchmark_for_gpus_trains_encodes_scores_and_plans(tmp_path):
     said = run_tiny("bench_gpu", tmp_path, "--only", ARMS)

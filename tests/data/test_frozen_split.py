@@ -410,6 +410,7 @@ def test_blank_pictures_give_nothing_away(changed):
     assert load_scored_patches(parse(changed)[0], changed / "next")[1] == []
 
 
+@pytest.mark.thorough
 def test_the_commands_refuse_tell_and_publish_accordingly(trained, changed):
     add(changed)
     log = run("recipes/evaluate.py", changed, code=1)

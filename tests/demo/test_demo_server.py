@@ -414,6 +414,7 @@ def test_uploads_of_all_visitors_together_have_a_limit(tmp_path, monkeypatch):
     assert server_module._refuse(scope).status_code == 411
 
 
+@pytest.mark.thorough
 def test_uploads_and_results_are_deleted_when_their_time_is_over(untrained_model, tmp_path):
     code = "from histolab_sft.demo import page; page.DELETE_CACHE = (1, 1)"
     code += f"; import runpy; runpy.run_path({APP!r}, run_name='__main__')"

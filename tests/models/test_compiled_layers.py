@@ -63,6 +63,7 @@ def train(trainer):
     return {name: weights.detach().clone() for name, weights in trainer.model.named_parameters() if "lora_" in name}
 
 
+@pytest.mark.thorough
 def test_an_epoch_of_two_data_sets_learns_the_same_in_four_compilations(tmp_path, untrained_model, caplog):
     caplog.set_level(logging.INFO, logger="histolab_sft.models.compiled_layers")
     plain = make_trainer(tmp_path / "one", untrained_model, learning_rate=1e-3)

@@ -55,6 +55,7 @@ def test_a_lock_does_not_outlive_its_process_in_a_child_of_it(tmp_path):
         pass
 
 
+@pytest.mark.thorough
 def test_of_two_runs_started_at_once_one_ends_with_a_sentence_and_the_other_undisturbed(folder, tmp_path):
     processes = {}
     for name in ("undisturbed", "first", "second"):

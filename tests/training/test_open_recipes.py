@@ -56,8 +56,9 @@ def check_submission(folder, datasets, said):
     assert found == {"Classification", "Detection"}
 
 
-# What chest_xrays asks of tasks and report the others ask too; its readers have quick tests of their own.
-RECIPES = [pytest.param(name, marks=pytest.mark.thorough) if name == "chest_xrays" else name for name in WRITERS]
+# What these ask of tasks and report the others ask too; their readers have quick tests of their own.
+LONG = ("captioning", "chest_xrays", "explainmyxray")
+RECIPES = [pytest.param(name, marks=pytest.mark.thorough) if name in LONG else name for name in WRITERS]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -93,6 +93,7 @@ def test_each_phase_trains_its_parts_on_its_data_from_where_the_one_before_ended
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.model
 def test_a_second_phase_that_is_killed_goes_on_and_the_first_is_not_run_again(folder, tmp_path, caplog):
     phases = [ALIGN, PHASES[1] | {"max_steps": 12}]

@@ -120,6 +120,7 @@ def test_a_finished_run_that_is_resumed_makes_no_step(folder, tmp_path):
     assert hash_trained(again) == hash_trained(first)
 
 
+@pytest.mark.thorough
 def test_the_number_of_workers_changes_nothing_in_a_resumed_run_either(folder, tmp_path):
     hashes = set()
     for workers in (0, 1, 2):

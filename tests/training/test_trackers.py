@@ -70,6 +70,7 @@ def test_a_run_that_stopped_early_leaves_its_curves(tracked):
     assert count_pixels(tracked / "loss.png", "validation") > 10
 
 
+@pytest.mark.thorough
 @pytest.mark.model
 def test_an_interrupted_run_leaves_its_curves(folder):
     output_dir, log = folder / "interrupted", folder / "interrupted.log"
