@@ -97,6 +97,7 @@ def test_processes_that_ran_side_by_side_are_results_of_their_own():
     assert {name: set(part) for name, part in found.items()} == {"a": {"ran", "took_s"}, "b": {"error", "took_s"}}
 
 
+@pytest.mark.slow
 def test_a_process_without_an_end_is_ended_and_one_that_fails_is_quoted():
     endless = run_process([sys.executable, "-c", "import time; time.sleep(60)"], {}, 1)
     assert endless == {"error": "not at its end after 1 s"}

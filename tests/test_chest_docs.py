@@ -25,6 +25,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_documented_block_gives_rows_in_every_split(tmp_path, name):
     write_labelled_chest(tmp_path, [BLOCKS[name]])

@@ -38,6 +38,7 @@ REFERENCE = load_hook("reference")
 KEYS = [(kind, entry) for _, kind, _ in REFERENCE.SECTIONS for entry in REFERENCE.list_keys(kind)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "entry"), KEYS, ids=lambda part: getattr(part, "name", ""))
 def test_every_key_of_the_reference_has_a_text_and_an_example_that_the_recipe_takes(kind, entry):
     example = REFERENCE.find_example(entry.name, kind)
@@ -83,6 +84,7 @@ def read_texts():
                 yield node.value
 
 
+@pytest.mark.slow
 def test_every_message_that_troubleshooting_quotes_is_one_of_the_code():
     texts = "\n".join(read_texts())
     quoted = re.findall(r"^\*\*`(.+)`\*\*$", Path("docs/troubleshooting.md").read_text(), re.MULTILINE)
@@ -90,6 +92,7 @@ def test_every_message_that_troubleshooting_quotes_is_one_of_the_code():
     assert [part for part in quoted if part not in texts] == []
 
 
+@pytest.mark.slow
 def test_the_page_of_messages_has_every_cure():
     messages = load_hook("messages")
     page = messages.write_page()

@@ -52,6 +52,7 @@ def find_forbidden(source):
     return found
 
 
+@pytest.mark.slow
 def test_the_source_holds_no_call_that_runs_what_is_read():
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 50

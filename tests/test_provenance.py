@@ -64,6 +64,7 @@ def test_a_run_that_says_why_it_ends_is_believed(tmp_path):
     assert read(tmp_path / "run.json")["exit_reason"] == "SIGTERM after step 3"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_attempts_before_it(tmp_path):
     path = tmp_path / "run.json"
     with record_run(path, RECIPE, seed=7, go_on=True) as run:

@@ -36,12 +36,14 @@ def test_the_schema_has_the_keys_that_recipes_may_have():
     assert all(keys[name]["description"] for name in name_keys(HistoArguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_fits_the_schema(path):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(read_recipe(str(path)), SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -174,6 +174,7 @@ def test_classes_and_questions_in_one_recipe_have_one_report_one_results_and_one
     assert "ward" in card and "captions" in card and "Task: report" in card
 
 
+@pytest.mark.slow
 def test_a_file_format_of_ones_own_is_a_reader_and_one_line(tmp_path, monkeypatch):
     def read_counts(source, config):
         rows = [line.split("\t") for line in (source / "counts.txt").read_text().splitlines()]

@@ -120,6 +120,7 @@ def test_the_audit_says_which_16_bit_pictures_come_out_nearly_black(tmp_path, wi
     assert all("set the data set's intensity_window" in finding["message"] for finding in found)
 
 
+@pytest.mark.slow
 def test_what_the_audit_advises_for_12_bit_class_folders_works(tmp_path):
     # Splits are given, as pictures that are all of one shading aren't dealt apart.
     folders = [(split, label) for split in ("train", "validation", "test") for label in ("Normal", "Tumor")]
@@ -167,6 +168,7 @@ def test_padchest_is_windowed_by_itself_and_its_negatives_are_turned(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[], ["pad_to_square", {"resize": [64, 48]}]])
 def test_training_and_scoring_read_what_the_intake_has_seen(tmp_path, steps):
     table = write_split_padchest(tmp_path / "data")
@@ -205,6 +207,7 @@ def write_framed_studies(folder):
 STEPS = ["crop_dark_edges", "pad_to_square", {"resize": [720, 720]}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["pixels", "coco", "box_2d", "normalised", "loc"])
 def test_boxes_survive_the_road_from_the_row_to_the_score(tmp_path, codec):
     given = arguments(write_framed_studies(tmp_path), "padchest_gr", codec=codec, image_steps=STEPS)

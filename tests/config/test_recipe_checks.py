@@ -92,6 +92,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "advice"), BROKEN, ids=lambda value: str(value)[:60])
 def test_a_broken_recipe_is_refused_with_advice(tmp_path, keys, advice):
     path = tmp_path / "recipe.yaml"

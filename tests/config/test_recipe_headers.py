@@ -67,6 +67,7 @@ def test_captions_may_stand_in_tables_and_lines(write, suffix):
     assert list_patches(parse("captioning", home)).drop(columns="id").equals(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_by", ["patient_id", r"train(\d)"])
 def test_without_a_test_manifest_captions_are_dealt_out_by_patient(write, group_by):
     home = write("captioning")
@@ -100,6 +101,7 @@ def test_a_second_manifest_with_an_instruction_makes_the_captions_bilingual(writ
     assert asked["spanish"] == instruction and asked["captions"].startswith("You are a medical imaging expert.")
 
 
+@pytest.mark.slow
 def test_flare_is_scored_on_a_validation_split_and_validated_on_cases_of_train(write):
     table = list_patches(parse("flare", write("flare")))
     named = {entry["name"]: entry["splits"]["test"] for entry in read_recipe("recipes/flare.yaml")["datasets"]}
@@ -111,6 +113,7 @@ def test_flare_is_scored_on_a_validation_split_and_validated_on_cases_of_train(w
     assert (table.groupby("dataset")["task"].nunique() == 1).all()
 
 
+@pytest.mark.slow
 def test_patients_of_padchest_gr_that_are_held_out_are_held_out_of_padchest_too(write):
     home = write("explainmyxray")
     table = list_patches(given := parse("explainmyxray", home))

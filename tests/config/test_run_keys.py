@@ -60,6 +60,7 @@ def test_every_key_that_computes_stands_in_the_manifest_and_no_other(keys):
     assert set(keys) == COMPUTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(COMPUTES))
 def test_a_key_that_computes_is_refused_with_its_old_and_new_value(keys, key):
     changed = keys | {key: "another value"}

@@ -44,6 +44,7 @@ def test_the_draw_hangs_on_no_order_of_the_rows(patches):
     assert all(same(draw(train, "all"), draw(backwards, "all")[::-1]))
 
 
+@pytest.mark.slow
 def test_symmetries_show_all_eight_views_and_change_no_value(patches):
     originals, seen = [np.asarray(image) for [image] in patches["train"]["images"]], set()
     for epoch in range(12):

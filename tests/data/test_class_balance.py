@@ -53,6 +53,7 @@ def test_weights_by_inverse_frequency_give_every_class_the_same_sum():
     assert [weights["a"] * 30, weights["b"] * 5, weights["c"]] == pytest.approx([12, 12, 12])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(datasets=st.lists(COUNTS, min_size=1, max_size=3), seed=st.integers(0, 2**32 - 1))
 def test_an_epoch_has_as_many_rows_of_each_data_set_and_its_classes_equally_often(datasets, seed):

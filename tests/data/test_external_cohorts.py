@@ -51,6 +51,7 @@ def share(folder, path, name="A-QA90-900.png", change=None, label="benign"):
         (change or (lambda picture: picture))(image).save(target)
 
 
+@pytest.mark.slow
 def test_a_folder_of_test_alone_is_read_in_the_words_of_training(study):
     folder, entry, splits = study
     cohort = load(folder, entry)
@@ -65,6 +66,7 @@ def test_a_folder_of_test_alone_is_read_in_the_words_of_training(study):
     assert facts["shared_rows"] == facts["shared_with_test"] == 0
 
 
+@pytest.mark.slow
 def test_the_question_is_that_of_training_also_where_its_name_selects_it(study):
     folder, entry, splits = study
     recipe = folder / "recipe.yaml"
@@ -73,6 +75,7 @@ def test_the_question_is_that_of_training_also_where_its_name_selects_it(study):
     assert "lymph node" in list_rows(load(folder, entry))["prompt"][0][0]["content"]
 
 
+@pytest.mark.slow
 def test_all_rows_are_scored_whatever_splits_the_data_have_unless_the_block_names_some(study):
     folder, entry, splits = study
     shutil.move(folder / "hospital" / "test", folder / "parts")
@@ -98,6 +101,7 @@ def test_a_label_that_the_cohort_lacks_is_no_error(study):
     assert len(load(folder, entry, class_names=ELSEWHERE | {"stroma": "Stroma"}).rows) == 72
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -150,6 +154,7 @@ def test_the_recipes_key_decides_where_the_block_says_nothing(study):
     assert load(folder, entry).facts["leaks"] == "allow"
 
 
+@pytest.mark.slow
 def test_without_a_frozen_split_the_data_as_they_are_dealt_now_are_compared(study):
     folder, entry, splits = study
     share(folder, splits["train"][0])
@@ -177,6 +182,7 @@ def test_a_cohort_of_which_nothing_is_left_is_refused(study):
         load(folder, entry, class_names={"benign": "Normal"}, leaks="drop")
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_used_stops_or_is_counted(study):
     folder, entry, splits = study
     (folder / "hospital" / "test" / "benign" / f"{SITES[0]}-QA99-0.png").write_bytes(b"no picture")

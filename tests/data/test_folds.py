@@ -85,6 +85,7 @@ def test_validation_is_drawn_from_the_other_folds_by_groups():
     assert 0.08 < (splits == "validation").sum() / (~tested).sum() < 0.25
 
 
+@pytest.mark.slow
 def test_every_patch_is_the_test_of_one_fold_and_no_slide_crosses(tmp_path):
     histo_args = write_data(tmp_path, folds=3, fold=1)
     splits = [read_splits(write_data(tmp_path, folds=3, fold=fold)) for fold in (1, 2, 3)]
@@ -118,6 +119,7 @@ def test_folds_without_a_fold_are_refused(tmp_path):
         load_patches(write_data(tmp_path, folds=3))
 
 
+@pytest.mark.slow
 def test_the_cap_is_drawn_before_the_folds_and_is_the_same_in_each(tmp_path):
     found = [
         read_splits(write_data(tmp_path, folds=3, fold=fold, max_samples=40, validation_fraction=0.25))

@@ -48,6 +48,7 @@ def write_table(folder, suffix, **columns):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("nothing", [None, *NOTHING])
 def test_a_row_without_a_label_is_none_in_every_format(tmp_path, suffix, nothing):
@@ -126,6 +127,7 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "block"), BLOCKS)
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_split_that_is_not_understood_is_refused_with_the_block_that_maps_it(tmp_path, words, block, suffix):
@@ -272,6 +274,7 @@ def arguments(source, class_names=NORMAL_TUMOR, **keys):
     return HistoArguments(datasets=[{"name": "d", "source": str(source), "class_names": class_names} | own], **keys)
 
 
+@pytest.mark.slow
 @shared
 def test_a_test_split_without_labels_is_refused_or_left_out_and_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -33,6 +33,7 @@ def describe(tmp_path, monkeypatch):
     return describe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [2, 3])
 def test_a_picture_is_followed_by_crops_that_make_it_up_again(describe, crops):
     plain, several = (load_patches(describe(n))["train"] for n in (None, crops))
@@ -46,6 +47,7 @@ def test_a_picture_is_followed_by_crops_that_make_it_up_again(describe, crops):
         }
 
 
+@pytest.mark.slow
 def test_the_audit_and_the_splits_are_those_of_the_pictures(describe, tmp_path):
     # A copy whose crops would be copies of others: there are as many findings with crops as without.
     victim = next((tmp_path / "pcam" / "Tumor").iterdir())
@@ -60,6 +62,7 @@ def test_the_audit_and_the_splits_are_those_of_the_pictures(describe, tmp_path):
     assert [row[0] for row in names] == [row[0] for row in plain["train"].with_format(None)["pixel_sha256"]]
 
 
+@pytest.mark.slow
 def test_a_changed_picture_is_changed_before_it_is_cut(describe, tmp_path):
     histo_args = describe(2, sensitivity="all", sensitivity_samples=4)
     test = load_audited_patches(histo_args, tmp_path / "out")["test"]

@@ -18,6 +18,7 @@ def histo_args(histolab_folders):
     return HistoArguments(datasets=datasets, data_dir=str(histolab_folders))
 
 
+@pytest.mark.slow
 def test_several_data_sets_become_one_table_of_rows_for_trl(histo_args):
     patches = load_patches(histo_args)
     assert set(patches) == {"train", "validation", "test"}
@@ -30,6 +31,7 @@ def test_several_data_sets_become_one_table_of_rows_for_trl(histo_args):
     assert row["id"].startswith("crc/")
 
 
+@pytest.mark.slow
 def test_no_pixel_is_held_by_the_table_or_written_to_disk(histo_args):
     patches = load_patches(histo_args)
     stored = patches["train"].with_format(None)
@@ -37,6 +39,7 @@ def test_no_pixel_is_held_by_the_table_or_written_to_disk(histo_args):
     assert all(split.cache_files == [] for split in patches.values())
 
 
+@pytest.mark.slow
 def test_only_the_rows_that_are_read_are_opened(histo_args):
     patches = load_patches(histo_args)
     victim = patches["train"].with_format(None)[0]["images"][0]["path"]
@@ -62,6 +65,7 @@ def test_a_cap_that_empties_a_split_is_refused(histo_args):
         load_patches(histo_args)
 
 
+@pytest.mark.slow
 def test_a_test_split_that_the_data_bring_is_never_capped_but_by_its_own_key(tmp_path):
     for split, count in (("train", 20), ("test", 10)):
         write_class_folders(tmp_path / "data/datasets/pcam" / split, PCAM_CLASSES, per_class=count)
@@ -71,6 +75,7 @@ def test_a_test_split_that_the_data_bring_is_never_capped_but_by_its_own_key(tmp
     assert len(load_patches(HistoArguments(**keys, max_test_samples=6))["test"]) == 6
 
 
+@pytest.mark.slow
 def test_the_prompt_style_and_the_recipes_own_question_reach_the_rows(histo_args):
     histo_args.prompt_style = "dataset_specific"
     histo_args.datasets[2].question = "Which of {options}?"

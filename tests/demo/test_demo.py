@@ -149,6 +149,7 @@ def test_patches_in_order_get_no_note(painted, large_patch):
     assert len(noted) <= 0.1 * total and check_patch(large_patch) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, note",
     [
@@ -166,6 +167,7 @@ def test_a_doubtful_patch_gets_a_note(large_patch, change, note):
     assert [text.split(":")[0] for text in check_patch(change(large_patch))][0].startswith(note)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_what_a_model_says_cannot_become_markup_or_a_template(text):
@@ -233,6 +235,7 @@ def test_the_folders_of_an_archive_are_read_and_the_litter_in_it_is_not(tmp_path
     assert [upload.name for upload in uploads] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "members, reason",
     [

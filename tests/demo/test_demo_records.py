@@ -171,6 +171,7 @@ def test_a_question_about_one_case_alone_is_not_shown_to_others():
     assert list_wordings(table(fixed, ["a", "b", "c"])) == [fixed[0], fixed[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", WRITERS)
 def test_every_shipped_recipe_on_records_has_questions_for_the_page(recipe, tmp_path):
     keys = read_recipe(f"recipes/{recipe}.yaml")

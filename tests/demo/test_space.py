@@ -54,6 +54,7 @@ def space(arguments):
     return build_space(*arguments)
 
 
+@pytest.mark.slow
 def test_answering_imports_nothing_of_the_training_stack():
     files, distributions = find_imports(ENTRY)
     assert not TRAINING_STACK & set(distributions)

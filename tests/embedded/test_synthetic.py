@@ -78,6 +78,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
     assert hash_patches(first) == hash_patches(second) != hash_patches(other)
 
 
+@pytest.mark.slow
 def test_the_folders_are_histolabs(painted):
     found = {name: sorted(path.name for path in (painted / name).iterdir()) for name in TISSUES}
     assert found == {
@@ -146,17 +147,20 @@ def test_an_impossible_order_is_refused(tmp_path, asked):
     assert not (tmp_path / "patches").exists()
 
 
+@pytest.mark.slow
 def test_colour_alone_tells_little_and_texture_tells_more(painted):
     colour, texture = (score_probe(painted / "crc", measure) for measure in (measure_colour, measure_texture))
     assert colour < 0.66
     assert texture > colour + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pcam", "bach"])
 def test_colour_does_not_solve_the_smaller_sets(painted, name):
     assert score_probe(painted / name, measure_colour) < 0.7
 
 
+@pytest.mark.slow
 def test_colour_alone_separates_the_colour_only_set(tmp_path):
     folder = write_colour_only_patches(tmp_path / "tints", 40)
     assert score_probe(folder, measure_colour) > 0.95

@@ -138,6 +138,7 @@ def test_the_pretext_links_no_class_name_to_a_picture():
     assert any("The answer is: Tumor" == answer for _, answer in repeated)
 
 
+@pytest.mark.slow
 def test_pretext_pictures_are_the_same_every_time_and_cover_the_answers():
     maps, attributes, numbers = paint_pretext(150, 32, seed=1)
     again = paint_pretext(150, 32, seed=1)

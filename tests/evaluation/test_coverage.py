@@ -64,6 +64,7 @@ def test_intervals_of_scores_and_of_their_differences_cover_the_truth(n_patients
     assert {name: rate for name, rate in rates.items() if not 0.93 <= rate <= 0.97} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ability", [(3, 1), (18, 2), (1, 1)])
 @pytest.mark.parametrize("n_patients", [6, 10, 20, 60])
 def test_intervals_of_proportions_cover_the_truth(n_patients, ability):

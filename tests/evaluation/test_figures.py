@@ -35,6 +35,7 @@ def find_overprints(figure):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("n_classes", [2, 5, 9, 20, 52])
 def test_no_name_and_no_count_of_a_confusion_matrix_lies_on_another(n_classes, names):
@@ -58,6 +59,7 @@ def test_a_name_is_wrapped_into_lines_about_as_long():
     assert figures._wrap("Tumor") == "Tumor"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 5, 9, 20, 52])
 def test_every_text_of_the_places_in_the_list_lies_within_the_figure(n_classes):
     bias = [{"value": 0.01 * place, "ci95": [-0.1, 0.1]} for place in range(n_classes)]

@@ -73,6 +73,7 @@ def test_a_fitted_point_goes_through_results_json_to_another_cohort():
     assert 0 < healthy["points"][1]["specificity"]["value"] < 1
 
 
+@pytest.mark.slow
 def test_the_positive_class_decides_whose_sensitivity_it_is():
     validation, test = draw_answers(20, 0), draw_answers(20, 1)
     systems = {"baseline": test, "finetuned": test}

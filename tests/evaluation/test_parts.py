@@ -42,6 +42,7 @@ def score_sites(skills, seed, classes=2, **keys):
     return score_parts(table["site"], {"baseline": table, "finetuned": table}, ONE, names, 1)
 
 
+@pytest.mark.slow
 def test_a_site_is_scored_as_if_it_were_the_whole_test_split():
     table = draw_sites({"north": 1.5, "south": 0.7}, 1)
     both = {"baseline": table, "finetuned": table}

@@ -101,6 +101,7 @@ def test_the_correction_brings_the_calibration_back_that_balancing_took(prior):
     assert before > 0.1 and compute_class_ece(corrected, gold, 1) < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correction", ["none", "train"])
 def test_both_readings_stand_beside_each_other_whichever_is_shown(tmp_path, correction):
     prior = find_prior(CONFIG, TRAIN, write_run(tmp_path, class_balance={"ward": BALANCE}), correction)

@@ -41,6 +41,7 @@ def page(evaluated):
     return (evaluated[3] / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_other_file_and_no_network(page):
     addresses = Page(page).addresses
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
@@ -88,6 +89,7 @@ def test_the_ladder_goes_from_nothing_to_the_fine_tuned_model(evaluated, page):
         assert f"{rung['name']} {100 * rung['score']['value']:.1f} %" in ladder
 
 
+@pytest.mark.slow
 def test_a_second_report_is_the_same_and_leaves_no_old_figures(evaluated):
     results, tables, patches, folder = evaluated
     for kind in ("png", "pdf"):
@@ -162,6 +164,7 @@ def test_patches_of_another_run_are_refused(evaluated):
         write_report(results, tables, others, folder)
 
 
+@pytest.mark.slow
 def test_a_report_comes_without_generation_sensitivity_and_groups(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"bach": 24})
@@ -175,6 +178,7 @@ def test_a_report_comes_without_generation_sensitivity_and_groups(tmp_path, monk
     assert "What shouldn't matter" not in page and "files not read: 1 .txt." in page
 
 
+@pytest.mark.slow
 def test_a_data_set_with_a_hostile_name_is_text_and_stays_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"pcam": 20})
@@ -188,6 +192,7 @@ def test_a_data_set_with_a_hostile_name_is_text_and_stays_in_the_folder(tmp_path
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["colour alone", "texture"])
 def test_a_data_set_that_colour_alone_separates_is_flagged_and_another_is_not(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

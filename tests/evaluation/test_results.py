@@ -45,6 +45,7 @@ def test_an_unparsed_answer_counts_as_wrong_and_is_not_dropped():
     assert sum(map(sum, rows)) == 80 and rows[0][2] == 1
 
 
+@pytest.mark.slow
 def test_the_temperature_comes_from_validation_alone():
     first, _ = score()
     test = {"baseline": make_table(right=0.1), "finetuned": make_table(right=0.2)}
@@ -53,6 +54,7 @@ def test_the_temperature_comes_from_validation_alone():
     assert first["finetuned"]["temperature"] == second["finetuned"]["temperature"]
 
 
+@pytest.mark.slow
 def test_a_random_split_without_groups_says_that_it_leaks():
     entry, _ = score(protocol="seed", groups=False)
     assert any("leak" in warning for warning in entry["warnings"])
@@ -66,6 +68,7 @@ def test_systems_scored_on_different_patches_are_refused():
         score_dataset(CONFIG, test, test, floors={}, protocol="official")
 
 
+@pytest.mark.slow
 def test_overall_is_the_mean_over_data_sets(tmp_path):
     entries, estimates = zip(*[score(0.9), score(0.7)], strict=True)
     results = {"datasets": dict(zip("ab", entries, strict=True))}

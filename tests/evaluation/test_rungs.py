@@ -138,6 +138,7 @@ def test_an_encoding_that_was_cut_off_goes_on_and_no_picture_is_encoded_twice(ro
     assert other.fingerprint != encoder.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -348,6 +349,7 @@ def reported(tmp_path_factory):
     return results, (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_rungs_stand_in_the_ladder_between_the_own_encoder_and_the_language_model(reported):
     entry = reported[0]["datasets"]["pcam"]
     names = [rung["name"] for rung in list_rungs(entry)]

@@ -86,6 +86,7 @@ def test_the_same_balanced_patches_are_asked_under_every_variant(recipe):
     assert keys.is_unique
 
 
+@pytest.mark.slow
 def test_pictures_are_left_alone_by_prompts_and_changed_by_changes(recipe):
     histo_args, patches = recipe
     rows = build_variants(select_datasets(patches["test"], "ward"), histo_args.datasets[0], histo_args)

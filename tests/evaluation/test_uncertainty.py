@@ -24,6 +24,7 @@ def mean_of(values):
     return lambda weights: values @ weights / weights.sum(axis=0)
 
 
+@pytest.mark.slow
 def test_only_the_clustered_interval_covers_the_truth_as_often_as_it_says():
     # 60 patients of 10 patches; each patient's accuracy is drawn from a beta distribution of mean 0.75
     n_groups, n_patches, trials = 60, 10, 500
@@ -40,6 +41,7 @@ def test_only_the_clustered_interval_covers_the_truth_as_often_as_it_says():
     assert covered["unclustered"] / trials < 0.85
 
 
+@pytest.mark.slow
 def test_interval_stays_honest_with_ten_groups():
     groups, generator, covered = np.repeat(np.arange(10), 20), np.random.default_rng(0), 0
     for trial in range(500):
@@ -226,6 +228,7 @@ def test_measures_of_all_systems_see_the_same_draws():
     np.testing.assert_array_equal(drawn[:7].sum(axis=0), 7)
 
 
+@pytest.mark.slow
 def test_a_thousand_draws_of_a_large_test_split_keep_their_memory_bounded():
     n = 33_000
     labels = np.where(np.arange(n) % 2 == 0, "Normal", "Tumor")

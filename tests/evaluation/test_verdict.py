@@ -60,6 +60,7 @@ def write_broken_run(kind, folder):
     return results, (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_run_opens_with_the_verdict_that_says_so(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -71,6 +72,7 @@ def test_a_broken_run_opens_with_the_verdict_that_says_so(kind, tmp_path, monkey
     assert verdict["text"] in " ".join(Page(sections[1]).words)
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_says_by_how_much(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"pcam": 80})

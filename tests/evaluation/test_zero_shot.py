@@ -34,6 +34,7 @@ def score(skill=0.0, **keys):
     return score_dataset(CONFIG, test, validation, floors={}, protocol="official")[0]
 
 
+@pytest.mark.slow
 def test_a_pure_bias_for_length_is_at_chance_when_corrected_and_not_when_raw():
     zero_shot, chance = score()["zero_shot"], 1 / len(NAMES)
     # Lung, the shortest name, is also the most frequent class: naming it every time looks like skill.
@@ -47,6 +48,7 @@ def test_a_pure_bias_for_length_is_at_chance_when_corrected_and_not_when_raw():
     assert (answers["corrected"][:5] > 0.1 * 1500).all()
 
 
+@pytest.mark.slow
 def test_skill_that_a_bias_hides_is_found_and_makes_the_gain_smaller():
     entry = score(skill=2.0)
     zero_shot, name = entry["zero_shot"], "balanced_accuracy"
@@ -60,6 +62,7 @@ def test_skill_that_a_bias_hides_is_found_and_makes_the_gain_smaller():
     assert entry["baseline"]["abstention"]["accuracy"][-1] == pytest.approx(entry["baseline"]["accuracy"]["value"])
 
 
+@pytest.mark.slow
 def test_a_model_without_a_bias_is_read_as_it_stands_where_that_is_better():
     entry = score(skill=2.0, nats_a_letter=0)
     zero_shot, name = entry["zero_shot"], "balanced_accuracy"
@@ -67,6 +70,7 @@ def test_a_model_without_a_bias_is_read_as_it_stands_where_that_is_better():
     assert zero_shot["headline"] == best and entry["baseline"][name] == zero_shot[best][name]
 
 
+@pytest.mark.slow
 def test_answers_of_the_fine_tuned_model_are_never_corrected():
     assert score()["finetuned"]["accuracy"] == score(skill=2.0)["finetuned"]["accuracy"]
 

@@ -38,6 +38,7 @@ def test_all_256_values_of_each_channel_are_those_of_the_processor(mean):
     assert_bit_equal(processor, [Image.fromarray(np.stack([every, every.T, 255 - every], axis=2))])
 
 
+@pytest.mark.slow
 def test_painted_patches_of_any_size_are_bit_equal_at_the_size_of_the_tower():
     processor = build_processor(896, 256).image_processor
     assert_bit_equal(
@@ -111,6 +112,7 @@ def test_no_picture_is_opened_whose_features_are_in_the_cache(tmp_path):
         list(read_pictures(rows, processor))
 
 
+@pytest.mark.slow
 def test_pictures_come_in_order_and_a_mistake_as_itself_whoever_prepares(monkeypatch):
     def prepare(item):
         if item < 0:

@@ -192,6 +192,7 @@ def test_carbon_is_not_guessed(change):
     assert "not estimated" in estimate_carbon({key: RUN[key] for key in ("hardware", "start")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "leak"), LEAKS)
 def test_a_leak_anywhere_is_refused(tmp_path, file, leak):
     keys = leak if file == "recipe.yaml" else {}

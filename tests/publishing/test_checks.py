@@ -12,6 +12,7 @@ from histolab_sft.publishing.hub import build_publish_folder
 from histolab_sft.publishing.push_gate import PublishError, find_leaks
 
 
+@pytest.mark.slow
 def test_a_missing_evaluation_is_refused(tmp_path):
     arguments, _ = write_run(tmp_path)
     (tmp_path / "out" / "evaluation" / "results.json").unlink()
@@ -59,6 +60,7 @@ def test_an_evaluation_with_other_classes_is_refused(tmp_path):
         build_publish_folder(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["run.json", "evaluation/results.json"])
 def test_a_recipe_that_changed_after_the_run_is_refused(tmp_path, record):
     arguments, _ = write_run(tmp_path)
@@ -130,6 +132,7 @@ def test_a_token_in_the_metadata_of_the_adapter_is_refused(tmp_path):
     assert TOKEN not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_refused_folder_is_not_left_behind(tmp_path):
     arguments, _ = write_run(tmp_path)
     build_publish_folder(*arguments)

@@ -233,6 +233,7 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "commands"),
     [

@@ -72,6 +72,7 @@ def client(server, token=TOKEN):
     return huggingface_hub.HfApi(endpoint=server.url, token=token)
 
 
+@pytest.mark.slow
 def test_exactly_the_listed_files_reach_the_hub_among_decoys(tmp_path, server):
     arguments, _ = write_run(tmp_path)
     output_dir = tmp_path / "out"
@@ -112,6 +113,7 @@ def test_a_second_push_of_the_same_files_makes_no_second_commit(folder, server):
     assert len(server.repos[REPO]["commits"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["create", "info", "preupload", "batch", "upload", "verify", "commit"])
 @pytest.mark.parametrize(
     ("status", "said"),
@@ -129,6 +131,7 @@ def test_a_refusal_at_any_call_publishes_nothing_and_the_next_push_finishes(fold
     assert server.repos[REPO]["commits"] == [ALLOWED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["create", "info", "validate", "preupload", "batch", "upload", "verify", "commit"])
 def test_a_cut_line_at_any_call_publishes_nothing_and_the_next_push_finishes(folder, server, call):
     server.fail(call, "cut", times=20)
@@ -140,6 +143,7 @@ def test_a_cut_line_at_any_call_publishes_nothing_and_the_next_push_finishes(fol
     assert server.repos[REPO]["commits"] == [ALLOWED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["preupload", "batch", "upload", "verify"])
 @pytest.mark.parametrize("status", ["cut", 429, 500, 503])
 def test_a_passing_fault_is_overcome_in_the_same_push(folder, server, call, status):

@@ -89,6 +89,7 @@ def test_a_name_that_does_not_exist_is_found(name):
     assert find_fault(name)
 
 
+@pytest.mark.slow
 def test_the_guides_configuration_is_a_command_that_the_parser_takes():
     flags = shlex.split(re.search(r'ARGS="(.*?)"', PAGE)[1])
     parsed = parse_recipe(["--config", "recipes/flare.yaml", "--use_cpu", "true", "--bf16", "false", *flags])

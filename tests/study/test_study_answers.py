@@ -126,6 +126,7 @@ def test_one_seed_says_that_another_training_is_not_in_the_intervals(tmp_path):
     assert entry["systems"]["single"]["accuracy"]["training_sd"] is None
 
 
+@pytest.mark.slow
 def test_the_report_of_a_study_has_its_verdict_its_trainings_and_no_path_to_another_file(tmp_path):
     trainings = write_study(tmp_path)
     screen = report_study(trainings, tmp_path)
@@ -196,6 +197,7 @@ def test_written_answers_are_left_out_of_a_comparison_with_a_line(tmp_path, capl
     assert f"{folders[1]}: captions has written answers and is left out; compare the reports" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_study_is_compared_by_its_ensemble(tmp_path):
     report_study(write_study(tmp_path / "study", n=120), tmp_path / "study")
     write_run(tmp_path / "run", list(range(120)), 120, 0.3, 1)

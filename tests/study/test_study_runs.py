@@ -101,6 +101,7 @@ def fake_scripts(folder, monkeypatch, body):
     )
 
 
+@pytest.mark.slow
 def test_trainings_run_side_by_side_one_a_device_and_what_is_done_is_skipped(tmp_path, monkeypatch):
     (tmp_path / "scripts").mkdir()
     device = "os.environ['CUDA_VISIBLE_DEVICES']"

@@ -168,6 +168,7 @@ def check_that_no_other_class_is_read(options, sentence, first, second):
         assert parse_answer(f"I see {name} or {other}", options) == UNPARSED
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(class_lists(), st.sampled_from(SENTENCES), st.integers(0, 5), st.integers(0, 5))
 def test_an_answer_is_read_as_the_class_that_it_names_or_not_at_all(options, sentence, first, second):
@@ -181,6 +182,7 @@ def test_ten_thousand_answers_are_read_as_the_class_that_they_name_or_not_at_all
     check_that_no_other_class_is_read(options, sentence, first, second)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(class_lists(), st.lists(names | st.sampled_from(["no", "or", "the", ",", "\n"]), max_size=6).map(" ".join))
 def test_whatever_is_read_stands_in_the_answer(options, text):

@@ -24,6 +24,7 @@ def random_cases(n=1000):
         yield size, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", boxes.CODECS)
 def test_boxes_come_back_within_one_unit_of_the_codec(codec):
     for size, truth in random_cases():

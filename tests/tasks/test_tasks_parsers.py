@@ -92,6 +92,7 @@ def check_labels(texts):
         assert labels in (None, []) or set(labels) & set(VOCABULARY)
 
 
+@pytest.mark.slow
 @given(answers)
 @settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_10_000_strange_answers_are_parsed_to_something_legal_or_unparsed(texts):
@@ -102,6 +103,7 @@ def test_10_000_strange_answers_are_parsed_to_something_legal_or_unparsed(texts)
     check_labels(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit", ["[", '{"a":', "[1,", '["', "['\"", "9", "a-", "\n", "- \n", "answer ", "<loc0001>", "1,", ";", " ", "# "]
 )

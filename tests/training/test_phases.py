@@ -154,6 +154,7 @@ def test_phases_are_refused_under_zero_3_which_saves_nothing_frozen(folder, tmp_
     assert len(plan_phases(histo_args, training_args)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

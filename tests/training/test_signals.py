@@ -72,6 +72,7 @@ def test_a_signal_in_training_is_noted_and_a_later_one_ends_the_process(monkeypa
     assert end.value.code == EXIT_CODE
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_waits_for_its_workers_for_seconds_alone(monkeypatch):
     monkeypatch.setattr(signals, "WORKER_SECONDS", 0.1)
     with StopSignals() as stop:

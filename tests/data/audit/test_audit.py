@@ -144,6 +144,7 @@ def test_blank_patches_of_two_splits_are_no_leak():
     assert leaks_of(rows, intake) == {}
 
 
+@pytest.mark.slow
 def test_a_group_on_both_sides_is_refused_and_groups_of_two_cohorts_are_not_mixed_up():
     rows = make_rows(60)
     rows.loc[[0, 1, 5], "group"] = "slide A"
@@ -210,6 +211,7 @@ def test_a_class_that_is_never_scored_warns():
     assert finding["level"] == "warning" and "['Tumor']" in finding["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "level"), [("train", "refusal"), ("test", "warning"), ("validation", None)])
 def test_an_empty_split_is_named(split, level):
     rows = make_rows(60)
@@ -227,6 +229,7 @@ def test_rows_without_labels_have_no_class_findings():
     json.dumps(audit, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_imbalance_warns_beyond_five_to_one():
     rows = make_rows(180)
     tumors = rows.index[(rows["split"] == "train") & (rows["label"] == "Tumor")]
@@ -267,6 +270,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_of_a_picture_is_found_and_nothing_else(variant):
     originals = [make_patch(seed) for seed in range(60)]
@@ -285,6 +289,7 @@ def test_nearly_uniform_patches_and_smooth_shading_do_not_match_each_other():
     assert len(pairs) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_search_misses_no_pair_that_comparing_all_would_find(seed):
@@ -323,6 +328,7 @@ def test_pairs_are_found_across_blocks(monkeypatch):
     assert sorted(map(tuple, whole.tolist())) == sorted(map(tuple, parts.tolist())) and len(whole) == 20
 
 
+@pytest.mark.slow
 def test_a_leak_is_found_from_the_files_to_the_audit(tmp_path):
     rows = make_rows(30)
     for number in range(30):
@@ -343,6 +349,7 @@ def test_a_leak_is_found_from_the_files_to_the_audit(tmp_path):
     assert leaks_of(rows, intake) == {0: "equal pixels", 6: "equal pixels", 9: "near copy"}
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.sampled_from([None, "a", "b", "c", "d"])), min_size=9, max_size=40),
@@ -359,6 +366,7 @@ def test_without_the_leaking_rows_nothing_crosses_splits_and_test_is_whole(patch
     assert not {"copies_across_splits", "groups_across_splits"} & checks_of(audit_patches(kept, intake))
 
 
+@pytest.mark.slow
 def test_the_audit_is_written_whole_with_sorted_keys(tmp_path):
     rows = make_rows(60, group=None)
     audit, copies = audit_patches(rows, make_intake(rows)), pd.DataFrame({"set": []})
@@ -372,6 +380,7 @@ def test_the_audit_is_written_whole_with_sorted_keys(tmp_path):
     assert {entry.name for entry in path.parent.iterdir()} == {"audit.json", "copies.parquet"}
 
 
+@pytest.mark.slow
 def test_the_screen_shows_refusals_first_with_examples():
     rows = make_rows(60, group=None)
     pixels = list(range(60))

@@ -54,6 +54,7 @@ def checks_of(audit):
     return {finding["check"]: finding["count"] for finding in audit["findings"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"split_protocol": "seed"}, {"split_protocol": "seed", "max_samples": 60}])
 @pytest.mark.parametrize("seed", range(3))
 def test_dealt_splits_divide_no_copies(tmp_path, pictures, keys, seed):
@@ -69,6 +70,7 @@ def test_dealt_splits_divide_no_copies(tmp_path, pictures, keys, seed):
     assert patches["split"].value_counts(normalize=True)["train"] == pytest.approx(0.7, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_validation_part_that_is_cut_out_of_train_divides_no_copies(tmp_path, pictures):
     write(tmp_path / "pcam", pictures, splits=("train",))
     write(tmp_path / "pcam", ([make_patch(seed) for seed in range(100, 120)], []), splits=("test",))
@@ -78,6 +80,7 @@ def test_a_validation_part_that_is_cut_out_of_train_divides_no_copies(tmp_path, 
         assert patches["split"].value_counts()["test"] == 20 and patches["protocol"].unique() == ["official"]
 
 
+@pytest.mark.slow
 def test_copies_in_two_data_sets_are_dealt_to_one_split(tmp_path, pictures):
     write(tmp_path / "first", (pictures[0], []))
     write(tmp_path / "second", ([*(image.rotate(90) for image in pictures[0][:30]), *pictures[1]], []))
@@ -87,6 +90,7 @@ def test_copies_in_two_data_sets_are_dealt_to_one_split(tmp_path, pictures):
         assert (patches.groupby(["dataset", "split"]).size() >= 3).all()
 
 
+@pytest.mark.slow
 def test_leaks_drop_takes_near_copies_out_of_the_earlier_split_and_counts_them(tmp_path, pictures):
     # The originals stand in train and validation, the copies in test, which stays whole.
     write(tmp_path / "pcam", pictures, splits=("train", "validation", "test"))
@@ -103,6 +107,7 @@ def test_leaks_drop_takes_near_copies_out_of_the_earlier_split_and_counts_them(t
     assert len(lines) == 2 and "leaks: drop left out 4 rows of pcam's train split" in lines[0]
 
 
+@pytest.mark.slow
 def test_every_pair_stands_beside_the_audit_and_the_screen_shows_the_first_few(tmp_path):
     originals = [make_patch(seed) for seed in range(70)]
     write(tmp_path / "pcam/train", (originals, []))
@@ -117,6 +122,7 @@ def test_every_pair_stands_beside_the_audit_and_the_screen_shows_the_first_few(t
     assert format_audit(audit).count("(test)") <= 3 * len(audit["findings"])
 
 
+@pytest.mark.slow
 def test_near_copies_with_two_labels_are_told(tmp_path):
     originals = [make_patch(seed) for seed in range(40)]
     write(tmp_path / "pcam", (originals, []))  # even numbers are Normal
@@ -128,6 +134,7 @@ def test_near_copies_with_two_labels_are_told(tmp_path):
     assert {patch["label"] for patch in finding["examples"][0]} == {"Normal", "Tumor"}
 
 
+@pytest.mark.slow
 def test_no_more_pictures_are_decoded_than_the_caps_take(tmp_path):
     write(tmp_path / "pcam", ([make_patch(seed, side=32) for seed in range(80)], []), splits=("train", "test"))
     for keys, count in (({"max_samples": 20}, 60), ({"max_samples": 20, "max_test_samples": 10}, 30)):
@@ -149,6 +156,7 @@ def test_splits_that_are_all_given_are_listed_without_decoding(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pictures_of_one_even_colour_and_refused_ones_tie_nothing(tmp_path):
     write(tmp_path / "pcam", ([make_patch(seed) for seed in range(40)], [Image.new("RGB", (96, 96), "white")] * 20))
     for number in range(5):

@@ -35,6 +35,7 @@ def place(path):
     return {"path": str(path), "row": -1, "column": "image", "rendering": ""}
 
 
+@pytest.mark.slow
 def test_turned_mirrored_and_cropped_patches_are_found_and_no_others(patches, tmp_path):
     origins = np.arange(2 * COUNT) % COUNT
     pairs, alike, controls, passed = find_siblings(patches, origins, tmp_path)
@@ -45,6 +46,7 @@ def test_turned_mirrored_and_cropped_patches_are_found_and_no_others(patches, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_where_nothing_is_known_to_be_different_nothing_is_tried(patches, tmp_path):
     pairs, _, controls, _ = find_siblings(patches[: COUNT + 5], np.full(COUNT + 5, -1), tmp_path)
     assert len(pairs) >= 4 and len(controls) == 0
@@ -98,6 +100,7 @@ def augmented(tmp_path, monkeypatch):
     return audit
 
 
+@pytest.mark.slow
 def test_siblings_are_looked_for_when_the_recipe_says_so(augmented, tmp_path):
     for find in (False, True):
         _, audit, _ = augmented(find_siblings=find)
@@ -110,6 +113,7 @@ def test_siblings_are_looked_for_when_the_recipe_says_so(augmented, tmp_path):
     assert kinds["sibling"] == found["siblings_across_splits"]
 
 
+@pytest.mark.slow
 def test_siblings_are_dropped_with_the_leaks_and_dealt_together(augmented):
     patches, audit, _ = augmented(find_siblings=True, leaks="drop")
     assert "siblings_across_splits" not in {finding["check"] for finding in audit["findings"]}
@@ -120,6 +124,7 @@ def test_siblings_are_dropped_with_the_leaks_and_dealt_together(augmented):
         assert len(patches) == 48
 
 
+@pytest.mark.slow
 def test_siblings_are_looked_for_once(augmented, tmp_path):
     augmented(find_siblings=True)
     [kept] = (tmp_path / "cache").rglob("siblings/*.json")

@@ -55,6 +55,7 @@ def test_a_copy_across_splits_is_refused_and_named(leaky):
     assert {patch["split"] for patch in refusal["examples"][0]} == {"train", "test"}
 
 
+@pytest.mark.slow
 def test_leaks_can_be_dropped_from_train_alone(leaky):
     patches = prepare(leaky, leaks="drop")
     assert {split: len(rows) for split, rows in patches.items()} == {"train": 11, "validation": 12, "test": 12}
@@ -64,6 +65,7 @@ def test_leaks_can_be_dropped_from_train_alone(leaky):
     assert "leaks: drop left out 1 row of pcam's train split (Tumor 1; equal pixels 1)" in format_audit(audit)
 
 
+@pytest.mark.slow
 def test_leaks_can_be_allowed_by_name(leaky):
     assert len(prepare(leaky, leaks="allow")["train"]) == 12
 
@@ -75,6 +77,7 @@ def test_an_unreadable_picture_stops_the_run_with_its_path(leaky):
         prepare(leaky, leaks="drop")
 
 
+@pytest.mark.slow
 def test_an_unreadable_picture_can_be_quarantined_and_is_counted(leaky):
     (leaky / "pcam/train/Normal/Normal-S00-0000.png").write_bytes(b"not a picture")
     patches = prepare(leaky, leaks="drop", refused_images="quarantine")
@@ -83,6 +86,7 @@ def test_an_unreadable_picture_can_be_quarantined_and_is_counted(leaky):
     assert {entry["key"]: entry["rows"] for entry in dropped} == {"refused_images: quarantine": 1, "leaks: drop": 1}
 
 
+@pytest.mark.slow
 def test_the_split_protocol_seed_deals_out_all_patches_anew(leaky):
     official = prepare(leaky, leaks="drop")
     dealt = prepare(leaky, leaks="drop", split_protocol="seed", split_seed=1)
@@ -91,11 +95,13 @@ def test_the_split_protocol_seed_deals_out_all_patches_anew(leaky):
     assert set(official["test"].with_format(None)["id"]) != set(dealt["test"].with_format(None)["id"])
 
 
+@pytest.mark.slow
 def test_rows_of_one_data_set_can_be_selected(leaky):
     patches = prepare(leaky, leaks="drop")
     assert len(select_datasets(patches["test"], "pcam")) == 12 and len(select_datasets(patches["test"], "other")) == 0
 
 
+@pytest.mark.slow
 def test_every_key_of_every_recipe_is_read_or_passed_on_to_trl():
     # The targets of scoring are read by their names.
     read = set(TARGETS)

@@ -25,6 +25,7 @@ def test_the_table_is_long_enough():
     assert len(CASES) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_layout_is_read_whole_or_stops_the_run_with_the_reason(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -80,6 +81,7 @@ def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
         load_source(recipe(Case(), tmp_path).datasets[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of trial inputs isn't beside this checkout")
 @pytest.mark.parametrize("name", SHARED_CASES)
 def test_trial_inputs_give_what_was_meant(capsys, name):

@@ -177,6 +177,7 @@ def test_mimic_reports_are_asked_for_by_section(write, caplog):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -318,6 +319,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "keys", "file", "line", "old", "new", "message"), BROKEN)
 def test_what_cannot_be_understood_is_named_by_file_line_and_column(
     write, tmp_path, format, keys, file, line, old, new, message

@@ -15,6 +15,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_archive_is_refused_by_name_and_leaves_no_trace(case, tmp_path):
     name, content, member, reason = HOSTILE[case]
@@ -86,6 +87,7 @@ def test_an_existing_folder_is_never_written_into(tmp_path):
         extract(tmp_path / "a.zip", tmp_path, "TOY", LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
 def test_an_archive_cut_anywhere_or_with_bytes_changed_is_refused_or_unpacks_true(name, tmp_path):
     packed = make_zip() if name == "a.zip" else make_tar(mode="w:" if name == "a.tar" else "w:gz")

@@ -144,6 +144,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_recipe_made_to_be_misread_is_refused_by_its_name(tmp_path, kind):
     text, said = RECIPES[kind]
@@ -315,6 +316,7 @@ def test_a_pattern_finds_what_it_means():
         search("(", "a")
 
 
+@pytest.mark.slow
 def test_a_chat_template_that_loops_is_stopped_and_refused_with_its_models_name(monkeypatch):
     monkeypatch.setattr(chat_templates, "SECONDS", 0.3)
     processor = build_processor(56, 4)

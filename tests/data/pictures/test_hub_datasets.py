@@ -88,6 +88,7 @@ def count_bytes(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_downloaded_and_a_streamed_data_set_give_the_same_rows_and_pixels(server, tmp_path):
     rows = {streaming: load_audited_patches(arguments(streaming), tmp_path / "out") for streaming in (False, True)}
     for split, count in ROWS.items():
@@ -129,6 +130,7 @@ def test_a_streamed_patch_brings_its_row_group_and_no_more(server):
     assert 0.9 * group < server.served[FILES["train"]] - before - first < 1.1 * group
 
 
+@pytest.mark.slow
 def test_the_audit_fetches_each_picture_once_and_the_next_run_none(server, tmp_path):
     audit_recipe(arguments(True), tmp_path / "out")
     served = sum(server.served.values())
@@ -148,6 +150,7 @@ def test_row_groups_are_kept_up_to_a_bound_and_nothing_is_on_disk(server, tmp_pa
     assert count_bytes(tmp_path) < 400_000  # hashes and thumbnails of the audit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [429, 500, 503, "cut"])
 def test_a_passing_fault_in_the_middle_of_streaming_is_overcome(server, fault):
     rows = load_patches(arguments(True))["train"]

@@ -123,6 +123,7 @@ SEEDS = [encode(make_tissue(), kind) for kind in ("PNG", "JPEG", "TIFF", "WEBP",
 SEEDS.append(encode(make_tissue(), "TIFF", compression="tiff_lzw"))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     data=st.sampled_from(SEEDS),
@@ -179,6 +180,7 @@ def test_row_groups_in_memory_stay_under_the_limit(tmp_path, monkeypatch):
     containers._row_groups.clear()
 
 
+@pytest.mark.slow
 def test_threads_that_read_row_groups_in_any_order_each_get_their_own_row(tmp_path, monkeypatch):
     path = str(tmp_path / "p.parquet")
     stored = [os.urandom(1000) for _ in range(180)]
@@ -191,6 +193,7 @@ def test_threads_that_read_row_groups_in_any_order_each_get_their_own_row(tmp_pa
     containers._row_groups.clear()
 
 
+@pytest.mark.slow
 def test_a_process_forked_while_a_thread_reads_can_read_itself(tmp_path):
     path = str(tmp_path / "p.parquet")
     write_parquet(path, [bytes([1 + row]) * 1000 for row in range(40)], group=4)

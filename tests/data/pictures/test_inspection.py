@@ -111,6 +111,7 @@ def odd_files(tmp_path_factory):
     return write_odd_files(tmp_path_factory.mktemp("odd"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_every_odd_file_gets_the_expected_verdict(odd_files):
     assert len(odd_files) >= 50
@@ -121,6 +122,7 @@ def test_every_odd_file_gets_the_expected_verdict(odd_files):
         assert (found.verdict, word in said) == (verdict, True), f"{ascii(path)}: {found.verdict} {said}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_a_refused_picture_has_a_reason_and_no_stand_in(odd_files):
     table = check_images([{"path": path, "row": -1} for path in odd_files])

@@ -68,6 +68,7 @@ PASSING_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_a_passing_fault_ends_in_the_good_file(server, tmp_path, fault):
     server.faults = list(PASSING_FAULTS[fault])
@@ -98,6 +99,7 @@ LASTING_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", LASTING_FAULTS)
 def test_a_lasting_fault_is_named_and_no_bad_file_is_kept(server, tmp_path, fault):
     answer, error, message = LASTING_FAULTS[fault]

@@ -33,11 +33,13 @@ def patches(histo_args, tmp_path):
     return load_audited_patches(histo_args, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_audit_names_a_picture_as_the_cache_does(patches):
     hashes = patches["train"].with_format(None)["pixel_sha256"]
     assert list(hashes) == [[image_key(image)] for [image] in patches["train"]["images"]]
 
 
+@pytest.mark.slow
 def test_pictures_are_counted_once_and_opened_by_nobody(patches):
     train, test = patches["train"], patches["test"]
     pictures, passes = list_pictures([(train, 3), (train.select(range(4)), 2), (test, 1)])
