@@ -63,6 +63,7 @@ def main(histo_args, training_args, model_args):
         run["settings"] = collect_settings(histo_args, training_args, model_args)
 
         trainer = None
+        # One phase where the recipe names none; a phase that an earlier run has finished is passed over.
         for phase in (phases := plan_phases(histo_args, training_args)):
             rows = select_rows(phase, patches)
             if not begin_phase(phase, rows):

@@ -159,7 +159,9 @@ class HistoArguments:
         "line. Their rows are all scored, and nothing is fitted on them.",
     )
     data_dir: str = key(".", "Folder to which the sources of data sets are relative.")
-    max_samples: int | None = key(None, "Most patches of each data set, balanced over the classes.")
+    max_samples: int | None = key(
+        None, "Most patches of each data set, balanced over classes; not of a test split that the data bring."
+    )
     max_test_samples: int | None = key(None, "Most patches of each data set's test split, balanced over the classes.")
     split_protocol: str = key(
         "official",
@@ -240,7 +242,7 @@ class HistoArguments:
     )
     early_stopping_metric: str = key("loss", "Logged value that the rule of early stopping smooths.")
     early_stopping_patience: int = key(50, "Optimiser steps for which the rule must hold.")
-    early_stopping_threshold: float = key(0.001, "The rule `threshold` holds beyond this value.")
+    early_stopping_threshold: float = key(0.001, "The rule `threshold` holds below this value (an accuracy: above).")
     early_stopping_min_delta: float = key(0.001, "The rule `plateau` holds while the metric gains less than this.")
     ema_decay: float = key(0.9, "Weight of the earlier steps in the smoothed metric.")
     generate_answers: bool = key(
@@ -288,13 +290,13 @@ class HistoArguments:
     )
     encoders: list[str] | None = key(
         None,
-        "Other frozen picture encoders in the ladder, each a folder or an id on the Hub such as "
+        "Other frozen picture encoders in the report's ladder of scores, each a folder or an id on the Hub such as "
         "[facebook/dinov2-base]: a linear fit and nearest neighbours on its features, and the latter on those of the "
         "base model's own.",
     )
     cnn: str | None = key(
         None,
-        "A small network in the ladder, trained at scoring on the same rows for the same number of samples: "
+        "A small network in the report's ladder of scores, trained on the same rows for the same number of samples: "
         "`resnet18` from random weights, or a folder or an id such as microsoft/resnet-18.",
     )
     expected_score: float = key(

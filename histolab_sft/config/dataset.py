@@ -41,7 +41,8 @@ class DatasetConfig:
         splits (`dict[str, str | list[str]]` or `str`, *optional*): Split -> name or names of it in the data (folder,
             file stem or column value), or the name of a published split (`bach_official`). Rows of other names are
             left out and counted.
-        max_samples (`int`, *optional*): Class-balanced cap over all splits, in place of the recipe's.
+        max_samples (`int`, *optional*): Class-balanced cap, in place of the recipe's, over all splits but a test split
+            that the data bring.
         image_column, label_column, split_column (`str`): Columns of a manifest.
         instruction (`str`, *optional*): With a `format`: replaces the task's wording about the answer's form, in
             another language for instance.
@@ -59,7 +60,7 @@ class DatasetConfig:
             one row, the frontal ones first, or the `frontal` ones alone.
         intensity_window (`str` or `list`, *optional*): Grey values of 16-bit pictures that become black and white:
             `full` (0 and 65535), `minmax`, or two bounds, each a stored value or a percentile such as `1%`. By default
-            the format's own (`picture_config.WINDOWS`), else `full`.
+            the format's own (`config.picture.WINDOWS`), else `full`.
         image_steps (`list`, *optional*): What is done to every picture of every split, in this order:
             `crop_dark_edges`, `pad_to_square`, `resize: [width, height]`, `crop: [left, top, right, bottom]`. Boxes go
             along, and answers come back in pixels of the stored picture.

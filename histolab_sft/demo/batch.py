@@ -92,7 +92,7 @@ def list_uploads(paths: Sequence[Path], folder: Path) -> list[Upload]:
 def open_upload(path: Path, rendering: str = "") -> tuple[Image.Image, list[str]]:
     """Return an uploaded picture as 8-bit RGB, and the conversions in words.
 
-    `rendering` is that of the data set (`picture_config.choose_rendering`), so that a picture looks as in training; a
+    `rendering` is that of the data set (`config.picture.choose_rendering`), so that a picture looks as in training; a
     picture that has been rendered already takes none.
 
     Raises:

@@ -16,10 +16,11 @@ HEADLINE = "balanced_accuracy"
 MAX_NEW_TOKENS = 64
 ANSWER_IS = "one of several classes"
 SCORED_AS = "A written answer that names no option counts as wrong."
+# What other tasks have beside: `histolab_sft/tasks/__init__.py` lists all of it.
 count_cut = draw_answers = list_fields = None
 describe_answer = describe_text
 
-# HistoLab's wording, so that its published table can be reproduced like for like.
+# HistoLab's wording, of the questions and of TARGET, so that its published table can be reproduced like for like.
 GENERIC_QUESTION = (
     "Classify this histopathology image. The possible tissue types are: {options}. "
     "What type of tissue is shown? Answer with only the tissue type name."
@@ -84,6 +85,9 @@ def format_question(ask: Mapping, config: DatasetConfig) -> str:
     """Return the prompt of a row; the options are listed where its own question doesn't name them all.
 
     A row without a question of its own is asked the data set's, in the `style` of `format_prompt`.
+
+    Args:
+        ask (`Mapping`): `options`, and either `question` or `style`.
     """
     if "question" not in ask:
         return format_prompt(config.name, ask["options"], ask["style"], config.question)
@@ -99,13 +103,14 @@ def format_answer(ask: Mapping, answer: str, config: DatasetConfig) -> str:
 
 
 def read_answer(text: str, ask: Mapping, config: DatasetConfig) -> tuple[str | None, bool]:
-    """Return the option in the model's `text`, None for unparsed, and False: nothing here is ever mended."""
+    """Return the option in the model's `text`, None for unparsed, and False: no text is
+    mended before it is read, as broken JSON is in other tasks."""
     option = parse(text, ask["options"])
     return (None if option == UNPARSED else option), False
 
 
 def guess_answers(train: Sequence[tuple[Mapping, str]], asks: Sequence[Mapping], config: DatasetConfig) -> list[str]:
-    """Return the floor's answers: of each question's options the most frequent answer in train."""
+    """Return what is answered without any picture: of each question's options the most frequent answer in train."""
     counts = Counter(answer for _, answer in train)
     return [max(ask["options"], key=lambda option: counts[option]) for ask in asks]
 

@@ -1,4 +1,4 @@
-"""Which tokens of an answer tell the classes apart.
+"""Which tokens of an answer tell the classes apart. The loss itself is in `trainer.py`.
 
 In `The answer is: Tumor<end_of_turn>` every token but one or two is the same for all classes, or follows from the ones
 before it. The constant words are learnt within a few steps, long before the class is: the mean loss then stands low
