@@ -44,6 +44,7 @@ def test_names_that_tell_no_patient_leave_a_question(new, tmp_path):
     assert "No patient or slide was found" in text and "group_by:" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["{split}/{label}", "{label}/{split}"])
 def test_folders_of_splits_are_kept(new, tmp_path, layout):
     for split, count in (("train", 4), ("valid", 2), ("test", 3)):

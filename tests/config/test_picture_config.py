@@ -182,6 +182,7 @@ def test_training_and_scoring_read_what_the_intake_has_seen(tmp_path, steps):
     assert "16-bit grey, window 1%-99%" in said and "MONOCHROME1 inverted" in said
 
 
+@pytest.mark.slow
 def test_an_upload_looks_as_in_training(tmp_path):
     given = arguments(write_framed_studies(tmp_path), "padchest_gr", image_steps=STEPS)
     [row] = load_patches(given)["train"]
@@ -227,6 +228,7 @@ def test_boxes_survive_the_road_from_the_row_to_the_score(tmp_path, codec):
     assert scores["box_f1"] == 1
 
 
+@pytest.mark.slow
 def test_padding_to_a_square_is_not_done_twice_for_the_codec_that_counts_on_it(tmp_path):
     folder = write_framed_studies(tmp_path)
     plain, padded = (
@@ -237,6 +239,7 @@ def test_padding_to_a_square_is_not_done_twice_for_the_codec_that_counts_on_it(t
     assert padded["completion"] == plain["completion"] and "[375, 250, 500, 500]" in str(plain["completion"])
 
 
+@pytest.mark.slow
 def test_a_row_outside_of_test_that_loses_a_box_is_left_out_and_counted(tmp_path, caplog):
     given = arguments(write_framed_studies(tmp_path), "padchest_gr", image_steps=[{"crop": [200, 0, 400, 200]}])
     assert load_patches(given).num_rows == {"train": 0, "validation": 0, "test": 1}

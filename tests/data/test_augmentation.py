@@ -31,6 +31,7 @@ def same(some, others):
     return [np.array_equal(one, other) for one, other in zip(some, others, strict=True)]
 
 
+@pytest.mark.slow
 def test_each_epoch_and_seed_draws_anew_and_the_same_ones_draw_the_same(patches):
     first = draw(patches["train"], "all")
     assert all(same(first, draw(patches["train"], "all")))
@@ -38,6 +39,7 @@ def test_each_epoch_and_seed_draws_anew_and_the_same_ones_draw_the_same(patches)
     assert not any(same(first, draw(patches["train"], "all", seed=1)))
 
 
+@pytest.mark.slow
 def test_the_draw_hangs_on_no_order_of_the_rows(patches):
     train = patches["train"]
     backwards = train.select(range(len(train) - 1, -1, -1))
@@ -59,6 +61,7 @@ def view(pixels, number):
     return pixels[::-1] if number >= 4 else pixels
 
 
+@pytest.mark.slow
 def test_the_eight_views_of_a_patch_are_eight_pictures(patches):
     [image] = patches["train"][0]["images"]
     assert len({turn(image, symmetry).tobytes() for symmetry in SYMMETRIES}) == 8
@@ -77,6 +80,7 @@ def test_stain_jitter_changes_colours_a_little_and_keeps_the_patch_upright():
     assert 0 < min(differences) and max(differences) < 40
 
 
+@pytest.mark.slow
 def test_other_columns_and_splits_stay_as_they_are(patches):
     rows, _ = augment(patches["train"], "all", seed=0)
     assert rows.with_format(None).to_dict() == patches["train"].with_format(None).to_dict()

@@ -89,6 +89,7 @@ def test_all_rows_are_scored_whatever_splits_the_data_have_unless_the_block_name
     assert set(list_rows(cohort)["label"]) == {"Tumor"}
 
 
+@pytest.mark.slow
 def test_a_label_without_words_is_refused_with_its_count(study):
     folder, entry, splits = study
     names = {label: words for label, words in ELSEWHERE.items() if label != "adenoma"}
@@ -128,6 +129,7 @@ def test_a_picture_of_training_in_a_cohort_is_refused_or_left_out_or_scored_as_t
     assert [part["rows"] for part in dropped.facts["left_out"] if part["key"] == "leaks: drop"] == [1]
 
 
+@pytest.mark.slow
 def test_a_patient_of_training_is_found_where_the_cohorts_share_their_names(study):
     folder, entry, splits = study
     slide = splits["train"][0].rsplit("/", 1)[1].split("-")[0]

@@ -98,6 +98,7 @@ def test_every_patch_is_the_test_of_one_fold_and_no_slide_crosses(tmp_path):
         assert sum(map(len, slides.values())) == len(set.union(*slides.values())) == 12
 
 
+@pytest.mark.slow
 def test_an_official_test_split_is_held_out_of_the_folds_and_counted(tmp_path):
     histo_args = write_data(tmp_path, official=True, folds=3, fold=2, leaks="allow")
     patches, audit, _ = audit_recipe(histo_args, tmp_path / "out")
@@ -109,6 +110,7 @@ def test_an_official_test_split_is_held_out_of_the_folds_and_counted(tmp_path):
     assert sum(audit["flow"]["pcam"]["found"].values()) == 96
 
 
+@pytest.mark.slow
 def test_split_protocol_seed_deals_an_official_test_split_too(tmp_path):
     histo_args = write_data(tmp_path, official=True, folds=3, fold=2, split_protocol="seed", leaks="allow")
     assert sum(map(len, read_splits(histo_args).values())) == 96

@@ -59,6 +59,7 @@ def test_labels_and_class_names_must_be_the_same_set(histo_args):
         load_patches(histo_args)
 
 
+@pytest.mark.slow
 def test_a_cap_that_empties_a_split_is_refused(histo_args):
     histo_args.datasets[1].max_samples = 2
     with pytest.raises(ValueError, match="'pcam': the cap|'pcam'.*max_samples"):

@@ -63,6 +63,7 @@ def test_answering_imports_nothing_of_the_training_stack():
     assert not [name for name in files if name.startswith(("training/", "evaluation/", "publishing/"))]
 
 
+@pytest.mark.slow
 def test_requirements_are_pinned_to_the_tested_versions_with_all_that_they_require():
     pins = pin_requirements(["gradio", "torch"])
     assert {"gradio", "torch", "starlette", "huggingface-hub", "sympy"} <= set(pins)

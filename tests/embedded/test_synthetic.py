@@ -91,6 +91,7 @@ def test_the_folders_are_histolabs(painted):
     assert len(list_patches(painted)) == 15 * 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TISSUES)
 def test_every_slide_holds_patches_of_several_classes(painted, name):
     classes = defaultdict(set)

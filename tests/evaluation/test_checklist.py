@@ -9,6 +9,8 @@ from fabricated_evaluation import fabricate_captions, fabricate_evaluation, list
 from histolab_sft.embedded.synthetic import write_synthetic_patches
 from histolab_sft.evaluation.checklist import COLUMNS, ITEMS, fill_checklist, write_checklist
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -31,7 +33,6 @@ def test_every_item_of_both_lists_is_there():
     assert tripod == set(range(1, 28))
 
 
-@pytest.mark.slow
 def test_each_row_says_something_or_leaves_it_to_the_author(results):
     assert all(row["What this run says"] or row["Left to the author"] for row in fill_checklist(results))
 
@@ -65,7 +66,6 @@ def test_what_a_run_did_not_do_is_not_claimed(told, results):
     assert "dropped" in now["Missing data"] and "stopped" in told["Missing data"]
 
 
-@pytest.mark.slow
 def test_written_answers_have_a_checklist_too(tmp_path):
     results = fabricate_captions(tmp_path, lambda true, i: true)[0]
     told = {row["Item"]: row["What this run says"] for row in fill_checklist(results)}

@@ -101,6 +101,7 @@ def test_many_classes_have_points_only_of_the_class_that_is_named():
     assert one["n_positive"] == sum(answers["label"] == "Normal") and len(one["points"]) == 1
 
 
+@pytest.mark.slow
 def test_a_prevalence_gives_predictive_values_by_bayes_and_moves_the_decision_curve():
     validation, test = draw_answers(20, 0, spread=0), draw_answers(100, 1, spread=0)
     found = {

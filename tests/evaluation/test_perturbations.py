@@ -100,6 +100,7 @@ def test_magnification_keeps_the_size_of_any_picture(size, factor):
     assert change_patch(paint_patch(size), "magnification", factor, 0).size == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TURNS)
 def test_a_turn_keeps_every_pixel(name):
     patch = paint_patch()

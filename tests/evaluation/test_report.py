@@ -22,6 +22,8 @@ from histolab_sft.evaluation.report_tables import flatten, format_p, list_rungs,
 from histolab_sft.evaluation.score_names import format_score
 from histolab_sft.tasks.answer_forms import encode_picture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
@@ -41,7 +43,6 @@ def page(evaluated):
     return (evaluated[3] / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_report_needs_no_other_file_and_no_network(page):
     addresses = Page(page).addresses
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
@@ -89,7 +90,6 @@ def test_the_ladder_goes_from_nothing_to_the_fine_tuned_model(evaluated, page):
         assert f"{rung['name']} {100 * rung['score']['value']:.1f} %" in ladder
 
 
-@pytest.mark.slow
 def test_a_second_report_is_the_same_and_leaves_no_old_figures(evaluated):
     results, tables, patches, folder = evaluated
     for kind in ("png", "pdf"):
@@ -164,7 +164,6 @@ def test_patches_of_another_run_are_refused(evaluated):
         write_report(results, tables, others, folder)
 
 
-@pytest.mark.slow
 def test_a_report_comes_without_generation_sensitivity_and_groups(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"bach": 24})
@@ -178,7 +177,6 @@ def test_a_report_comes_without_generation_sensitivity_and_groups(tmp_path, monk
     assert "What shouldn't matter" not in page and "files not read: 1 .txt." in page
 
 
-@pytest.mark.slow
 def test_a_data_set_with_a_hostile_name_is_text_and_stays_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_synthetic_patches(tmp_path / "patches", {"pcam": 20})
@@ -192,7 +190,6 @@ def test_a_data_set_with_a_hostile_name_is_text_and_stays_in_the_folder(tmp_path
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["colour alone", "texture"])
 def test_a_data_set_that_colour_alone_separates_is_flagged_and_another_is_not(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -365,6 +365,7 @@ def test_rungs_stand_in_the_ladder_between_the_own_encoder_and_the_language_mode
         assert entry["floors"][key]["balanced_accuracy"]["ci95"] is not None
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_each_rung_with_its_difference(reported):
     results, page = reported
     words = " ".join(Page(page).words)

@@ -20,6 +20,7 @@ def test_a_missing_evaluation_is_refused(tmp_path):
         build_publish_folder(*arguments)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_changed_after_its_evaluation_is_refused(tmp_path):
     arguments, _ = write_run(tmp_path)
     write_adapter(tmp_path / "out", value=0.25)

@@ -258,6 +258,7 @@ def test_the_card_has_the_comparison_and_the_commands_of_its_format(run, tmp_pat
     assert "```python" not in card
 
 
+@pytest.mark.slow
 def test_data_sets_whose_answers_are_no_classes_are_refused_before_anything_is_merged(run):
     records = HistoArguments(datasets=[{"name": "scans", "source": "x", "format": "captions"}])
     with pytest.raises(PublishError, match="scans has a format, expected data sets of classes"):

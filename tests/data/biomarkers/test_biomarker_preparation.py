@@ -29,6 +29,8 @@ from histolab_sft.data.formats.rows import COLUMNS
 from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.tasks.biomarkers import FIELDS, format_target, parse
 
+pytestmark = pytest.mark.slow
+
 # By its path: with recipes/ among the places of imports, `evaluate` would be the script there, not the library.
 _SPEC = importlib.util.spec_from_file_location(
     "script", Path(__file__).parents[3] / "recipes" / "prepare_biomarkers.py"
@@ -67,7 +69,6 @@ def prepared(inputs, tmp_path_factory):
     return folder, prepare(inputs, folder)
 
 
-@pytest.mark.slow
 def test_the_manifest_becomes_a_row_for_each_patient(prepared):
     folder, summary = prepared
     rows = read_biomarkers(folder, CONFIG)
@@ -121,7 +122,6 @@ def test_no_positive_in_the_test_split_is_said(prepared):
     assert f"test: 0 of {n_test} patients have msi_status MSI-H; no score can speak of it" in prepared[1]["warnings"]
 
 
-@pytest.mark.slow
 def test_the_order_of_files_and_rows_changes_nothing(prepared, tmp_path):
     write_tables(tmp_path)
     table = pd.read_csv(tmp_path / "expression.tsv", sep="\t", index_col=0, dtype=str)
@@ -133,7 +133,6 @@ def test_the_order_of_files_and_rows_changes_nothing(prepared, tmp_path):
     assert {name for name in found if found[name] != expected[name]} == {"summary.json"}  # the hash of the table
 
 
-@pytest.mark.slow
 def test_another_seed_gives_another_split(prepared, inputs, tmp_path):
     prepare(inputs, tmp_path / "out", cutting=Cutting(seed=7), stain_target="none")
     split = read_biomarkers(tmp_path / "out", CONFIG).set_index("group")["split"]
@@ -145,7 +144,6 @@ def test_another_seed_gives_another_split(prepared, inputs, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / row["image"])), np.asarray(Image.open(original)))
 
 
-@pytest.mark.slow
 def test_statistics_of_another_split_are_refused_and_those_of_the_same_one_applied(prepared, inputs, tmp_path):
     folder, _ = prepared
     with pytest.raises(ValueError, match="held-out ones among them, expected none; fit on the training patients only"):
@@ -229,7 +227,6 @@ def test_slides_or_patches_are_wanted_not_both(inputs, tmp_path):
         prepare(inputs, tmp_path / "out", slides=inputs)
 
 
-@pytest.mark.slow
 def test_the_script_cuts_slides_and_says_what_came_of_it(inputs, tmp_path, capsys):
     pytest.importorskip("openslide", reason="needs the extra `slides`")
     (tmp_path / "slides").mkdir()

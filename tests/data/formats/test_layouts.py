@@ -62,6 +62,7 @@ def test_links_are_followed_once_round(tmp_path):
     assert Counter(patches["label"]) == {"Normal": 2, "Tumor": 3}
 
 
+@pytest.mark.slow
 def test_audit_and_screen_say_what_was_not_read(tmp_path, caplog):
     files = {"Normal/a.xml": "x", "Normal/b.xml": "x", "Tumor/._a.png": "x"}
     build(Case(f"{CLASSES}/{{0,1,2,3,4,5,6,7}}.png", files), tmp_path)

@@ -235,6 +235,7 @@ def test_the_official_split_is_kept(write, format, keys, counts):
     assert set(table["protocol"]) == {"official"}
 
 
+@pytest.mark.slow
 def test_validation_is_dealt_out_of_the_official_train_by_patient(tmp_path):
     write_chestxray14(tmp_path, train=10)
     # A second picture of each patient of train.

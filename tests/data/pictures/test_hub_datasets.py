@@ -101,6 +101,7 @@ def test_a_downloaded_and_a_streamed_data_set_give_the_same_rows_and_pixels(serv
     assert fingerprint_data(rows[True]) == fingerprint_data(rows[False])
 
 
+@pytest.mark.slow
 def test_a_download_is_made_once(server):
     load_patches(arguments(False))
     served = dict(server.served)
@@ -140,6 +141,7 @@ def test_the_audit_fetches_each_picture_once_and_the_next_run_none(server, tmp_p
     assert sum(server.served.values()) - served < 3 * 200_000
 
 
+@pytest.mark.slow
 def test_row_groups_are_kept_up_to_a_bound_and_nothing_is_on_disk(server, tmp_path, monkeypatch):
     monkeypatch.setattr(containers, "ROW_GROUP_CACHE_BYTES", 200_000)  # one group, and not two
     patches = load_audited_patches(arguments(True), tmp_path / "out")
