@@ -4,6 +4,8 @@ import math
 
 import yaml
 
+from histolab_sft.config.recipe_file import read_yaml
+
 NONE, INVERSE_FREQUENCY, EFFECTIVE_NUMBER = CLASS_WEIGHTS = ("none", "inverse_frequency", "effective_number")
 NATURAL, BALANCED = CLASS_SAMPLING = ("natural", "balanced")
 TRAIN = "train"
@@ -23,7 +25,7 @@ def read_prior_correction(value: str | dict, datasets: list) -> str | dict[str, 
     if value in (None, NONE, TRAIN):
         return value or NONE
     try:
-        read = yaml.safe_load(value) if isinstance(value, str) else value
+        read = read_yaml(f"prior_correction: {value}")["prior_correction"] if isinstance(value, str) else value
     except yaml.YAMLError:
         read = value
     options = {config.name: config.class_names for config in datasets if config.options}
@@ -47,6 +49,13 @@ def check_class_balance(histo_args, training_args, choosing: list[bool]) -> list
         f"class_sampling: {histo_args.class_sampling}": sampled,
         f"prior_correction: {histo_args.prior_correction}": histo_args.prior_correction != NONE,
     }
+    named = histo_args.prior_correction if isinstance(histo_args.prior_correction, dict) else {}
+    moved = [config.name for config in histo_args.datasets if config.name in named and config.prevalence is not None]
+    moved += [
+        config.name
+        for config in histo_args.external
+        if config.trained.name in {*named} - {*moved} and config.prevalence is not None
+    ]
     return [
         (
             any(keys.values()) and not all(choosing),
@@ -62,6 +71,11 @@ def check_class_balance(histo_args, training_args, choosing: list[bool]) -> list
             histo_args.prior_correction == TRAIN and not weighted and not sampled,
             f"prior_correction: {TRAIN} without class_weights or class_sampling, which alone make the model learn "
             "other shares than the train split's; remove it, or name the shares where the model is to be used",
+        ),
+        (
+            moved,
+            f"prior_correction names shares of {', '.join(moved)}, where prevalence is set too: both say how frequent "
+            "classes are where the model is used; remove one",
         ),
         (
             weighted and (training_args.loss_type != "nll" or training_args.label_smoothing_factor > 0),

@@ -200,8 +200,8 @@ def check_consistency(histo_args, training_args, model_args) -> None:
             "test_fraction beside folds, of which one is the test; remove it",
         ),
         (
-            len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32,
-            f"seeds are {seeds[:5]}, expected different numbers from 0 to 2**32 - 1, or how many; correct them",
+            not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32,
+            f"seeds are {histo_args.seeds}, expected different numbers from 0 to 2**32 - 1, or how many; correct them",
         ),
     ]
     complaints = [message for broken, message in rules if broken]

@@ -55,6 +55,10 @@ def read_yaml(text: str) -> object:
             if key.value in ("datasets", "external") and isinstance(value, yaml.SequenceNode):
                 for entry in value.value:
                     _keep_words(entry, with_null=key.value == "external")
+            if key.value == "prior_correction":
+                for name, shares in _pairs(value):
+                    for word in (name, *(label for label, _ in _pairs(shares))):
+                        _make_text(word)
         return loader.construct_document(root)
     finally:
         loader.dispose()

@@ -6,7 +6,7 @@ def list_seeds(seeds: list[int] | None, seed: int) -> list[int]:
     if seeds is None:
         return [seed]
     if len(seeds) == 1:
-        return list(range(seed, seed + max(1, seeds[0])))
+        return list(range(seed, seed + seeds[0]))
     return seeds
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,7 +181,7 @@ def _load_cohort(
     logger.info(
         "external cohort %s, scored as %s: %d of %d rows, %s groups; %s",
         *(config.name, config.trained.name, len(rows), found, rows["group"].nunique() or "no"),
-        _say_shared(facts) + {"drop": ", left out", "allow": ", scored all the same", "stop": ""}[leaks],
+        _say_shared(facts),
     )
     for finding in facts["findings"]:
         logger.info("external cohort %s: %s", config.name, finding["message"])
@@ -215,5 +214,5 @@ def compare_with_run(
 def _say_shared(facts: dict) -> str:
     if not facts["shared_rows"]:
         return "none shares a picture, near copy, patient or slide with train or validation"
-    counts: Sequence[str] = [f"{facts['shared'][reason]} show {words}" for reason, words in REASONS.items()]
-    return ", ".join(counts)
+    counts = ", ".join(f"{facts['shared'][reason]} show {words}" for reason, words in REASONS.items())
+    return counts + {"drop": ", left out", "allow": ", scored all the same", "stop": ""}[facts["leaks"]]

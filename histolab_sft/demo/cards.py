@@ -206,6 +206,8 @@ def _format_decision(data_set: DataSet, system: str, answer: Answer) -> str:
         if threshold is None
         else f"answers on the validation split are {target} right from {threshold:.1%} on"
     )
+    if system in data_set.temperatures and threshold is not None:
+        reason += f", and calibrated this one has {data_set.measure_confidence(system, answer.probabilities):.1%}"
     return (
         '<p class="hs-decision hs-withheld">No answer</p>'
         f'<p class="hs-muted">Likeliest: {escape_text(answer.value)} at {sure}, but {reason}.</p>'

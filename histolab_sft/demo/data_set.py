@@ -6,6 +6,7 @@ This module and all that it imports work without the training stack, so that the
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
@@ -39,6 +40,8 @@ class DataSet:
         target: The accuracy on the validation split that the thresholds stand for.
         scored: This model's score on the test split, in words: `name`, `n`, `baseline`, `finetuned`, `floor`,
             `warnings`; empty where it isn't known.
+        temperatures: System -> what its log-likelihoods are divided by for the confidence that the threshold is of,
+            where that is the report's for `target_accuracy`; 1 for one that isn't listed.
         log_priors: System -> what is taken from its log-likelihoods of the options before they are compared; the base
             model's leaning towards some words, where it was scored without it.
     """
@@ -50,6 +53,7 @@ class DataSet:
     keys: dict = field(default_factory=dict)
     thresholds: dict[str, float | None] = field(default_factory=dict)
     target: float = 0.0
+    temperatures: dict[str, float] = field(default_factory=dict)
     log_priors: dict[str, list[float]] = field(default_factory=dict)
     scored: dict = field(default_factory=dict)
 
@@ -66,6 +70,11 @@ class DataSet:
     def rendering(self) -> str:
         """What is done to a stored picture before it is shown."""
         return choose_rendering(self.config)
+
+    def measure_confidence(self, system: str, probabilities: Sequence[float]) -> float:
+        """Return the confidence in the likeliest option that the threshold is compared with."""
+        tempered = np.asarray(probabilities) ** (1 / self.temperatures.get(system, 1.0))
+        return float(tempered.max() / tempered.sum())
 
     @property
     def placed(self) -> bool:

@@ -50,7 +50,7 @@ def describe_data_sets(histo_args: HistoArguments, output_dir: Path) -> tuple[li
 
 def _describe(config: DatasetConfig, histo_args: HistoArguments, scored: dict) -> DataSet:
     keys = {key: getattr(config, key) for key in KEYS if getattr(config, key) is not None}
-    thresholds, log_priors, target = {}, {}, config.target_accuracy or TARGET_ACCURACY
+    thresholds, temperatures, log_priors, target = {}, {}, {}, config.target_accuracy or TARGET_ACCURACY
     if config.options:
         # Not the labels in the data, which a Space has no use for.
         keys["class_names"] = {option: option for option in config.options}
@@ -62,10 +62,16 @@ def _describe(config: DatasetConfig, histo_args: HistoArguments, scored: dict) -
     if config.options and scored.get("classes") == config.options:
         curves = {system: scored[system].get("abstention_validation") for system in SYSTEMS}
         thresholds = {system: choose_threshold(curve, target) for system, curve in curves.items() if curve}
+        for system in SYSTEMS:
+            # Where the report has withheld answers for this target, the page withholds by the same rule.
+            fitted = scored[system].get("operating_points", {}).get("fitted", {})
+            if fitted.get("abstention", {}).get("target") == target:
+                thresholds[system] = fitted["abstention"].get("threshold")
+                temperatures[system] = fitted["temperature"]
         log_priors = read_log_priors(scored)
     limit = choose_limit(task, config.max_new_tokens, histo_args.max_new_tokens)
     told = describe_score(scored) if scored else {}
-    return DataSet(config.name, task, asks, limit, keys, thresholds, target, log_priors, told)
+    return DataSet(config.name, task, asks, limit, keys, thresholds, target, temperatures, log_priors, told)
 
 
 def describe_score(entry: dict) -> dict:

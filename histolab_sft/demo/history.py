@@ -40,7 +40,7 @@ def write_history(entries: list[dict]) -> dict[str, bytes]:
     """Return the files by name: JSON with every answer in its task's own form, and CSV with that form as JSON text."""
     rows = [
         {
-            key: value if isinstance(value, str | float | int | None) else json.dumps(value)
+            key: value if isinstance(value, str | float | int | None) else json.dumps(value, ensure_ascii=False)
             for key, value in row.items()
         }
         for row in entries

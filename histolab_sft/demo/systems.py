@@ -95,7 +95,7 @@ def decide(row: np.ndarray, data_set: DataSet, system: str) -> Answer:
     """Return the answer that probabilities `(K,)` of the options stand for."""
     best = int(row.argmax())
     threshold = data_set.thresholds.get(system, 0.0)
-    withheld = threshold is None or row[best] < threshold
+    withheld = threshold is None or data_set.measure_confidence(system, row) < threshold
     return Answer(data_set.options[best], probabilities=row.tolist(), withheld=bool(withheld))
 
 

@@ -117,11 +117,11 @@ def tell_software(results: dict) -> str:
 
 
 def tell_start(results: dict) -> str:
-    origin, begun = results["provenance"], results["recipe"].get("adapter_name_or_path")
-    adapter = (
-        f"the adapter {write_value(begun)}" if begun else "a new adapter, which changes nothing at the first step"
-    )
-    return _join([f"Base model {write_value(origin['base_model'])}, {adapter}; seed {origin['seed']}"])
+    origin, recipe = results["provenance"], results["recipe"]
+    begun = recipe.get("adapter_name_or_path")
+    adapter = f", the adapter {write_value(begun)}" if begun else ", a new adapter, which changes nothing at the start"
+    own = adapter if recipe.get("use_peft") else ""
+    return _join([f"Base model {write_value(origin['base_model'])}{own}; seed {origin['seed']}"])
 
 
 def tell_training(results: dict) -> str:
@@ -212,9 +212,9 @@ def tell_scores(results: dict) -> str:
         score = _headline(entry)
         percent = METRICS.get(score, ("", False))[1]
         scored = [
-            f"{called} {format_score(entry[system][score], percent)['text']}" for system, called in NAMES.items()
+            f"{called} {format_score(entry[system].get(score), percent)['text']}" for system, called in NAMES.items()
         ]
-        gain = format_score(entry["difference"][score], percent, signed=True)["text"]
+        gain = format_score(entry["difference"].get(score), percent, signed=True)["text"]
         return f"{name_in_sentence(score)}: {', '.join(scored)}, difference {gain}"
 
     return _each(results, tell)
@@ -227,9 +227,11 @@ def tell_limits(results: dict) -> str:
 
 def tell_availability(results: dict) -> str:
     origin = results["provenance"]
+    # A whole model has several files.
+    hashes = origin["adapter_sha256"] or ", ".join(f"{name} {own}" for name, own in origin["model_sha256"].items())
     return _join(
         [
-            f"SHA-256 of the weights {origin['adapter_sha256']}",
+            f"SHA-256 of the weights {hashes}",
             f"Fingerprint of the data {origin['data_fingerprint']}",
             "Recipe, split and predictions of the run are kept with the adapter and the report",
         ]

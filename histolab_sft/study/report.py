@@ -40,11 +40,12 @@ def report_study(trainings: list[Training], output_dir: str | Path) -> str:
     """
     folder = Path(output_dir, FOLDER)
     answers = collect_answers(trainings)
+    origins = {training.name: read_results(training)["provenance"] for training in trainings}
     found = {
         "recipe": read_results(trainings[0])["recipe"],
         "provenance": {
-            "data_fingerprints": {t.name: read_results(t)["provenance"]["data_fingerprint"] for t in trainings},
-            "adapters": {t.name: read_results(t)["provenance"]["adapter_sha256"] for t in trainings},
+            "data_fingerprints": {name: origin["data_fingerprint"] for name, origin in origins.items()},
+            "weights": {name: origin["adapter_sha256"] or origin["model_sha256"] for name, origin in origins.items()},
             "versions": collect_versions(),
             "git_commit": find_commit(),
             "hardware": describe_hardware(),

@@ -63,14 +63,16 @@ def score_answers(answers: StudyAnswers) -> tuple[dict, dict[str, dict[str, Spre
     reading = max(READINGS, key=lambda reading: estimates[f"baseline_{reading}"][SCORE].value)
     spreads: dict[str, dict[str, Spread]] = {system: {} for system in SYSTEMS}
     for score in OVERALL:
+        # Means over the folds count each fold alike, scores over all patches by its part of them.
+        parts = np.full(len(folds), 1 / len(folds)) if score in BY_FOLD else shares
         own = [estimates[f"seed_{seed}"][score] for seed in seeds]
-        single = spread_mean(own, np.stack([by_fold[f"seed_{seed}"][score] for seed in seeds], axis=1), shares)
+        single = spread_mean(own, np.stack([by_fold[f"seed_{seed}"][score] for seed in seeds], axis=1), parts)
         without = [f"without_{seed}" for seed in seeds] if len(seeds) > 1 else []
         left = [estimates[system][score] for system in without]
         folds_left = np.stack([by_fold[system][score] for system in without], axis=1) if without else None
         spreads[SINGLE][score] = single
         spreads[ENSEMBLE][score] = spread_ensemble(
-            estimates[ENSEMBLE][score], left, by_fold[ENSEMBLE][score], folds_left, shares
+            estimates[ENSEMBLE][score], left, by_fold[ENSEMBLE][score], folds_left, parts
         )
         spreads[BASELINE][score] = spread_constant(estimates[f"baseline_{reading}"][score], single)
     units = describe_units(len(numbers), groups)

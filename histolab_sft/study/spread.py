@@ -31,7 +31,7 @@ class Spread:
         seeds: For each seed its pseudo-value: `n` times the score with all `n` seeds, less `n - 1` times the one
             without it. For a mean over seeds it is the score of the seed. All have the draws of `whole`.
         folds: float, shape (folds, seeds): the same pseudo-values of each fold by itself, NaN where it has none.
-        shares: float, shape (folds,): each fold's part of the patches.
+        shares: float, shape (folds,): each fold's part of the score, 1 in all.
     """
 
     whole: Estimate

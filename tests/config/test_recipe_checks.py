@@ -50,6 +50,8 @@ BROKEN = [
     ({"folds": 3, "max_test_samples": 20}, "take max_samples"),
     ({"folds": 3, "test_fraction": 0.2}, "of which one is the test"),
     ({"seeds": [1, 1]}, "expected different numbers"),
+    ({"seeds": 0}, "expected different numbers"),
+    ({"seeds": []}, "expected different numbers"),
     ({"seeds": "many"}, "expected list"),
     ({"learning_rate": -1e-4}, "at least 0"),
     ({"learning_rate": 30}, "at most 1"),
@@ -88,6 +90,13 @@ BROKEN = [
     ({"prior_correction": {"ward": {"Normal": 0.9, "Tumor": 0.1}}}, "of pcam"),
     ({"prior_correction": {"pcam": {"Normal": 0.9}}}, "all of them 1 together"),
     ({"prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.2}}}, "all of them 1 together"),
+    (
+        {
+            "datasets": [GOOD["datasets"][0] | {"prevalence": 0.1, "positive_class": "Tumor"}],
+            "prior_correction": {"pcam": {"Normal": 0.9, "Tumor": 0.1}},
+        },
+        "both say how frequent classes are",
+    ),
     ({"constrained_decoding": True}, "only data sets with format: biomarkers have"),
 ]
 
@@ -119,6 +128,16 @@ def test_shares_of_the_classes_are_read_in_their_words_from_yaml_and_from_the_co
     assert parse_recipe(["--config", str(path)])[0].prior_correction == expected
     flag = ["--prior_correction", '{"pcam": {"N": 0.5, "T": 0.5}}']
     assert parse_recipe(["--config", str(path), *flag])[0].prior_correction["pcam"]["Tumor"] == 0.5
+
+
+def test_labels_that_yaml_takes_for_something_else_are_labels_in_shares_too(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    dataset = GOOD["datasets"][0] | {"class_names": {"No": "Normal", "01": "Tumor"}}
+    text = yaml.safe_dump(GOOD | {"datasets": [dataset]})
+    path.write_text(text + "prior_correction: {pcam: {No: 0.9, 01: 0.1}}\n")
+    assert parse_recipe(["--config", str(path)])[0].prior_correction == {"pcam": {"Normal": 0.9, "Tumor": 0.1}}
+    flag = ["--prior_correction", "{pcam: {No: 0.8, 01: 0.2}}"]
+    assert parse_recipe(["--config", str(path), *flag])[0].prior_correction["pcam"]["Tumor"] == 0.2
 
 
 @pytest.mark.parametrize("key", ["class_weights: inverse_frequency", "class_sampling: balanced"])

@@ -12,6 +12,7 @@ from demo_run import DATASETS, SCORE, SCORED, write_evaluation, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from scipy.special import softmax
 from transformers import AutoModelForImageTextToText
 
 from histolab_sft.config.arguments import parse_recipe
@@ -105,6 +106,14 @@ def test_an_answer_is_withheld_below_the_threshold_and_where_none_was_reached():
     assert not decide(row, dataclasses.replace(DATA_SET, thresholds={}), "finetuned").withheld
 
 
+def test_confidence_is_compared_with_the_threshold_at_the_temperature_that_it_was_chosen_at():
+    row = softmax(np.array([3.0, 1.0]))
+    cooled = dataclasses.replace(DATA_SET, thresholds={"finetuned": 0.85}, temperatures={"finetuned": 2.0})
+    assert cooled.measure_confidence("finetuned", row) == pytest.approx(softmax(np.array([1.5, 0.5])).max())
+    assert row.max() > 0.85 and decide(row, cooled, "finetuned").withheld
+    assert not decide(row, dataclasses.replace(cooled, temperatures={}), "finetuned").withheld
+
+
 @pytest.mark.model
 def test_a_picture_is_asked_about_in_the_scales_of_training(demo):
     images = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 40, 3), np.uint8)) for n in (0, 1)]
@@ -130,6 +139,21 @@ def test_thresholds_come_from_the_evaluation_of_this_adapter(tmp_path, untrained
     histo_args.datasets[0].target_accuracy = 0.95
     [strict, _] = describe_data_sets(histo_args, output_dir)[0]
     assert strict.thresholds["finetuned"] == 0.9 and strict.target == 0.95
+    # As soon as the report has a threshold for this target, the page has the same.
+    fitted = {"temperature": 2.0, "abstention": {"target": 0.95, "threshold": 0.8}}
+    lacking = {"temperature": 0.5, "abstention": {"target": 0.95, "reason": "too few"}}
+    points = {
+        "baseline": {"operating_points": {"fitted": fitted}},
+        "finetuned": {"operating_points": {"fitted": lacking}},
+    }
+    path = output_dir / "evaluation" / "results.json"
+    results = json.loads(path.read_text())
+    for system, own in points.items():
+        results["datasets"]["crc"][system] |= own
+    path.write_text(json.dumps(results))
+    [strict, _] = describe_data_sets(histo_args, output_dir)[0]
+    assert strict.thresholds == {"baseline": 0.8, "finetuned": None}
+    assert strict.temperatures == {"baseline": 2.0, "finetuned": 0.5}
     histo_args.datasets[0].target_accuracy = None
     assert entries[1].thresholds == {"baseline": None, "finetuned": 0.0}
     assert entries[1].log_priors == {"baseline": [-1.0, -1.0]}

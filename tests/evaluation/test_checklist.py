@@ -51,7 +51,7 @@ def test_numbers_are_those_of_the_results(results, told):
 
 def test_no_path_of_this_machine_is_in_it(results):
     moved = [{**entry, "source": "/home/jane/pcam"} for entry in results["recipe"]["datasets"]]
-    keys = {"datasets": moved, "adapter_name_or_path": "/home/jane/adapter"}
+    keys = {"datasets": moved, "use_peft": True, "adapter_name_or_path": "/home/jane/adapter"}
     rows = fill_checklist(results | {"recipe": results["recipe"] | keys})
     assert "jane" not in str(rows) and "…/pcam, " in str(rows) and "…/adapter" in str(rows)
 
@@ -64,6 +64,22 @@ def test_what_a_run_did_not_do_is_not_claimed(told, results):
     assert "inverse_frequency" in now["Rare classes"] and "inverse_frequency" in now["Training"]
     assert "plateau" in now["Choice of the final model"] and "plateau" not in told["Choice of the final model"]
     assert "dropped" in now["Missing data"] and "stopped" in told["Missing data"]
+
+
+def test_a_whole_model_is_named_by_its_files_and_has_no_adapter(results):
+    origin = {"adapter_sha256": None, "model_sha256": {"model.safetensors": "beef"}}
+    whole = results | {"provenance": results["provenance"] | origin}
+    told = {row["Item"]: row["What this run says"] for row in fill_checklist(whole)}
+    assert "model.safetensors beef" in told["Availability of model, code and data"]
+    assert "adapter" not in told["Initial weights"] and "None" not in str(told)
+    lora = fill_checklist(results | {"recipe": results["recipe"] | {"use_peft": True}})
+    assert "a new adapter" in next(row["What this run says"] for row in lora if row["Item"] == "Initial weights")
+
+
+def test_a_score_that_is_not_defined_stops_no_report(results):
+    entry = results["datasets"]["pcam"] | {"headline": "mean_balanced_accuracy"}
+    told = fill_checklist(results | {"datasets": {"pcam": entry}})
+    assert "fine-tuned not defined" in str(told)
 
 
 def test_written_answers_have_a_checklist_too(tmp_path):

@@ -110,6 +110,21 @@ def test_ranking_scores_are_means_over_folds_so_that_a_folds_own_scale_does_not_
         assert values[0] == pytest.approx(values[1])
 
 
+def test_folds_weigh_in_the_spread_as_they_do_in_the_score(tmp_path):
+    trainings = []
+    for fold, ids in ((1, range(90)), (2, range(90, 120))):
+        for seed in (42, 43):
+            trainings.append(Training(fold, seed, tmp_path / f"fold{fold}_seed{seed}"))
+            write_run(trainings[-1].folder, list(ids), 120, 0.6, seed * fold)
+    [answers] = collect_answers(trainings).values()
+    _, spreads = score_answers(answers)
+    single = spreads["single"]
+    np.testing.assert_allclose(single["auroc"].shares, [0.5, 0.5])
+    np.testing.assert_allclose(single["accuracy"].shares, [0.75, 0.25])
+    for score in ("auroc", "accuracy"):
+        assert single[score].whole.value == pytest.approx(single[score].shares @ single[score].folds.mean(axis=1))
+
+
 def test_average_precision_is_of_the_class_that_the_recipe_calls_positive(tmp_path):
     found = []
     for positive in ("Tumor", "Normal"):
