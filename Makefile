@@ -53,7 +53,7 @@ test: install ## every test that needs no GPU
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: export OMP_NUM_THREADS = 1
-test-fast: install ## the quick tests that need no model, in under a minute
+test-fast: install ## the quick tests that need no model, in about a minute
 	$(BIN)/pytest -n 2 --dist loadfile -m "not model and not slow and not thorough and not kill and not distributed and not browser and not real and not gpu" $(ARGS)
 
 test-thorough: export HF_HUB_OFFLINE = 1

@@ -10,11 +10,13 @@ from huggingface_hub import ResolvedRevision, constants, hf_hub_download, snapsh
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import resolve_revision
 
 KNOWN = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
@@ -27,7 +29,6 @@ KINDS = {
 # Of a base model: weights and processor, and no code.
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class HubAccessError(RuntimeError):
@@ -57,10 +58,12 @@ def check_model_name(
         found += ", with weights in the form of llama.cpp" if list(path.glob("*.gguf")) else ""
     elif path.is_file():
         found = "a file"
-    elif _ID.fullmatch(name):
-        return
     else:
-        found = "neither a folder nor the form of an id on the Hub"
+        try:
+            validate_repo_id(name)
+            return
+        except HFValidationError:
+            found = "neither a folder nor the form of an id on the Hub"
     raise HubAccessError(
         f"{key} {name} is {found}, expected an id such as {example}, or a folder in which "
         "save_pretrained has left a model and its processor; correct it"

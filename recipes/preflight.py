@@ -34,13 +34,14 @@ def main(histo_args, training_args, model_args, on_gpu):
     patches, audit, intake = audit_recipe(histo_args, training_args.output_dir)
     print(f"# The data\n{format_audit(audit)}")
 
-    test = leave_out_refused(patches).query("split == 'test'")
+    usable = leave_out_refused(patches)
+    test = usable.query("split == 'test'")
     print("\n# What the test split will be able to show")
     for config in histo_args.datasets:
         own = test[test["dataset"] == config.name]
         print(format_plan(config, own, histo_args.expected_score, histo_args.expected_gain))
 
-    rows = format_patches(leave_out_refused(patches), histo_args)["train"]
+    rows = format_patches(usable, histo_args)["train"]
     processor = load_base_processor(model_args)
     print("\n# One row of each data set; [brackets] mark the tokens with a loss")
     for name in dict.fromkeys(rows.with_format(None)["dataset"]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from histolab_sft.config.checks import check_keys
 from histolab_sft.config.class_names import check_class_names, check_text, compose
 from histolab_sft.config.picture import read_steps, read_window
-from histolab_sft.config.scoring import check_parts, check_points, list_parts
+from histolab_sft.config.scoring import check_scoring, list_parts
 
 SPLITS = ("train", "validation", "test")
 CLASS_FOLDERS = "class_folders"  # the format of a data set that names none
@@ -174,8 +174,7 @@ class DatasetConfig:
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more; raise it")
-        check_points(self)
-        check_parts(self)
+        check_scoring(self)
         patterns = {"label_by": self.label_by, "group_by": self.group_by}
         patterns |= {part.key: part.by for part in list_parts(self)}
         for key, pattern in patterns.items():

@@ -6,7 +6,7 @@ from dataclasses import InitVar, dataclass, fields
 
 from histolab_sft.config.checks import check_keys
 from histolab_sft.config.class_names import check_text, compose
-from histolab_sft.config.dataset import DatasetConfig
+from histolab_sft.config.dataset import CLASS_FOLDERS, DatasetConfig
 
 # What is asked, and how it is shown: of a cohort, the training data set says it.
 ASKED = (
@@ -102,9 +102,10 @@ def _read_cohort(entry: dict, datasets: list[DatasetConfig]) -> ExternalConfig:
     if missing := sorted({"name", "source"} - set(entry)):
         raise ValueError(f"{where} lacks {', '.join(missing)}; add it")
     trained = _choose_trained(entry.get("external_of"), datasets, where)
-    if (trained.options is None) != (entry.get("format", "class_folders") != "class_folders"):
+    form = entry.get("format", CLASS_FOLDERS)
+    if (trained.options is None) != (form != CLASS_FOLDERS):
         raise ValueError(
-            f"{where} has format: {entry.get('format', 'class_folders')}, expected "
+            f"{where} has format: {form}, expected "
             f"{'none' if trained.options else 'one'}, as the data set {trained.name!r} of the run that it is scored "
             "as; correct format or external_of"
         )

@@ -23,26 +23,40 @@ def list_parts(config) -> list[Part]:
     """Return what parts the test split of a `DatasetConfig`, the sites first."""
     parts = [Part(SITE, "site_by", config.site_by)] if config.site_by else []
     for name, value in (config.subgroup_by or {}).items():
-        spec = value if isinstance(value, dict) else {"by": value}
+        spec = _read_spec(value)
         parts.append(Part(name, f"subgroup_by of {name}", spec["by"], tuple(spec.get("cuts", ()))))
     return parts
 
 
-def check_parts(config) -> None:
-    """Raise ValueError for sites and subgroups that can't be read, or of a data set without classes."""
-    given = [key for key in ("site_by", "subgroup_by") if getattr(config, key) is not None]
+def check_scoring(config) -> None:
+    """Raise ValueError for scoring keys of a data set without classes, and for values that can't be used.
+
+    Args:
+        config: A `DatasetConfig` whose classes are checked.
+    """
+    given = [key for key in SCORING_KEYS if getattr(config, key) is not None]
     if given and not config.options:
         raise ValueError(
             f"{', '.join(given)} and format: {config.format}, expected these keys with class folders or manifests of "
             "classes alone; remove them"
         )
+    _check_points(config)
+    _check_parts(config)
+
+
+def _read_spec(value: str | dict) -> dict:
+    return value if isinstance(value, dict) else {"by": value}
+
+
+def _check_parts(config) -> None:
+    """Raise ValueError for sites and subgroups that can't be read."""
     form = "a column or regular expression as text, or {by: column, cuts: [50, 65]}"
     if config.site_by is not None and not (isinstance(config.site_by, str) and config.site_by):
         raise ValueError(f"site_by is {config.site_by!r}, expected a column or regular expression as text; correct it")
     if not isinstance(config.subgroup_by or {}, dict):
         raise ValueError(f"subgroup_by is {config.subgroup_by!r}, expected names, with each {form}; correct it")
     for name, value in (config.subgroup_by or {}).items():
-        spec = value if isinstance(value, dict) else {"by": value}
+        spec = _read_spec(value)
         cuts = spec.get("cuts", [])
         good = set(spec) <= {"by", "cuts"} and isinstance(spec.get("by"), str) and spec["by"]
         numbers = isinstance(cuts, list) and all(
@@ -55,18 +69,8 @@ def check_parts(config) -> None:
             )
 
 
-def check_points(config) -> None:
-    """Raise ValueError for keys of operating points that have no meaning for a data set, or values out of bounds.
-
-    Args:
-        config: A `DatasetConfig` whose classes are checked.
-    """
-    given = [key for key in ("positive_class", *TARGETS) if getattr(config, key) is not None]
-    if given and not config.options:
-        raise ValueError(
-            f"{', '.join(given)} and format: {config.format}, expected these keys with class folders or manifests of "
-            "classes alone; remove them"
-        )
+def _check_points(config) -> None:
+    """Raise ValueError for keys of operating points whose values are out of bounds, or lack a positive class."""
     for key in TARGETS:
         value = getattr(config, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)

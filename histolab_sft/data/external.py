@@ -1,6 +1,5 @@
 """External cohorts: rows that a finished adapter is scored on, and what of them it already knows from training."""
 
-import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,18 @@ from datasets import Dataset
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.external import ExternalConfig
 from histolab_sft.data.audit.audit import audit_patches, explain_refusal
-from histolab_sft.data.audit.copies import join_inspected
 from histolab_sft.data.audit.related import find_related
 from histolab_sft.data.data_sets import finish_rows, load_source
 from histolab_sft.data.formats.words import leave_out
 from histolab_sft.data.frozen_split import FrozenSplit
-from histolab_sft.data.rows import drop_rows, format_rows, inspect_pictures, list_pictures
+from histolab_sft.data.rows import (
+    add_hashes,
+    drop_refused,
+    drop_rows,
+    format_rows,
+    inspect_pictures,
+    list_pictures,
+)
 from histolab_sft.data.split_changes import describe_rows, mark_trained
 from histolab_sft.data.splits import cap_patches
 from histolab_sft.errors import AuditRefusal, say_count
@@ -78,7 +83,7 @@ def load_cohorts(histo_args: HistoArguments, trained: FrozenSplit, folder: str |
     return cohorts
 
 
-def list_cohort(config: ExternalConfig, histo_args: HistoArguments) -> tuple[pd.DataFrame, list[dict], dict]:
+def _list_cohort(config: ExternalConfig, histo_args: HistoArguments) -> tuple[pd.DataFrame, list[dict], dict]:
     """Return the rows of a cohort, all of them of test, in the words of the training data set.
 
     Returns:
@@ -133,19 +138,16 @@ def _map_labels(rows: pd.DataFrame, config: ExternalConfig, left_out: list[dict]
 def _load_cohort(
     config: ExternalConfig, histo_args: HistoArguments, trained: FrozenSplit, folder: str | Path
 ) -> Cohort:
-    rows, left_out, not_read = list_cohort(config, histo_args)
+    rows, left_out, not_read = _list_cohort(config, histo_args)
     found = int(rows["found"].iloc[0])
     pictures = list_pictures(rows)
     inspected = inspect_pictures(pictures)
-    hashes = iter(inspected["pixel_sha256"])
-    rows["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in rows["images"]]
+    add_hashes(rows, inspected)
     if reason := explain_refusal({"refusals": 0}, inspected, histo_args, folder):
         raise AuditRefusal(f"external cohort {config.name!r}: {reason}")
-    verdicts = join_inspected(pictures, inspected, ("path", "row"))["verdict"]
-    refused = pd.Series("refused picture", index=pictures.index[verdicts == "refused"].unique())
-    rows, left_out = drop_rows(rows, refused, "refused_images: quarantine", left_out)
+    rows, left_out = drop_refused(rows, pictures, inspected, left_out)
 
-    marks, with_test = compare_with_run(rows, inspected, trained, config, histo_args)
+    marks, with_test = _compare_with_run(rows, inspected, trained, config, histo_args)
     checked, leaks = len(rows), config.leaks or histo_args.leaks
     shared = {reason: int(marks[reason].sum()) for reason in REASONS}
     facts = {"checked": checked, "leaks": leaks, "shared": shared, "shared_rows": sum(shared.values())}
@@ -188,7 +190,7 @@ def _load_cohort(
     return Cohort(config, asked, facts)
 
 
-def compare_with_run(
+def _compare_with_run(
     rows: pd.DataFrame,
     inspected: pd.DataFrame,
     trained: FrozenSplit,

@@ -89,18 +89,14 @@ def audit_recipe(
     left_out = patches.attrs["left_out"]
     pictures = list_pictures(patches)
     inspected = inspect_pictures(pictures)
-    hashes = iter(inspected["pixel_sha256"])
-    patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
+    add_hashes(patches, inspected)
     near, siblings = find_related(pictures, inspected, histo_args.find_siblings)
     patches = _complete(patches, tie_patches(pictures, inspected, near), histo_args)
     if assign is not None:
         patches = assign(patches, inspected)
     pictures, dropped = list_pictures(patches), left_out
     if histo_args.refused_images == "quarantine":
-        verdicts = join_inspected(pictures, inspected, ("path", "row"))["verdict"]
-        refused = pictures.index[verdicts == "refused"].unique()
-        reasons = pd.Series("refused picture", index=refused)
-        patches, dropped = drop_rows(patches, reasons, "refused_images: quarantine", dropped)
+        patches, dropped = drop_refused(patches, pictures, inspected, dropped)
         pictures = pictures.loc[patches.index]
     if histo_args.leaks == "drop":
         leaks = find_leaking_rows(pictures, inspected, near)
@@ -115,6 +111,21 @@ def audit_recipe(
     audit |= {"dropped": dropped, "not_read": not_read, "flow": count_flow(patches, left_out)}
     write_audit(audit, list_copies(pictures, inspected, near), output_dir)
     return patches, audit, inspected
+
+
+def add_hashes(patches: pd.DataFrame, inspected: pd.DataFrame) -> None:
+    """Add the column `pixel_sha256`, a list for the pictures of each row, from the table of `inspect_pictures`."""
+    hashes = iter(inspected["pixel_sha256"])
+    patches["pixel_sha256"] = [list(itertools.islice(hashes, len(images))) for images in patches["images"]]
+
+
+def drop_refused(
+    patches: pd.DataFrame, pictures: pd.DataFrame, inspected: pd.DataFrame, left_out: list[dict]
+) -> tuple[pd.DataFrame, list[dict]]:
+    """Return the rows without those that show a refused picture, and `left_out` with these counted."""
+    verdicts = join_inspected(pictures, inspected, ("path", "row"))["verdict"]
+    reasons = pd.Series("refused picture", index=pictures.index[verdicts == "refused"].unique())
+    return drop_rows(patches, reasons, "refused_images: quarantine", left_out)
 
 
 def leave_out_refused(patches: pd.DataFrame) -> pd.DataFrame:

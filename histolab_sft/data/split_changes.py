@@ -92,12 +92,12 @@ def compare_splits(frozen: pd.DataFrame, rows: pd.DataFrame, sources: Mapping[st
     return SplitChanges(scored & (by_picture | by_copy | by_patient), leaks, _describe_changes(frozen, rows))
 
 
-def find_rows_of_split(frozen: pd.DataFrame, rows: pd.DataFrame, split: str) -> pd.Series:
-    """Return for each of `rows`, from `data_sets.list_rows`, whether `frozen` has one of its name in a split.
+def find_test_rows(frozen: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """Return for each of `rows`, from `data_sets.list_rows`, whether `frozen` has one of its name in the test split.
 
     No picture is looked at: what lies under the name may have changed since.
     """
-    known = frozen[frozen["split"] == split]
+    known = frozen[frozen["split"] == "test"]
     names = set(zip(known["dataset"], known["id"], strict=True))
     return pd.Series(
         [pair in names for pair in zip(rows["dataset"], rows["id"].map(_hash), strict=True)], rows.index, dtype=bool

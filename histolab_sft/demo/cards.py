@@ -6,7 +6,7 @@ from html import escape
 from PIL import Image
 
 from histolab_sft.demo.data_set import DataSet, word_question
-from histolab_sft.demo.history import say_briefly
+from histolab_sft.demo.history import say_briefly, shorten
 from histolab_sft.demo.systems import TITLES, Answer
 from histolab_sft.metrics.biomarkers import UNKNOWN
 from histolab_sft.tasks import TASKS
@@ -151,20 +151,16 @@ def format_history(entries: list[dict]) -> str:
     )
     rows = ""
     for entry in reversed(entries):
-        cells = [entry["asked_at"][:19].replace("T", " "), entry["data_set"], _shorten(entry["question"])]
-        cells.append("–" if entry["truth"] is None else _shorten(say_briefly(entry["task"], entry["truth"])))
+        cells = [entry["asked_at"][:19].replace("T", " "), entry["data_set"], shorten(entry["question"], LONGEST)]
+        cells.append("–" if entry["truth"] is None else shorten(say_briefly(entry["task"], entry["truth"]), LONGEST))
         for system in systems:
-            said = "unparsed" if entry[system] is None else _shorten(say_briefly(entry["task"], entry[system]))
+            said = "unparsed" if entry[system] is None else shorten(say_briefly(entry["task"], entry[system]), LONGEST)
             sure = entry[f"{system}_confidence"]
             said += "" if sure is None else f" {sure:.1%}"
             cells.append(f"No answer ({said})" if entry[f"{system}_withheld"] else said)
         rows += "<tr>" + "".join(f"<td>{escape_text(cell)}</td>" for cell in cells) + "</tr>"
     table = f'<table class="hs-fields hs-history"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="hs-rows" tabindex="0" role="region" aria-label="History">{table}</div>'
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"
 
 
 def _mark(system: str) -> str:

@@ -14,6 +14,11 @@ from histolab_sft.tasks import TASKS
 MOST = 200  # cases; older ones go
 
 
+def shorten(text: str, longest: int) -> str:
+    """Return a text of at most `longest` letters: of a longer one its beginning."""
+    return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
+
+
 def record_case(
     data_set: DataSet, ask: dict, answers: Mapping[str, Answer], truth: object | None, n_pictures: int
 ) -> dict:

@@ -13,9 +13,9 @@ from histolab_sft.data.data_sets import finish_rows, list_rows
 from histolab_sft.data.frozen_split import FILE, FrozenSplit, read_split
 from histolab_sft.data.pictures.containers import ImageRefused
 from histolab_sft.data.pictures.decoding import open_stored
-from histolab_sft.data.split_changes import find_rows_of_split
+from histolab_sft.data.split_changes import find_test_rows
 from histolab_sft.demo.examples import EXAMPLES, Example, shrink
-from histolab_sft.demo.history import say_briefly
+from histolab_sft.demo.history import say_briefly, shorten
 from histolab_sft.hub_access import HubAccessError
 
 logger = logging.getLogger(__name__)
@@ -62,13 +62,12 @@ def caption_truth(task: str, truth: object | None) -> str:
     """Return the truth in few words, of a longer one its beginning."""
     if truth is None:
         return "truth hidden"
-    said = say_briefly(task, truth)
-    return said if len(said) <= LONGEST else f"{said[: LONGEST - 1].rstrip()}…"
+    return shorten(say_briefly(task, truth), LONGEST)
 
 
 def _list_test_rows(config: DatasetConfig, histo_args: HistoArguments, frozen: FrozenSplit | None) -> pd.DataFrame:
     rows = list_rows(config, histo_args)
-    test = rows["split"] == "test" if frozen is None else find_rows_of_split(frozen.rows, rows, "test")
+    test = rows["split"] == "test" if frozen is None else find_test_rows(frozen.rows, rows)
     # A few, before steps are taken: pictures of all rows would be decoded for it.
     chosen = choose_rows(rows[test].assign(split="test"), config)
     return finish_rows(chosen, config)

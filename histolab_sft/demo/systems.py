@@ -74,7 +74,8 @@ def answer_case(systems: Systems, case: Case, data_set: DataSet, ask: dict) -> I
         answers = {system: answer_patches(systems, system, [case[0]], data_set)[0] for system in systems.names}
     yield dict(answers)
     for system in systems.names:
-        [answers[system]] = write_answers(systems, system, [case], data_set, [ask], [answers[system]])
+        [answer] = write_answers(systems, system, [case], data_set, [ask], [answers[system]])
+        answers[system] = weigh_fields(systems, system, case, data_set, ask, answer)
         yield dict(answers)
 
 
@@ -124,21 +125,27 @@ def write_answers(
             if chosen[row] is not None:
                 answers.append(replace(chosen[row], text=text, truncated=truncated))
                 continue
-            value, _ = task.read_answer(text, asks[row], config)
-            fields = task.list_fields(config) if task.list_fields else []
-            places = find_places(text, value, fields)
-            weighed = []
-            if places:
-                slots = [list(places.values())]
-                [weighed] = slot_log_probabilities(model, systems.processor, [shown[row]], [questions[row]], slots)
-            options = {entry["name"]: list_options(entry) for entry in fields if entry["name"] in places}
-            confidences = {
-                name: float(np.exp(scores[options[name].index(value[name])]))
-                for name, scores in zip(places, weighed, strict=True)
-                if value[name] in options[name]
-            }
-            answers.append(Answer(value, text, truncated, confidences=confidences))
+            answers.append(Answer(task.read_answer(text, asks[row], config)[0], text, truncated))
     return answers
+
+
+def weigh_fields(systems: Systems, system: str, case: Case, data_set: DataSet, ask: dict, answer: Answer) -> Answer:
+    """Return the answer with how likely `system` finds the value of each field in it, where its task has fields."""
+    task = TASKS[data_set.task]
+    fields = task.list_fields(data_set.config) if task.list_fields else []
+    places = find_places(answer.text, answer.value, fields)
+    if not places:
+        return answer
+    with use_system(systems, system) as model:
+        questions, slots = [word_question(data_set, ask)], [list(places.values())]
+        [weighed] = slot_log_probabilities(model, systems.processor, [_show(case, data_set)], questions, slots)
+    options = {entry["name"]: list_options(entry) for entry in fields if entry["name"] in places}
+    confidences = {
+        name: float(np.exp(scores[options[name].index(answer.value[name])]))
+        for name, scores in zip(places, weighed, strict=True)
+        if answer.value[name] in options[name]
+    }
+    return replace(answer, confidences=confidences)
 
 
 def write_reasoning(systems: Systems, system: str, case: Case, data_set: DataSet) -> tuple[str, bool, str]:

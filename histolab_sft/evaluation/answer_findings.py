@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
+from histolab_sft.evaluation.score_names import format_score, is_lower_better, is_percent, name_in_sentence
 from histolab_sft.tasks.report import NAME as REPORT
 
 MOST = 0.5  # part of the answers from which a reader must be warned
@@ -139,7 +139,7 @@ def warn_constant(gain: dict, score: str) -> list[str]:
         return []
     if gain["ci95"] is not None and (gain["ci95"][1] < 0 if is_lower_better(score) else gain["ci95"][0] > 0):
         return []
-    size = format_score(gain, METRICS.get(score, ("", False))[1], signed=True)["text"]
+    size = format_score(gain, is_percent(score), signed=True)["text"]
     return [
         f"a constant answer comes as far as the fine-tuned model: in {name_in_sentence(score)} they differ by "
         f"{size}{'' if gain['ci95'] else ' (no interval)'}"

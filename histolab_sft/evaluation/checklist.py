@@ -6,7 +6,6 @@ the order of a paper; numbers are those of the published lists.
 """
 
 import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from histolab_sft.evaluation import checklist_answers as answers
-from histolab_sft.files import replacing
+from histolab_sft.files import write_text
 
 COLUMNS = ("Part", "Item", "CLAIM 2024", "TRIPOD+AI", "What this run says", "Left to the author")
 TEX_WIDTHS = "p{1.6cm}p{2.6cm}llp{6.5cm}p{4.2cm}"
@@ -59,12 +58,10 @@ def write_checklist(rows: list[dict[str, str]], folder: Path) -> None:
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(row[column].replace('|', '/') for column in COLUMNS)} |" for row in rows]
-    buffer = io.StringIO()
-    table.to_csv(buffer, index=False, quoting=csv.QUOTE_ALL)
+    text = table.to_csv(index=False, quoting=csv.QUOTE_ALL)
     tex = table.to_latex(index=False, escape=True, longtable=True, column_format=TEX_WIDTHS)
-    for suffix, text in (("md", "\n".join(lines) + "\n"), ("tex", tex), ("csv", buffer.getvalue())):
-        with replacing(folder / f"checklist.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    for suffix, content in (("md", "\n".join(lines) + "\n"), ("tex", tex), ("csv", text)):
+        write_text(folder / f"checklist.{suffix}", content)
 
 
 METHODS, DATA, RESULTS, OTHER = "Methods", "Methods: data", "Results", "Other"

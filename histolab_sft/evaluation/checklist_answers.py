@@ -7,7 +7,7 @@ from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.dataset import SPLITS
 from histolab_sft.evaluation.external_tables import say_change
 from histolab_sft.evaluation.report_tables import write_value
-from histolab_sft.evaluation.score_names import METRICS, NAMES, format_score, name_in_sentence
+from histolab_sft.evaluation.score_names import NAMES, format_score, is_percent, name_in_sentence
 
 SPLIT_KEYS = ("split_seed", "validation_fraction", "test_fraction")
 TRAINING = (
@@ -210,7 +210,7 @@ def tell_classes(results: dict) -> str:
 def tell_scores(results: dict) -> str:
     def tell(config, entry, data):
         score = _headline(entry)
-        percent = METRICS.get(score, ("", False))[1]
+        percent = is_percent(score)
         scored = [
             f"{called} {format_score(entry[system].get(score), percent)['text']}" for system, called in NAMES.items()
         ]

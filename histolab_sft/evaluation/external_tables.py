@@ -1,6 +1,6 @@
 """From the entry of an external cohort to the words and numbers that a report and the screen show."""
 
-from histolab_sft.evaluation.score_names import METRICS, format_score, name_in_sentence, name_score
+from histolab_sft.evaluation.score_names import METRICS, format_score, is_percent, name_in_sentence, name_score
 
 COLUMNS = ("baseline", "finetuned", "difference")
 
@@ -40,7 +40,7 @@ def say_change(entry: dict) -> str:
     if not scores:
         return "nothing can be compared with the internal test split"
     name = scores[0]
-    percent = METRICS.get(name, ("", False))[1]
+    percent = is_percent(name)
     change = entry["change"]["finetuned"][name]
     size = format_score(change, percent, signed=True)["text"]
     within = change["ci95"] is None or change["ci95"][0] <= 0 <= change["ci95"][1]
@@ -49,7 +49,7 @@ def say_change(entry: dict) -> str:
 
 
 def _describe_change(entry: dict, score: str) -> dict:
-    percent, internal = METRICS.get(score, ("", False))[1], entry["internal"]
+    percent, internal = is_percent(score), entry["internal"]
     return {
         "name": METRICS[score][0] if score in METRICS else name_score(score),
         "internal": {key: format_score(internal[key][score], percent, key == "difference") for key in COLUMNS},

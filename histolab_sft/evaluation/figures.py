@@ -1,5 +1,6 @@
 """The figures of a report: one system one colour and one shape, so that they also read in print without colour."""
 
+import base64
 import io
 import textwrap
 from collections.abc import Callable
@@ -61,6 +62,11 @@ def render(draw: Callable[..., Figure], *args) -> tuple[bytes, bytes, bytes]:
         figure.set_layout_engine("none")  # the layout of the first is that of the second, and takes half the time
         files.append(buffer.getvalue())
     return tuple(files)
+
+
+def embed(svg: bytes) -> str:
+    """Return a figure as an address that holds it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def draw_ladder(rungs: list[dict], chance: float, alone: bool = False) -> Figure:

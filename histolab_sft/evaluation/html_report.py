@@ -1,6 +1,5 @@
 """One page that a reviewer can open from disk: every score with its interval, floors beside it, and the mistakes."""
 
-import base64
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ from histolab_sft.evaluation.results import SYSTEMS
 from histolab_sft.evaluation.rung_tables import describe_rungs
 from histolab_sft.evaluation.score_names import NAMES, format_score
 from histolab_sft.evaluation.zero_shot import read_headline
-from histolab_sft.files import replacing
+from histolab_sft.files import write_text
 from histolab_sft.metrics.calibration import apply_temperature, compute_reliability_bins
 from histolab_sft.tasks import TASKS
 from histolab_sft.tasks.answer_forms import BOX_COLOURS, MARK_STYLE
@@ -102,8 +101,7 @@ def write_report(
             checklist_columns=COLUMNS,
         )
     )
-    with replacing(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(folder / "report.html", page)
     logger.info("report written to %s", folder / "report.html")
 
 
@@ -188,7 +186,7 @@ def describe_choices(
         svg, png, pdf = figures.render(draw, *args)
         (folder / f"{kind}_{slug}.png").write_bytes(png)
         (folder / f"{kind}_{slug}.pdf").write_bytes(pdf)
-        return {"source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "alt": f"{name}: {alt}"}
+        return {"source": figures.embed(svg), "alt": f"{name}: {alt}"}
 
     tables = tables | {"baseline": read_headline(tables["baseline"], entry["zero_shot"])}
     # First of all, since it finds out whether patches and answers belong together.

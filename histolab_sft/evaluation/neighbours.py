@@ -35,11 +35,13 @@ def compute_neighbours(
         distances, rows = index.kneighbors(features[split])
         # The nearest one weighs 1, so that none of the sums is too small.
         weights = np.exp((distances[:, :1] - distances) / TEMPERATURE)
-        named = np.eye(len(classes))[codes["train"][rows]]
-        votes[split] = np.cumsum(weights[..., None] * named, axis=1)
+        # A class at a time, and only the sums that are asked for: all of them are gigabytes for many classes.
+        ends = np.array(numbers) - 1
+        sums = [np.cumsum(weights * (codes["train"][rows] == code), axis=1)[:, ends] for code in range(len(classes))]
+        votes[split] = np.stack(sums, axis=-1)
     shares = {
-        k: {split: found[:, k - 1] / found[:, k - 1].sum(axis=1, keepdims=True) for split, found in votes.items()}
-        for k in numbers
+        k: {split: found[:, place] / found[:, place].sum(axis=1, keepdims=True) for split, found in votes.items()}
+        for place, k in enumerate(numbers)
     }
     best = max(numbers, key=lambda k: rate_fit(shares[k]["validation"], codes["validation"]))
     return describe_fit(labels["test"], shares[best]["test"], classes) | {"fitted": {"n_neighbours": best}}

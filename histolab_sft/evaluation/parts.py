@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.special import softmax
 
 from histolab_sft.evaluation.groups import name_units
@@ -118,11 +117,10 @@ def compare_parts(estimates: dict[str, Estimate], seed: int = 0) -> dict:
     equal = np.clip((weights @ values) / weights.sum() + np.array(errors), 0, 1)
     spreads = equal.max(axis=0) - equal.min(axis=0)
     worst = int(values.argmin())
-    # Bonferroni's: as wide as the intervals of all parts have to be.
-    reach = 1 - 0.025 / len(names)
     return {
         "n_compared": len(names),
-        "worst": {"name": names[worst]} | interval(found[worst], quantile=lambda degrees: stats.t.ppf(reach, degrees)),
+        # Bonferroni's: as wide as the intervals of all parts have to be.
+        "worst": {"name": names[worst]} | interval(found[worst], level=0.05 / len(names)),
         "chance_lowest": float(equal.min(axis=0).mean()),
         "spread": {
             "value": float(np.ptp(values)),

@@ -111,23 +111,16 @@ def count_readings(patches: DatasetDict, histo_args: HistoArguments, system: str
     features of the probe's rows are taken as well. The others are answered in words, on test alone unless the
     confidences of fields are weighed, which looks once more and at validation too.
     """
-    choosing = [config.name for config in histo_args.datasets if config.options]
-    tasks = set(patches["test"].with_format(None)["task"])
-    weighed = any(TASKS[task].list_fields for task in tasks)
-    writing = [config.name for config in histo_args.datasets if not config.options]
     readings = []
-    if choosing:
-        readings += [
-            (select_datasets(patches["validation"], *choosing), 2),
-            (select_datasets(patches["test"], *choosing), 2 + 2 * histo_args.generate_answers),
-        ]
-    if writing:
-        readings += [(select_datasets(patches["validation"], *writing), 4)] if weighed else []
-        readings += [(select_datasets(patches["test"], *writing), 4 if weighed else 2)]
-    if system == BASELINE:
-        for name in choosing:
-            rows = {split: select_datasets(part, name) for split, part in patches.items()}
-            readings += [(part, 1) for part in select_probe_rows(rows).values()]
+    for config in histo_args.datasets:
+        rows = {split: select_datasets(part, config.name) for split, part in patches.items()}
+        uses = count_uses(rows["test"], config, histo_args)
+        readings.append((rows["test"], uses))
+        if config.options:
+            readings.append((rows["validation"], 2))
+            readings += [(part, 1) for part in select_probe_rows(rows).values()] if system == BASELINE else []
+        elif uses > 2:
+            readings.append((rows["validation"], uses))
     return readings
 
 

@@ -1,6 +1,6 @@
 """How the rungs without a language model are called, compared and shown."""
 
-from histolab_sft.evaluation.score_names import format_score
+from histolab_sft.evaluation.score_names import format_score, say_difference
 
 # Keys of `floors` in `results.json`: alone of the base model's own encoder, else followed by a colon and a name.
 LINEAR, NEIGHBOURS, CNN = "linear_probe", "neighbours", "cnn"
@@ -73,8 +73,5 @@ def say_rungs(entry: dict) -> str:
 def _say(gains: dict[str, dict]) -> str:
     """Name those that come furthest, and count the others: the table has them all."""
     ranked = sorted(gains.items(), key=lambda item: item[1]["value"])
-    named = [
-        f"{name_rung(key)[0]} ({format_score(gain, True, signed=True)['text'].replace(' (', ', ').rstrip(')')})"
-        for key, gain in ranked[:NAMED]
-    ]
+    named = [f"{name_rung(key)[0]} ({say_difference(gain)})" for key, gain in ranked[:NAMED]]
     return ", ".join(named) + (f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else "")

@@ -19,7 +19,7 @@ from scipy import stats
 
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.evaluation.groups import name_units
-from histolab_sft.evaluation.score_names import METRICS, name_in_sentence
+from histolab_sft.evaluation.score_names import is_percent, name_in_sentence
 from histolab_sft.evaluation.uncertainty import Estimate
 
 LEVEL, POWER = 0.05, 0.8
@@ -107,7 +107,7 @@ def describe_detectable(entry: dict, estimates: dict[str, dict[str, Estimate]], 
     error = spread * np.sqrt(n_units / (n_units - 1))
     value, needed = _detectable(error, n_units), count_needed(error, n_units, gain)
     units = "patients or slides" if entry["group_unit"] == "group" else "questions" if "task" in entry else "patches"
-    percent = METRICS.get(name, ("", False))[1]
+    percent = is_percent(name)
     sizes = [f"{round(100 * size, 1):g} points" if percent else f"{size:.3g}" for size in (value, gain)]
     return {
         "score": name,

@@ -32,6 +32,11 @@ def name_score(score: str) -> str:
     return score.replace("_", " ") + (" ↓" if is_lower_better(score) else "")
 
 
+def is_percent(score: str) -> bool:
+    """Whether a score is shown in percent; those of records aren't."""
+    return METRICS.get(score, ("", False))[1]
+
+
 def name_in_sentence(score: str) -> str:
     """Return the name of any score as it stands within a sentence."""
     name = METRICS.get(score, (score.replace("_", " "),))[0]
@@ -50,6 +55,11 @@ def format_score(score: dict | None, percent: bool, signed: bool = False) -> dic
     unit = "" if not percent else " points" if signed else " %"
     interval = " to ".join(limits)
     return {"value": value + unit, "interval": interval, "text": value + unit + (f" ({interval})" if limits else "")}
+
+
+def say_difference(difference: dict, percent: bool = True) -> str:
+    """Return a difference and its interval as they stand within brackets."""
+    return format_score(difference, percent, signed=True)["text"].replace(" (", ", ").rstrip(")")
 
 
 def _write_number(number: float, form: str) -> str:

@@ -122,7 +122,7 @@ def bootstrap(
 def interval(
     estimate: "Estimate",
     more: float = 0.0,
-    quantile: Callable[[float], float] = lambda degrees: stats.t.ppf(0.975, degrees),
+    level: float = 0.05,
 ) -> dict:
     """Return `{"value", "ci95": [low, high]}`, with a `warning` where one is due.
 
@@ -136,8 +136,8 @@ def interval(
 
     Args:
         more: How far the interval would reach by what is not in the draws, independent of it, on a line without ends.
-        quantile: From degrees of freedom to how many standard errors the interval reaches, where it isn't that of one
-            interval by itself.
+        level: One less the share of studies in which the interval holds the truth, smaller for one of several that are
+            to hold theirs at once.
     """
     if np.isnan(estimate.value):
         return {"value": None, "ci95": None, "warning": "no value: what the score needs is absent"}
@@ -150,7 +150,7 @@ def interval(
     defined = estimate.draws[~np.isnan(estimate.draws)]
     alone = estimate.scale in ("unit", "ranked", "positive")
     inflation = ((estimate.degrees + 1) / estimate.degrees) ** (1 if alone else 0.5)
-    reach = np.hypot(quantile(estimate.degrees) * inflation * defined.std(), more)
+    reach = np.hypot(stats.t.ppf(1 - level / 2, estimate.degrees) * inflation * defined.std(), more)
     low, high = _spread(estimate.value, reach, estimate.scale)
     result = {"value": estimate.value, "ci95": [low, high]}
     warnings = []

@@ -12,7 +12,7 @@ from histolab_sft.evaluation.answer_findings import (
 from histolab_sft.evaluation.data_panel import add_data_panel
 from histolab_sft.evaluation.results import FLOOR
 from histolab_sft.evaluation.rung_tables import say_rungs
-from histolab_sft.evaluation.score_names import METRICS, format_score, is_lower_better, name_in_sentence
+from histolab_sft.evaluation.score_names import is_lower_better, is_percent, name_in_sentence, say_difference
 
 LEVELS = ("fails", "unclear", "holds")
 SUMMARIES = {"fails": "not usable on", "unclear": "nothing shown on", "holds": "a gain on"}
@@ -84,13 +84,12 @@ def judge_dataset(entry: dict) -> dict:
 
 def _place(gain: dict, name: str) -> tuple[str, str]:
     """Level of a difference, and its size in words."""
-    percent = METRICS.get(name, ("", False))[1]
-    size = format_score(gain, percent, signed=True)["text"]
+    size = say_difference(gain, is_percent(name))
     if gain["ci95"] is None:
         return "unclear", f"({size}, no interval)"
     low, high = sorted(_sign(name) * limit for limit in gain["ci95"])
     level = "holds" if low > 0 else "fails" if high < 0 else "unclear"
-    return level, f"({size.replace(' (', ', ').rstrip(')')})"
+    return level, f"({size})"
 
 
 def _sign(name: str) -> int:

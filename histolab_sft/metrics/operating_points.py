@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from histolab_sft.metrics.calibration import compute_abstention_curve
+from histolab_sft.metrics.weighted import running_sum
 
 SENSITIVITY, SPECIFICITY = AIMS = ("sensitivity", "specificity")
 
@@ -92,7 +93,10 @@ def curve_measure(scores: np.ndarray, positive: np.ndarray, places: np.ndarray) 
     n_true, own = np.cumsum(positive)[ends], order[positive]
 
     def measure(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        every, true = (_sum_until(weights[rows], until) for rows, until in ((order, ends + 1), (own, n_true)))
+        every, true = (
+            np.ascontiguousarray(running_sum(weights[rows])[np.append(0, until)].T)
+            for rows, until in ((order, ends + 1), (own, n_true))
+        )
         curves = np.full((2, len(places), weights.shape[1]), np.nan)
         for draw, (t, f) in enumerate(zip(true, every - true, strict=True)):
             if t[-1] == 0 or f[-1] == 0:
@@ -150,13 +154,6 @@ def _part(low: float, high: float) -> float:
     """The middle of two scores, which parts them; the higher one where no number lies between."""
     middle = float((low + high) / 2)
     return middle if middle > low else float(high)
-
-
-def _sum_until(weights: np.ndarray, until: np.ndarray) -> np.ndarray:
-    """Sums of the first so many rows, float64 of shape (draws, 1 + sums), 0 before all."""
-    sums = np.zeros((len(weights) + 1, weights.shape[1]))
-    np.cumsum(weights, axis=0, out=sums[1:])
-    return np.ascontiguousarray(sums[np.append(0, until)].T)
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def classification_measure(
         results = _confusion_scores((cells @ weights).reshape(len(classes), len(classes) + 1, -1))
         if probabilities is not None:
             ranking = [_rank(score, positive, weights) for score, positive in zip(scores.T, positives, strict=True)]
-            results["auroc"], results["average_precision"] = _mean_defined(np.stack(ranking, axis=1))
+            results["auroc"], results["average_precision"] = mean_defined(np.stack(ranking, axis=1))
             results["brier"], results["nll"] = losses @ weights / total
             results["ece"] = np.abs(gaps @ weights).sum(axis=0) / total
         return results
@@ -68,8 +68,8 @@ def _confusion_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
     f1 = np.divide(2 * right, support + named, out=np.full_like(right, np.nan), where=support > 0)
     return {
         "accuracy": right.sum(axis=0) / total,
-        "balanced_accuracy": _mean_defined(recall),
-        "macro_f1": _mean_defined(f1),
+        "balanced_accuracy": mean_defined(recall),
+        "macro_f1": mean_defined(f1),
         "unparsed_rate": confusion[:, -1].sum(axis=0) / total,
     }
 
@@ -79,9 +79,9 @@ def _rank(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     positive = positive[order]
-    all_until = _running_sum(weights[order])
+    all_until = running_sum(weights[order])
     positive_weights = weights[order[positive]]
-    positive_until = _running_sum(positive_weights)
+    positive_until = running_sum(positive_weights)
     # Where the run of equal scores of each positive patch starts and ends, counted in patches and in positive patches.
     counted = np.concatenate([[0], np.cumsum(positive)])
     start = np.searchsorted(ranked, ranked[positive], side="left")
@@ -101,14 +101,15 @@ def _rank(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple
     return auroc, np.divide((positive_weights * precision).sum(axis=0), n_positive, out=undefined, where=defined)
 
 
-def _running_sum(weights: np.ndarray) -> np.ndarray:
+def running_sum(weights: np.ndarray) -> np.ndarray:
+    """Return the sums of the first 0, 1, 2 and so on rows, of shape (rows + 1, draws)."""
     sums = np.zeros((len(weights) + 1, weights.shape[1]))
     np.cumsum(weights, axis=0, out=sums[1:])
     return sums
 
 
-def _mean_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the classes (axis -2) that have a value; NaN where none has."""
+def mean_defined(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes or folds (axis -2) that have a value; NaN where none has."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=-2)
     total = np.where(defined, values, 0.0).sum(axis=-2)

@@ -71,11 +71,10 @@ def check_image_model(name: str, key: str) -> None:
     """
     check_model_name(name, key=key, example="facebook/dinov2-base")
     fetch_base_model(name, kind="encoder")
-    read_image_config(name)
     load_image_processor(name)
 
 
-def read_image_config(name: str) -> PretrainedConfig:
+def _read_config(name: str) -> PretrainedConfig:
     """Read the configuration of an encoder; errors as in `check_image_model`."""
     with explain_hub_errors(name, "encoder"), _explain_packages(name):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -98,7 +97,7 @@ def _explain_packages(name: str) -> Iterator[None]:
 
 def load_image_processor(name: str) -> BaseImageProcessor:
     """Load what makes pixels of pictures, by Pillow as everywhere here; errors as in `check_image_model`."""
-    timm = read_image_config(name).model_type == TIMM
+    timm = _read_config(name).model_type == TIMM
     with explain_hub_errors(name, "encoder"), _explain_packages(name):
         try:
             # The one of timm has no other backend than torchvision.

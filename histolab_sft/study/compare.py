@@ -27,10 +27,12 @@ from histolab_sft.study.scores import ENSEMBLE
 logger = logging.getLogger(__name__)
 
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll")
-FEWEST = 2  # runs
 LEVEL = 0.05
 DRAWS = 100_000  # of the largest statistic; the quantile then stands to within 1 %
-COLUMNS = ("data set", "run", "patches", "score", "low", "high", "difference", "low", "high", "p corrected")
+COLUMNS = (
+    *("data set", "run", "patches", "score", "low", "high"),
+    *("difference", "difference low", "difference high", "p corrected"),
+)
 
 
 @dataclass
@@ -65,7 +67,7 @@ def compare_runs(folders: list[str], score: str = SCORES[0]) -> list[dict]:
     Raises:
         StudyError: Fewer than two runs, one that wasn't scored, or runs that were scored on different patches.
     """
-    if len(folders) < FEWEST or len(set(folders)) < len(folders):
+    if len(folders) < 2 or len(set(folders)) < len(folders):
         raise StudyError(f"found the runs {', '.join(folders)}, expected at least two different folders of runs")
     runs = {folder: read_run(Path(folder)) for folder in folders}
     first, *others = folders
@@ -102,7 +104,7 @@ def correct_intervals(gains: dict[tuple[str, str], Estimate]) -> dict[tuple[str,
     level = float(np.quantile(chances, LEVEL)) if known else LEVEL
     found = {}
     for place, gain in gains.items():
-        entry = {"difference": interval(gain, quantile=lambda degrees: stats.t.ppf(1 - level / 2, degrees)), "p": None}
+        entry = {"difference": interval(gain, level=level), "p": None}
         if place in known:
             own = 2 * stats.t.sf(_measure_size(gain), gain.degrees)
             entry["p"] = float((chances <= own).mean())

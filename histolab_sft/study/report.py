@@ -1,6 +1,5 @@
 """`output_dir/study/`: the predictions of all trainings, `results.json`, and a page that a reviewer can open."""
 
-import base64
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from histolab_sft.evaluation import figures, results
 from histolab_sft.evaluation.html_report import make_environment
 from histolab_sft.evaluation.report_tables import flatten
-from histolab_sft.evaluation.score_names import METRICS, format_score, name_score
+from histolab_sft.evaluation.score_names import METRICS, format_score, name_score, say_difference
 from histolab_sft.files import replacing, write_text
 from histolab_sft.provenance import collect_versions, describe_hardware, find_commit
 from histolab_sft.study.answers import StudyAnswers, collect_answers, read_results
@@ -94,7 +93,7 @@ def judge_study(name: str, entry: dict) -> dict:
     low, high = gain["ci95"]
     level = "holds" if low > 0 else "fails" if high < 0 else "unclear"
     heads = {"holds": "better than the base model", "unclear": "no gain shown over the base model"}
-    size = format_score(gain, True, signed=True)["text"].replace(" (", ", ").rstrip(")")
+    size = say_difference(gain)
     several = len(entry["seeds"]) > 1
     more = f" The ensemble of {len(entry['seeds'])} seeds reaches {format_score(ensemble, True)['text']}." * several
     return {
@@ -210,8 +209,8 @@ def _describe_dataset(name: str, entry: dict) -> dict:
         "rows": _list_rows(entry, [HEADLINE]),
         "scores": [_list_rows(entry, [score]) for score in scores],
         "trainings": _list_trainings(entry),
-        "figure": {"source": _embed(svg), "alt": f"{name}: balanced accuracy; {told}"},
-        "confusion": {"source": _embed(confusion), "alt": f"{name}: confusion matrix of the ensemble of seeds"},
+        "figure": {"source": figures.embed(svg), "alt": f"{name}: balanced accuracy; {told}"},
+        "confusion": {"source": figures.embed(confusion), "alt": f"{name}: confusion matrix of the ensemble of seeds"},
     }
 
 
@@ -275,7 +274,3 @@ def _write_error(error: float, percent: bool) -> str:
 
 def _write_percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _embed(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

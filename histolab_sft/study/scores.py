@@ -6,7 +6,7 @@ from histolab_sft.evaluation.results import OVERALL, warn_of_rows
 from histolab_sft.evaluation.uncertainty import bootstrap, describe_units
 from histolab_sft.evaluation.zero_shot import READINGS, SCORE
 from histolab_sft.metrics.classification import compute_classification
-from histolab_sft.metrics.weighted import Measure, classification_measure
+from histolab_sft.metrics.weighted import Measure, classification_measure, mean_defined
 from histolab_sft.study.answers import StudyAnswers
 from histolab_sft.study.spread import (
     Spread,
@@ -106,7 +106,8 @@ def measure_folds(answers: StudyAnswers, probabilities: np.ndarray) -> Measure:
         # A draw may hold no patch of some fold.
         with np.errstate(invalid="ignore", divide="ignore"):
             found = [part(weights[rows]) for rows, part in parts]
-            return whole(weights) | {score: _mean_defined([part[score] for part in found]) for score in BY_FOLD}
+            means = {score: mean_defined(np.stack([part[score] for part in found])) for score in BY_FOLD}
+            return whole(weights) | means
 
     return measure
 
@@ -162,12 +163,6 @@ def _warn(n_folds: int, n_seeds: int) -> list[str]:
             "change isn't in the intervals"
         )
     return warnings
-
-
-def _mean_defined(values: list[np.ndarray]) -> np.ndarray:
-    stacked = np.stack(values)
-    count = (~np.isnan(stacked)).sum(axis=0)
-    return np.divide(np.nansum(stacked, axis=0), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def _list_folds(scores: dict[str, np.ndarray], n_folds: int) -> list[dict]:

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from html_page import Page
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
+from scipy.special import softmax
 from test_operating_points import draw_answers, make_config
 
 from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.dataset import DatasetConfig
 from histolab_sft.data.formats.sources import read_patches
 from histolab_sft.data.rows import load_patches
+from histolab_sft.evaluation.html_report import make_environment
 from histolab_sft.evaluation.parts import MIN_OF_CLASS, compare_parts, score_all_parts, score_parts, warn_parts
 from histolab_sft.evaluation.report_sites import describe_sites
 from histolab_sft.evaluation.results import score_dataset
@@ -138,7 +139,7 @@ def test_intervals_of_a_site_cover_the_truth(n_patients, classes):
         scores = np.stack(table["log_likelihoods"])
         gold = np.array([names.index(label) for label in table["label"]])
         answers = np.array(names)[scores.argmax(axis=1)]
-        ranked = classification_measure(table["label"].to_numpy(str), answers, names, softmax(scores))
+        ranked = classification_measure(table["label"].to_numpy(str), answers, names, softmax(scores, axis=1))
         calibrated = calibration_measure(scores, gold, 1.0)
         return lambda weights: ranked(weights) | calibrated(weights)
 
@@ -153,11 +154,6 @@ def test_intervals_of_a_site_cover_the_truth(n_patients, classes):
             covered[score] += low <= truth[score] <= high
     rates = {score: count / TRIALS for score, count in covered.items()}
     assert {score: rate for score, rate in rates.items() if not 0.93 <= rate <= 0.97} == {}, rates
-
-
-def softmax(scores):
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.thorough
@@ -279,8 +275,7 @@ def test_the_report_shows_every_site_the_worst_one_and_the_probe(tmp_path):
         "parts_0",
         "parts_1",
     ]
-    environment = Environment(loader=PackageLoader("histolab_sft.evaluation", "."), undefined=StrictUndefined)
-    template = environment.from_string(
+    template = make_environment().from_string(
         '{% from "report_macros.html.jinja" import score, figure %}{% include "report_sites.html.jinja" %}'
     )
     text = " ".join(Page(template.render(dataset={"name": "d", "sites": shown})).words)

@@ -1,5 +1,6 @@
 """Frozen encoders, nearest neighbours and a small network in the ladder: what they read, choose, keep and say."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -260,17 +261,9 @@ def test_a_network_from_a_folder_is_trained_once_and_says_the_same_when_it_is_as
     assert trained == [1]
     ask = patches, config, 0.5
     for changed in ({"augmentation": "none"}, {"class_sampling": "balanced"}, {"class_weights": "effective_number"}):
-        measure_cnn(*ask, replace(arguments_of(arguments), **changed), training)
+        measure_cnn(*ask, replace_keys(copy.copy(arguments), **changed), training)
     measure_cnn(*ask, arguments, train_on_cpu(tmp_path / "out", seed=4))
     assert len(trained) == 5
-
-
-def arguments_of(arguments):
-    """The keys that the network reads, as a record that can be changed."""
-    from dataclasses import make_dataclass
-
-    names = ("cnn", "augmentation", "class_weights", "class_sampling")
-    return make_dataclass("Keys", names)(*(getattr(arguments, name) for name in names))
 
 
 @pytest.mark.model
