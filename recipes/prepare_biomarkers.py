@@ -14,8 +14,9 @@ from pathlib import Path
 from histolab_sft.data.biomarkers.barcodes import PATIENT_PATTERN
 from histolab_sft.data.biomarkers.clinical_tables import UNITS
 from histolab_sft.data.biomarkers.preparation import MANIFEST, Preparation, prepare_biomarkers
-from histolab_sft.data.biomarkers.quality import PatchFilter
-from histolab_sft.data.biomarkers.slides import TARGET_MPP, Cutting
+from histolab_sft.data.slides.cutting import Cutting
+from histolab_sft.data.slides.grid import TARGET_MPP
+from histolab_sft.data.slides.quality import PatchFilter
 from histolab_sft.errors import plain_errors
 
 

@@ -68,6 +68,7 @@ FLOORS = {
     "publishing": 6,
     "demo": 7,
     "study": 7,
+    "mapping": 8,
     "commands": 8,
 }
 FILES = {".".join(path.with_suffix("").parts): path for path in Path("histolab_sft").rglob("*.py")}

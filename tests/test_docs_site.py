@@ -106,7 +106,7 @@ def test_every_picture_of_the_report_is_cut_at_headings_that_it_has():
     headings = {heading for parts in pictures.PICTURES.values() for part in parts for heading in part}
     own = {heading for heading in headings if not heading.startswith(("#data-", "header"))}
     assert [h for h in own if f'id="{h[1:]}"' not in templates and f">{h}<" not in templates] == []
-    assert {f"{name}.png" for name in (*pictures.PICTURES, "app")} == {
+    assert {f"{name}.png" for name in (*pictures.PICTURES, "app", "map")} == {
         path.name for path in Path("docs/pictures").iterdir()
     }
 

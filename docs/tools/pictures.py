@@ -1,7 +1,7 @@
 """Take the pictures of the documents from the pages of a real run: `make demo`, then run this file.
 
 A picture of the report is one or several parts of it, from one heading to another. That of the page that asks both
-models shows it after one question.
+models shows it after one question. The map is of a picture that is put together from painted patches.
 """
 
 import argparse
@@ -11,17 +11,20 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "pictures"
 WIDTH = 1100
 MARGIN = 14
+FIELD, SIDE = (12, 18), 64  # squares of the map, down and across, and pixels a side of one
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 
 
@@ -43,7 +46,7 @@ DATA_SET = "section[aria-labelledby=data-pcam]"
 
 
 def take_pictures(report: Path, recipe: Path, patch: Path, folder: Path) -> None:
-    """Write `folder/NAME.png` for each of `PICTURES`, and `app.png`, in a palette, to stay small in the repository.
+    """Write `folder/NAME.png` for each of `PICTURES`, `app.png` and `map.png`, in a palette, which takes less room.
 
     Args:
         report: That of the demo.
@@ -68,6 +71,27 @@ def take_pictures(report: Path, recipe: Path, patch: Path, folder: Path) -> None
         with serve(recipe) as address:
             save(ask(browser, address, patch), folder / "app.png")
         browser.close()
+    save(draw_map(recipe, patch.parents[1]), folder / "map.png")
+
+
+def draw_map(recipe: Path, patches: Path) -> Image.Image:
+    """Return the map of a field in which each folder of `patches` has a region around a point of its own."""
+    rng = np.random.default_rng(0)
+    classes = [sorted(folder.iterdir()) for folder in sorted(patches.iterdir()) if folder.is_dir()]
+    points = rng.uniform((0, 0), FIELD, (len(classes), 2))
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "field.png")
+        field = Image.new("RGB", (SIDE * FIELD[1], SIDE * FIELD[0]))
+        for row, column in np.ndindex(FIELD):
+            files = classes[np.square(points - (row + 0.5, column + 0.5)).sum(axis=1).argmin()]
+            with Image.open(files[rng.integers(len(files))]) as painted:
+                field.paste(painted.convert("RGB"), (SIDE * column, SIDE * row))
+        field.save(path)
+        command = [sys.executable, "recipes/map.py", "--config", str(recipe), "--dataset", patches.name]
+        command += ["--pictures", str(path), "--patch_size", str(SIDE)]
+        *_, written = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        with Image.open(Path(written.strip(), "map.png")) as drawn:
+            return drawn.convert("RGB").resize((WIDTH, WIDTH * drawn.height // drawn.width), Image.Resampling.LANCZOS)
 
 
 def save(picture: Image.Image, path: Path) -> None:

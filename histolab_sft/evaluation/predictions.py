@@ -145,7 +145,7 @@ def _choose(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetC
     targets = [task.format_answer(asks[0], option, config) for option in config.options]
     questions = _list_questions(rows)
     limit = choose_limit(table["task"].iloc[0], config.max_new_tokens, histo_args.max_new_tokens)
-    settings = _describe_asking(rows, questions, system) | {
+    settings = describe_asking(system, questions, name_pixels(rows)) | {
         "targets": targets,
         "candidate_batch_size": histo_args.candidate_batch_size,
         "max_new_tokens": limit if generate else 0,
@@ -174,7 +174,7 @@ def _write(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetCo
     name = table["task"].iloc[0]
     task, prompts = TASKS[name], _list_questions(rows)
     limit = choose_limit(name, config.max_new_tokens, histo_args.max_new_tokens)
-    settings = _describe_asking(rows, prompts, system) | {"max_new_tokens": limit}
+    settings = describe_asking(system, prompts, name_pixels(rows)) | {"max_new_tokens": limit}
     grammar = format_grammar(task.list_fields(config)) if histo_args.constrained_decoding else None
     if grammar:
         settings["grammar"] = grammar
@@ -247,8 +247,12 @@ def write_predictions(predictions: dict[tuple[str, str], pd.DataFrame], folder: 
     table.to_parquet(folder / "predictions.parquet", index=False)
 
 
-def _describe_asking(rows: Dataset, questions: list[str], system: System) -> dict:
-    """Return what every answer depends on, whatever else its settings are: calls with equal settings share answers."""
+def describe_asking(system: System, questions: list[str], pixels: list) -> dict:
+    """Return what every answer depends on, whatever else its settings are: calls with equal settings share answers.
+
+    Args:
+        pixels (`list`): A name of each row's pictures that changes with their pixels, such as `name_pixels` gives.
+    """
     base, processor = unwrap_adapter(system.model), system.processor
     return {
         "weights": system.weights,
@@ -263,7 +267,7 @@ def _describe_asking(rows: Dataset, questions: list[str], system: System) -> dic
         "device": base.device.type,
         "libraries": {name: version for name, version in collect_versions().items() if name in COMPUTING},
         "questions": questions,
-        "pixels": name_pixels(rows),
+        "pixels": pixels,
         "batch_size": system.batch_size,
     }
 

@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from histolab_sft.data.biomarkers.quality import PatchFilter, judge_patch
 from histolab_sft.data.biomarkers.reinhard import measure_moments, normalise_colours, pool_moments
 from histolab_sft.data.pictures.containers import ImageRefused
 from histolab_sft.data.pictures.decoding import open_patch
 from histolab_sft.data.pictures.stain import STAINS
+from histolab_sft.data.slides.quality import PatchFilter, judge_patch
 
 logger = logging.getLogger(__name__)
 

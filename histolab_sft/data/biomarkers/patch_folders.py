@@ -14,8 +14,9 @@ import joblib
 import pandas as pd
 
 from histolab_sft.data.biomarkers.barcodes import is_normal_tissue, name_patients
-from histolab_sft.data.biomarkers.slides import MPP_TOLERANCE, SLIDE_SUFFIXES, Cutting, cut_slide_file
 from histolab_sft.data.pictures.containers import IMAGE_SUFFIXES, ImageRefused
+from histolab_sft.data.slides.cutting import Cutting, cut_slide_file
+from histolab_sft.data.slides.grid import MPP_TOLERANCE, SLIDE_SUFFIXES
 from histolab_sft.files import write_text
 
 logger = logging.getLogger(__name__)

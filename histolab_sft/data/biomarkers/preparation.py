@@ -15,7 +15,7 @@ from histolab_sft.data.biomarkers.label_rules import refuse_leak
 from histolab_sft.data.biomarkers.patch_folders import cut_slides, list_patches
 from histolab_sft.data.biomarkers.patients import assemble_cohort, label_patients, split_patients
 from histolab_sft.data.biomarkers.reinhard import fit_target
-from histolab_sft.data.biomarkers.slides import Cutting
+from histolab_sft.data.slides.cutting import Cutting
 from histolab_sft.files import write_text
 from histolab_sft.metrics.biomarkers import FEW, UNKNOWN
 from histolab_sft.provenance import compute_sha256

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from histolab_sft.data.biomarkers.quality import find_tissue
+from histolab_sft.data.slides.quality import find_tissue
 
 # sRGB (IEC 61966-2-1) to CIE XYZ under D65, rows scaled to a white of 1.
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])

@@ -13,7 +13,6 @@ from histolab_sft.data.biomarkers.appearance import (
     select_patches,
     write_images,
 )
-from histolab_sft.data.biomarkers.quality import PatchFilter, find_ink, find_tissue, judge_patch
 from histolab_sft.data.biomarkers.reinhard import (
     fit_target,
     lab_to_rgb,
@@ -22,6 +21,7 @@ from histolab_sft.data.biomarkers.reinhard import (
     pool_moments,
     rgb_to_lab,
 )
+from histolab_sft.data.slides.quality import PatchFilter, find_ink, find_tissue, judge_patch
 
 LIMITS = PatchFilter()
 PURPLE, PINK = (110, 70, 150), (215, 150, 190)

@@ -23,10 +23,10 @@ from histolab_sft.config.arguments import HistoArguments, read_recipe
 from histolab_sft.config.dataset import SPLITS, DatasetConfig
 from histolab_sft.data.biomarkers.preparation import Preparation, find_stain_target, prepare_biomarkers
 from histolab_sft.data.biomarkers.reinhard import fit_target, measure_moments, pool_moments
-from histolab_sft.data.biomarkers.slides import Cutting
 from histolab_sft.data.formats.biomarkers import read_biomarkers
 from histolab_sft.data.formats.rows import COLUMNS
 from histolab_sft.data.rows import load_audited_patches
+from histolab_sft.data.slides.cutting import Cutting
 from histolab_sft.tasks.biomarkers import FIELDS, format_target, parse
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from biomarker_fixture import SIZE, paint_slide, write_pyramid
 from PIL import Image
 
 from histolab_sft.data.biomarkers.patch_folders import cut_slides, list_patches
-from histolab_sft.data.biomarkers.slides import Cutting, cut_slide, cut_slide_file
 from histolab_sft.data.pictures.containers import ImageRefused
+from histolab_sft.data.slides.cutting import Cutting, cut_slide, cut_slide_file
 
 CUTTING = Cutting(patch_size=SIZE)
 PATTERN = r"TCGA-\w{2}-\w{4}"
