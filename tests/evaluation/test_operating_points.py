@@ -12,7 +12,7 @@ from histolab_sft.evaluation.results import score_dataset
 from histolab_sft.metrics.operating_points import AIMS, compute_predictive_values
 
 CLASSES = ["Normal", "Tumor", "Stroma"]
-TRIALS = 500
+STUDIES = 1000  # with 500, one of 25 exact intervals would seem to cover less than 93 or more than 97 of 100
 
 
 def make_config(classes=2, **keys):
@@ -183,7 +183,7 @@ def test_intervals_at_a_threshold_cover_what_it_reaches_in_everyone(n_patients):
     config = make_config(target_sensitivity=0.85, target_accuracy=0.9, prevalence=0.1)
     confidence = np.maximum(scores, 1 - scores)
     correct = (scores > 0.5) == (everyone["label"] == "Tumor")
-    for trial in range(2 * TRIALS):
+    for trial in range(STUDIES):
         fitted = fit_points(config, draw_answers(15, 20_000 + trial), 1.0)
         scored = score_points(fitted, draw_answers(n_patients, trial))
         threshold = fitted["thresholds"][0]["threshold"]
@@ -203,5 +203,5 @@ def test_intervals_at_a_threshold_cover_what_it_reaches_in_everyone(n_patients):
         for name, (truth, found) in pairs.items():
             low, high = found["ci95"]
             covered[name] += low <= truth <= high
-    rates = {name: count / (2 * TRIALS) for name, count in covered.items()}
+    rates = {name: count / STUDIES for name, count in covered.items()}
     assert {name: rate for name, rate in rates.items() if not 0.93 <= rate <= 0.97} == {}, rates

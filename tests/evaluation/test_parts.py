@@ -25,6 +25,7 @@ from histolab_sft.metrics.calibration_slope import calibration_measure
 from histolab_sft.metrics.weighted import classification_measure
 
 TRIALS = 500
+STUDIES = 2000  # with 500, one of 25 exact intervals would seem to cover less than 93 or more than 97 of 100
 ONE = {"baseline": 1.0, "finetuned": 1.0}
 
 
@@ -130,6 +131,20 @@ def test_a_site_stain_is_told_from_features_and_sites_that_look_alike_are_not():
     assert single["reason"] and single["n_sites"] == 1
 
 
+def test_the_interval_of_the_gap_reaches_farther_up_where_most_answers_are_right_and_has_a_width_where_all_are():
+    for factor in (1, -1):
+        table = draw_answers(8, 1, skill=2.2).assign(site="a")
+        table["log_likelihoods"] = [factor * scores for scores in table["log_likelihoods"]]
+        found = score_parts(table["site"], {"baseline": table, "finetuned": table}, ONE, ["Normal", "Tumor"], 1)
+        gap = found["parts"]["a"]["finetuned"]["confidence_gap"]
+        assert gap["ci95"][0] < gap["value"] < gap["ci95"][1]
+        assert factor * (sum(gap["ci95"]) / 2 - gap["value"]) > 0.002
+    sure = draw_answers(8, 1, skill=8).assign(site="a")
+    found = score_parts(sure["site"], {"baseline": sure, "finetuned": sure}, ONE, ["Normal", "Tumor"], 1)
+    scores = found["parts"]["a"]["finetuned"]
+    assert scores["balanced_accuracy"]["value"] == 1 and np.ptp(scores["confidence_gap"]["ci95"]) > 0
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(("n_patients", "classes"), [(8, 2), (10, 3), (30, 2)])
 def test_intervals_of_a_site_cover_the_truth(n_patients, classes):
@@ -143,16 +158,16 @@ def test_intervals_of_a_site_cover_the_truth(n_patients, classes):
         calibrated = calibration_measure(scores, gold, 1.0)
         return lambda weights: ranked(weights) | calibrated(weights)
 
-    everyone = draw_answers(8_000, 10_000, classes)
+    everyone = draw_answers(8_000, [99, classes], classes)
     truth = {score: values[0] for score, values in measure(everyone)(np.ones((len(everyone), 1))).items()}
     covered = dict.fromkeys(("balanced_accuracy", "auroc", "confidence_gap", "calibration_slope"), 0)
-    for trial in range(TRIALS):
-        table = draw_answers(n_patients, 50_000 + trial, classes).assign(site="a")
+    for trial in range(STUDIES):
+        table = draw_answers(n_patients, [trial, n_patients, classes], classes).assign(site="a")
         found = score_parts(table["site"], {"baseline": table, "finetuned": table}, ONE, names, 1)
         for score in covered:
             low, high = found["parts"]["a"]["finetuned"][score]["ci95"]
             covered[score] += low <= truth[score] <= high
-    rates = {score: count / TRIALS for score, count in covered.items()}
+    rates = {score: count / STUDIES for score, count in covered.items()}
     assert {score: rate for score, rate in rates.items() if not 0.93 <= rate <= 0.97} == {}, rates
 
 
