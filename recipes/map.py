@@ -2,7 +2,7 @@
 Ask the fine-tuned model about every square of a whole slide or a large picture, and draw what it sees where:
 
     python recipes/map.py --config recipes/histolab_5k.yaml --dataset crc --pictures a.svs --patch_size 224 --mpp 0.5
-    python recipes/map.py --config recipes/demo.yaml --dataset crc --pictures large.png --patch_size 96
+    python recipes/map.py --config recipes/demo.yaml --dataset crc --pictures large.png --patch_size 64
 
 Beside the figure, squares.geojson is for QuPath and squares.csv for a table. A slide needs `mpp`, the µm per pixel of
 the training's patches. `--min_tissue 0.5` leaves out glass. The same command goes on with a map that was stopped.

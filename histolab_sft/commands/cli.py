@@ -17,7 +17,7 @@ SCRIPTS = {
     "train": ("sft", "fine-tune, in one process"),
     "evaluate": ("evaluate", "score the base model and the adapter, write the report"),
     "study": ("study", "train and score each fold and seed of a recipe"),
-    "map": ("map", "draw what the adapter sees where in a slide or large picture"),
+    "map": ("map", "draw what the adapter sees where in a slide"),
     "compare": ("compare", "compare finished runs on the same test patches"),
     "push": ("push_adapter", "publish the adapter with its card (first: --dry_run true)"),
     "export": ("export", "write the model for llama.cpp, Ollama or vLLM"),
