@@ -126,6 +126,7 @@ def list_arms(session: Session, tiny: bool) -> dict[str, tuple[float, Callable]]
         f"TRL's default, {whole}, batch {small}": (30, train_as_trl, whole, small),
         f"TRL's default, {whole}, batch {large}": (30, train_as_trl, whole, large),
         f"encoding, {whole}": (40, measure_encoding, whole),
+        f"encoding, {whole}, compiled": (40, measure_encoding, whole, "on"),
         f"cached, {whole}, compiled, batch {large}": (40, train, whole, large),
         f"cached, {whole}, compiled, batch {small}": (30, train, whole, small),
         f"from pixels, {whole}, compiled, batch {large}": (30, train, whole, large, False),

@@ -184,7 +184,7 @@ def read_pixels(session: Session) -> None:
         session.cache = None
 
 
-def encode(session: Session, rows: Dataset) -> None:
+def encode(session: Session, rows: Dataset, compiled_layers: str = "off") -> None:
     """Encode the pictures of the rows that the cache lacks."""
     pictures, _ = list_pictures([(rows, 2)])
     trainer = session.trainer
@@ -196,17 +196,18 @@ def encode(session: Session, rows: Dataset) -> None:
             pictures,
             2,
             trainer.args.per_device_eval_batch_size,
+            compiled_layers,
         )
 
 
-def measure_encoding(session: Session, precision: str) -> dict:
+def measure_encoding(session: Session, precision: str, compiled_layers: str = "off") -> dict:
     """Return patches a second of the pass that fills the cache: reading, scaling, tower, projector, writing."""
     load_recipe(session, precision)
     rows, first = session.patches["train"], len(session.patches["train"]) // 4
     start = time.perf_counter()
-    encode(session, rows.select(range(first)))
+    encode(session, rows.select(range(first)), compiled_layers)
     begun = time.perf_counter()
-    encode(session, rows)
+    encode(session, rows, compiled_layers)
     rate = (len(rows) - first) / (time.perf_counter() - begun)
     session.cache = None
     return {"patches_per_s": rate, "patches": len(rows) - first, "warm_up_s": begun - start}

@@ -48,7 +48,9 @@ def main(histo_args, training_args, model_args):
     processor = load_base_processor(model_args)
     weights, answers = hash_weights(model), {}
     uses = [(rows, 1) for rows in questions.values()]
-    with scoring_with_cache(histo_args.vision_cache, model, processor, uses, training_args) as reader:
+    with scoring_with_cache(
+        histo_args.vision_cache, model, processor, uses, training_args, histo_args.compiled_layers
+    ) as reader:
         system = System(FINETUNED, model, reader, weights, histo_args, training_args.per_device_eval_batch_size)
         for config in configs:
             answers[config.name] = predict(questions[config.name], system, config)

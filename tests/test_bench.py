@@ -54,7 +54,7 @@ def test_the_benchmark_for_gpus_trains_encodes_scores_and_plans(tmp_path):
     arms = json.loads((tmp_path / "gpu-no-gpu.json").read_text())["arms"]
     assert not any({"error", "skipped"} & set(arm) for arm in arms.values())
     rates = [arm[rate] for arm in arms.values() for rate in ("samples_per_s", "patches_per_s") if rate in arm]
-    assert len(arms) == 8 and len(rates) == 6 and min(rates) > 0
+    assert len(arms) == 9 and len(rates) == 7 and min(rates) > 0
     assert min(arms["profile cpu"][moment]["planned_gib"] for moment in ("training", "scoring")) > 0
     assert (tmp_path / "gpu-no-gpu.md").read_text() in said
 

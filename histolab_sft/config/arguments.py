@@ -285,7 +285,7 @@ class HistoArguments:
     compiled_layers: str = key(
         "auto",
         "Compile the language model's layers for training and for likelihood: `auto` on a GPU where the time saved "
-        "is more than compiling takes; `on`; `off`.",
+        "is more than compiling takes; `on`, which compiles the vision tower for `vision_cache` too; `off`.",
         ["auto", "on", "off"],
     )
     encoders: list[str] | None = key(

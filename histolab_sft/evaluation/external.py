@@ -51,7 +51,9 @@ def ask_cohorts(
     """
     # Apart from the run's own data sets, whose features are cached or not whatever cohorts come along.
     readings = [(entry.rows["test"], count_uses(entry.rows["test"], entry.config, histo_args)) for entry in pairs]
-    with scoring_with_cache(histo_args.vision_cache, model, processor, readings, training_args) as reader:
+    with scoring_with_cache(
+        histo_args.vision_cache, model, processor, readings, training_args, histo_args.compiled_layers
+    ) as reader:
         system = System(name, model, reader, weights, histo_args, training_args.per_device_eval_batch_size)
         held_out = {entry.config.name: entry.validation[name] for entry in asked}
         for entry in pairs:

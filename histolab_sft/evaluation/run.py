@@ -134,7 +134,9 @@ def ask_systems(
             model = load_finetuned(model, model_args, *trained, *how)
         weights = hash_weights(model)
         readings = count_readings(patches, histo_args, name)
-        with scoring_with_cache(histo_args.vision_cache, model, processor, readings, training_args) as reader:
+        with scoring_with_cache(
+            histo_args.vision_cache, model, processor, readings, training_args, histo_args.compiled_layers
+        ) as reader:
             system = System(name, model, reader, weights, histo_args, batch_size)
             for entry in asked:
                 entry.validation[name] = predict_held_out(entry.rows["validation"], system, entry.config)

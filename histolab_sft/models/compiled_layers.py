@@ -1,8 +1,8 @@
-"""Decoder layers compiled by PyTorch, one layer at a time: a training step launches a third of the kernels.
+"""Layers compiled by PyTorch, one at a time: a training step launches a third of the kernels.
 
 All layers of a kind share one compiled graph for each shape of the hidden states, so a run is held to few shapes: full
 batches of few lengths. Whatever has another shape (an epoch's last batch, generation with its growing cache) runs
-layer by layer as it always did.
+layer by layer as it always did. That is the decoder; the vision tower's layers are compiled where it fills the cache.
 """
 
 import importlib.util
@@ -10,12 +10,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from histolab_sft.files import cache_folder
 from histolab_sft.models.one_pass import MULTIPLE
@@ -89,17 +90,10 @@ class LayerSwitch:
     """
 
     def __init__(self, model: nn.Module, rows: int, learning: bool):
-        # So that the next run finds what this one compiles.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self.rows, self.learning = rows, learning
         self.lengths: set[int] = set()
         self.layers = find_layers(model)
-        self.compiled = []
-        for layer in self.layers:
-            layer.compile(dynamic=False)
-            self.compiled.append(layer._compiled_call_impl)
-            layer._compiled_call_impl = None
+        self.compiled = compile_each(self.layers)
         self.started: tuple[int, float] | None = None
         decoder = model.get_decoder()
         self.hooks = [
@@ -117,8 +111,7 @@ class LayerSwitch:
             if fits:
                 self.lengths.add(length)
                 self.started = length, time.perf_counter()
-        for layer, compiled in zip(self.layers, self.compiled, strict=True):
-            layer._compiled_call_impl = compiled if fits else None
+        use_compiled(self.layers, self.compiled if fits else None)
 
     def tell(self, *_) -> None:
         """After a pass: log how long it took where it compiled."""
@@ -132,8 +125,26 @@ class LayerSwitch:
         """Leave the layers as they were."""
         for hook in self.hooks:
             hook.remove()
-        for layer in self.layers:
-            layer._compiled_call_impl = None
+        use_compiled(self.layers, None)
+
+
+def compile_each(layers: list[nn.Module]) -> list[Callable]:
+    """Return a compiled call of each layer, which stays as it is until `use_compiled`."""
+    # So that the next run finds what this one compiles.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    calls = []
+    for layer in layers:
+        layer.compile(dynamic=False)
+        calls.append(layer._compiled_call_impl)
+        layer._compiled_call_impl = None
+    return calls
+
+
+def use_compiled(layers: list[nn.Module], calls: list[Callable] | None) -> None:
+    """Let the layers run by the calls of `compile_each`, or as they always did."""
+    for place, layer in enumerate(layers):
+        layer._compiled_call_impl = None if calls is None else calls[place]
 
 
 @contextmanager
@@ -148,3 +159,30 @@ def compiled_scoring(choice: str, model: nn.Module, rows: int, count: int) -> It
         yield
     finally:
         switch.remove()
+
+
+def decide_encoding(choice: str, device: torch.device) -> bool:
+    """Return whether to compile the vision tower's layers: with `on` alone, as what it saves was not measured yet."""
+    if choice != ON:
+        return False
+    if missing := find_missing(device):
+        logger.warning("compiled layers: not used in the vision tower, %s", missing)
+        return False
+    return True
+
+
+@contextmanager
+def compiled_encoding(tower: nn.Module, rows: int) -> Iterator[None]:
+    """Compile the layers of a SigLIP tower meanwhile, for batches of `rows` pictures: one graph for all of them."""
+    layers = [module for module in tower.modules() if isinstance(module, SiglipEncoderLayer)]
+    calls = compile_each(layers)
+
+    def choose(tower: nn.Module, args: tuple, kwargs: dict) -> None:
+        use_compiled(layers, calls if len(kwargs["pixel_values"]) == rows else None)
+
+    hook = tower.register_forward_pre_hook(choose, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        use_compiled(layers, None)

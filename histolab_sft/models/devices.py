@@ -76,6 +76,7 @@ def scoring_with_cache(
     processor: ProcessorMixin,
     uses: Sequence[tuple[Dataset, int]],
     training_args: TrainingArguments,
+    compiled_layers: str = OFF,
 ) -> Iterator[ProcessorMixin]:
     """Give the processor that scoring reads pictures with, the model being on its device and attached to the cache.
 
@@ -84,11 +85,11 @@ def scoring_with_cache(
     """
     batch_size, device = training_args.per_device_eval_batch_size, training_args.device
     if not swaps_parts(vision_cache):
-        with attached_cache(vision_cache, model, processor, uses, batch_size) as reader:
+        with attached_cache(vision_cache, model, processor, uses, batch_size, compiled_layers) as reader:
             yield reader
         return
     move_tower(model, device)
-    with attached_cache(vision_cache, model, processor, uses, batch_size) as reader:
+    with attached_cache(vision_cache, model, processor, uses, batch_size, compiled_layers) as reader:
         model.to(device)
         try:
             yield reader

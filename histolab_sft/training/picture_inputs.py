@@ -90,7 +90,13 @@ def attach_vision_cache(trainer, patches: DatasetDict, histo_args: HistoArgument
     # DeepSpeed, and a folder for the features, leave the model on the CPU until training begins.
     move_tower(trainer.model, args.device)
     cache = prepare_vision_cache(
-        choice, trainer.model, trainer.processing_class, pictures, passes, args.per_device_eval_batch_size
+        choice,
+        trainer.model,
+        trainer.processing_class,
+        pictures,
+        passes,
+        args.per_device_eval_batch_size,
+        histo_args.compiled_layers,
     )
     if cache is not None:
         trainer.data_collator.processor = cache.processor(trainer.processing_class)

@@ -1,6 +1,7 @@
 """Compiled layers learn and score what plain ones do, in few compilations, each of which takes ten seconds."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,9 +14,18 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.data.rows import load_patches
 from histolab_sft.models import compiled_layers
-from histolab_sft.models.compiled_layers import LayerSwitch, compiled_scoring, decide, find_layers
+from histolab_sft.models.compiled_layers import (
+    LayerSwitch,
+    compiled_scoring,
+    decide,
+    decide_encoding,
+    find_layers,
+)
 from histolab_sft.models.likelihood import label_log_likelihoods
 from histolab_sft.models.load import build_lora_config, build_model_init_kwargs, load_processor
+from histolab_sft.models.vision_cache import features
+from histolab_sft.models.vision_cache.choice import prepare_vision_cache
+from histolab_sft.models.vision_cache.features import build_vision_cache, image_key
 from histolab_sft.training.compiled_steps import compile_training
 from histolab_sft.training.trainer import PatchTrainer
 
@@ -130,6 +140,46 @@ def test_it_trains_in_bfloat16_with_dropout_and_with_checkpointing(tmp_path, unt
     after = train(trainer)
     assert counters["stats"]["unique_graphs"] and not counters["graph_break"]
     assert all(not torch.equal(after[name], weights) for name, weights in before.items())
+
+
+@pytest.mark.thorough
+def test_a_compiled_tower_gives_the_plain_features_in_one_compilation(tmp_path):
+    model, processor = load_tiny(tmp_path / "model")
+    model.requires_grad_(False)
+    patches = paint_patches(10)
+    sources = [(image_key(patch), patch) for patch in patches]
+    plain = build_vision_cache(model, processor, sources, tmp_path / "cache", batch_size=4)
+    counters.clear()
+    compiled = build_vision_cache(model, processor, sources, tmp_path / "cache", batch_size=4, compiled=True)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert compiled.folder != plain.folder  # neither is served in place of the other
+    # Rounding moves these features by 1e-3 of 20 either way: each is as near to double precision as the other.
+    exact = build_vision_cache(model.double(), processor, sources, tmp_path / "cache", batch_size=4)
+    errors = [
+        (cache.features([key]) - exact.features([key])).abs().max()
+        for cache in (compiled, plain)
+        for key, _ in sources
+    ]
+    assert 0 < max(errors[:10]) < 3 * max(errors[10:]) < 6e-3
+    model.float()
+    # With all features there, nothing is compiled; and the tower is left as it was.
+    counters.clear()
+    build_vision_cache(model, processor, sources, tmp_path / "cache", batch_size=4, compiled=True)
+    assert not counters["stats"]
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+@pytest.mark.parametrize(("choice", "compiled"), [("on", True), ("auto", False), ("off", False)])
+def test_the_key_compiles_the_tower_where_it_says_on(tmp_path, choice, compiled, monkeypatch):
+    model, processor = load_tiny(tmp_path / "model")
+    model.requires_grad_(False)
+    pictures = {image_key(patch): lambda patch=patch: patch for patch in paint_patches(3)}
+    used = []
+    monkeypatch.setattr(features, "compiled_encoding", lambda tower, rows: used.append(rows) or nullcontext())
+    cache = prepare_vision_cache(str(tmp_path / "cache"), model, processor, pictures, 2, 2, choice)
+    assert cache.compiled == compiled and used == [2] * compiled
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not decide_encoding(choice, CPU)
 
 
 def test_the_estimate_decides_and_is_told(untrained_model, tmp_path, caplog, monkeypatch):

@@ -13,6 +13,7 @@ from transformers import Gemma3Model, PreTrainedModel, ProcessorMixin
 
 from histolab_sft.files import cache_folder, measure_free_space
 from histolab_sft.models.byte_pictures import send_bytes
+from histolab_sft.models.compiled_layers import decide_encoding
 from histolab_sft.models.precision import autocasting
 from histolab_sft.models.vision_cache.features import (
     VisionCache,
@@ -38,12 +39,13 @@ def attached_cache(
     processor: ProcessorMixin,
     uses: Sequence[tuple[Dataset, int]],
     batch_size: int,
+    compiled_layers: str = OFF,
 ) -> Iterator[ProcessorMixin]:
     """Give the processor for a model that is scored: that of the cache, to which the model is attached meanwhile.
 
     Where there is to be no cache it sends bytes, if it can. Arguments as in `prepare_vision_cache`.
     """
-    cache = prepare_vision_cache(choice, model, processor, *list_pictures(uses), batch_size)
+    cache = prepare_vision_cache(choice, model, processor, *list_pictures(uses), batch_size, compiled_layers)
     if cache is None:
         yield send_bytes(model, processor)
         return
@@ -55,7 +57,13 @@ def attached_cache(
 
 
 def prepare_vision_cache(
-    choice: str, model: PreTrainedModel, processor: ProcessorMixin, pictures: Pictures, passes: float, batch_size: int
+    choice: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pictures: Pictures,
+    passes: float,
+    batch_size: int,
+    compiled_layers: str = OFF,
 ) -> VisionCache | None:
     """Decide, say what it costs and saves, and encode what is missing, in the model's precision.
 
@@ -66,6 +74,7 @@ def prepare_vision_cache(
         pictures (`dict`): `pixel_sha256` -> function that opens the picture.
         passes (`float`): How often the run reads each picture on average.
         batch_size (`int`): Pictures in one pass of the tower.
+        compiled_layers (`str`): The recipe's key.
 
     Returns:
         The cache with all the pictures in it; None where there is to be none.
@@ -80,7 +89,7 @@ def prepare_vision_cache(
         logger.info("vision cache: it knows Gemma 3 and not %s, whose tower runs in every step", type(model).__name__)
         return None
     try:
-        return _open_and_fill(choice, model, processor, pictures, passes, batch_size)
+        return _open_and_fill(choice, model, processor, pictures, passes, batch_size, compiled_layers)
     except StoreWriteError as error:
         # Of several processes some would read features and others pixels.
         if choice != AUTO or PartialState().num_processes > 1:
@@ -91,13 +100,16 @@ def prepare_vision_cache(
         return None
 
 
-def _open_and_fill(choice, model, processor, pictures: Pictures, passes: float, batch_size: int) -> VisionCache | None:
+def _open_and_fill(
+    choice, model, processor, pictures: Pictures, passes: float, batch_size: int, compiled_layers: str
+) -> VisionCache | None:
     folder = cache_folder() / "vision" if choice == AUTO else Path(choice)
     if varies(find_gemma(model).vision_tower):
         worthwhile, reason = cache_worthwhile(len(pictures), passes, folder, model)
     else:
         with autocasting(model):
-            cache = open_vision_cache(model, processor, folder)
+            compiled = decide_encoding(compiled_layers, find_gemma(model).device)
+            cache = open_vision_cache(model, processor, folder, compiled)
         n_cached = sum(key in cache for key in pictures)
         wanted = passes if choice == AUTO else max(passes, 2)
         worthwhile, reason = cache_worthwhile(len(pictures), wanted, folder, model, n_cached)

@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from histolab_sft.data.pictures.decoding import hash_pixels
 from histolab_sft.models.byte_pictures import send_bytes
+from histolab_sft.models.compiled_layers import compiled_encoding
 from histolab_sft.models.generate import evaluating
 from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.resolution import read_resolution
@@ -49,6 +51,7 @@ def build_vision_cache(
     folder: str | Path,
     batch_size: int = 16,
     shard_images: int = 64,
+    compiled: bool = False,
 ) -> "VisionCache":
     """Encode every distinct picture that is not in the cache yet.
 
@@ -60,11 +63,12 @@ def build_vision_cache(
             features that go into the projector are kept, else those that come out of it.
         images (`(key, picture)` pairs): The keys are those of `image_key`; a picture may be a function that opens it,
             called only if it must be encoded.
+        compiled (`bool`): Whether full batches go through compiled layers of the tower.
 
     Raises:
         ValueError: A picture isn't the one that its key names, or the model isn't a Gemma 3 with a frozen tower.
     """
-    cache = open_vision_cache(model, processor, folder)
+    cache = open_vision_cache(model, processor, folder, compiled)
     fill_vision_cache(cache, model, processor, dict(images), batch_size, shard_images)
     return cache
 
@@ -121,7 +125,8 @@ def fill_vision_cache(
 
     progress = tqdm(total=len(keys), initial=len(keys) - todo, desc="encoding", unit="patch")
     # First the shards that nobody is at, then one by one those that another process was at, should it have died.
-    with progress, evaluating(gemma), ThreadPoolExecutor(1) as writer:
+    compiling = compiled_encoding(gemma.vision_tower, batch_size) if cache.compiled and todo else nullcontext()
+    with progress, evaluating(gemma), compiling, ThreadPoolExecutor(1) as writer:
         encode(shards, 0, todo)
         for shard in shards:
             if not all(key in cache for key in shard):
@@ -169,7 +174,9 @@ def _write(cache: "VisionCache", claim: _Claim) -> None:
         claim.lock.release()
 
 
-def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> "VisionCache":
+def open_vision_cache(
+    model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path, compiled: bool = False
+) -> "VisionCache":
     """Return what the cache holds for this model and processor, each feature checked; arguments as for building."""
     gemma = find_gemma(model)
     if _is_adapted(gemma.vision_tower):
@@ -186,8 +193,11 @@ def open_vision_cache(model: PreTrainedModel, processor: ProcessorMixin, folder:
         "image_processor": processor.image_processor.to_dict() | processor.images_kwargs,
         "transformers": transformers.__version__.split(".")[0],
     }
+    if compiled:
+        # Rounded otherwise. Without it the name is that of caches from before there was a choice.
+        settings["compiled"] = True
     fingerprint = hash_parts(json.dumps(settings, sort_keys=True, default=str).encode())
-    return VisionCache(Path(folder) / fingerprint, pooled)
+    return VisionCache(Path(folder) / fingerprint, pooled, compiled)
 
 
 class VisionCache(FeatureStore):
@@ -195,11 +205,13 @@ class VisionCache(FeatureStore):
 
     Attributes:
         pooled (`bool`): Whether the features are those that go into the projector, after pooling.
+        compiled (`bool`): Whether they come from compiled layers.
     """
 
-    def __init__(self, folder: Path, pooled: bool):
+    def __init__(self, folder: Path, pooled: bool, compiled: bool):
         super().__init__(folder)
         self.pooled = pooled
+        self.compiled = compiled
 
     def processor(self, processor: ProcessorMixin) -> ProcessorMixin:
         """Return a copy of the processor whose `pixel_values` are the features of the pictures that it is given."""
