@@ -112,19 +112,14 @@ def compare_with_internal(external: dict, internal: dict) -> dict:
         if score != "unparsed_rate" and all(_has_value(side, score) for side in (external, internal))
     ]
     change = {
-        system: {
-            score: interval(independent_difference(external[system][score], internal[system][score]))
-            for score in shared
-        }
+        system: {score: independent_difference(external[system][score], internal[system][score]) for score in shared}
         for system in SYSTEMS
     }
     gains = [
         {score: difference(side["finetuned"][score], side["baseline"][score]) for score in shared}
         for side in (external, internal)
     ]
-    change["difference"] = {
-        score: interval(independent_difference(gains[0][score], gains[1][score])) for score in shared
-    }
+    change["difference"] = {score: independent_difference(gains[0][score], gains[1][score]) for score in shared}
     scores = {system: {score: interval(internal[system][score]) for score in shared} for system in SYSTEMS}
     scores["difference"] = {score: interval(gains[1][score]) for score in shared}
     return {"internal": scores, "change": change}

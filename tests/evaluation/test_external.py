@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from external_study import SITES, evaluate_study, write_study
+from scipy import stats
 
 from histolab_sft.evaluation import predictions
 from histolab_sft.evaluation.external_tables import describe_cohort, say_change
 from histolab_sft.evaluation.predictions import SYSTEMS
 from histolab_sft.evaluation.screen import format_results
-from histolab_sft.evaluation.uncertainty import Estimate, bootstrap, difference, independent_difference, interval
+from histolab_sft.evaluation.uncertainty import Estimate, bootstrap, difference, independent_difference
 from histolab_sft.metrics.weighted import classification_measure
 
 CLASSES = ["Normal", "Tumor"]
@@ -128,14 +129,33 @@ def test_ids_and_patients_of_a_cohort_are_hashed(scored):
     assert ".png" not in text and not any(f"Q{site}" in text.split() for site in SITES)
 
 
+def draw_estimate(value, spread, degrees, scale="real"):
+    """With the same seed for all, as scoring has."""
+    return Estimate(value, np.random.default_rng(1).normal(value, spread, 2000), degrees, scale)
+
+
 def test_a_difference_of_independent_samples_is_not_paired_by_equal_draws():
-    draws = np.random.default_rng(1).normal(0.8, 0.02, 2000)
-    same = [Estimate(0.8, draws, 39.0, "unit") for _ in range(2)]
-    gap = independent_difference(*same)
-    assert difference(*same).draws.std() == 0
-    assert gap.draws.std() == pytest.approx(0.02 * np.sqrt(2), rel=0.06) and gap.degrees == pytest.approx(78)
-    few = independent_difference(same[0], Estimate(0.8, 0.8 + 10 * (draws - 0.8), 4.0, "unit"))
-    assert 4 <= few.degrees < 5
+    one = draw_estimate(0.8, 0.02, 39.0)
+    assert difference(one, one).draws.std() == 0
+    low, high = independent_difference(one, one)["ci95"]
+    assert high == -low == pytest.approx(stats.t.ppf(0.975, 78) * np.sqrt(2 * 40 / 39) * 0.02, rel=0.05)
+    low, high = independent_difference(one, draw_estimate(0.8, 0.2, 4.0))["ci95"]
+    assert high == pytest.approx(-low)
+    # Five units and forty: little more than four degrees of freedom.
+    assert stats.t.ppf(0.975, 5) < high / (0.2 * np.sqrt(5 / 4)) < 1.05 * stats.t.ppf(0.975, 4)
+
+
+def test_a_change_is_as_skewed_as_the_score_of_the_smaller_sample_and_stays_within_what_can_be():
+    many, few = draw_estimate(0.9, 0.001, 999.0, "unit"), draw_estimate(0.95, 0.03, 9.0, "unit")
+    value, (low, high) = (independent_difference(few, many)[key] for key in ("value", "ci95"))
+    assert value - low > 1.5 * (high - value) and high < 0.1
+    other = independent_difference(many, few)["ci95"]
+    assert other == pytest.approx([-high, -low], abs=1e-3)
+    error, less = draw_estimate(0.3, 0.1, 9.0, "positive"), draw_estimate(0.2, 0.001, 999.0, "positive")
+    assert independent_difference(error, less)["ci95"][0] > -0.2
+    nothing = Estimate(np.nan, np.full(2000, np.nan), 9.0, "unit")
+    assert independent_difference(few, nothing)["value"] is None
+    assert independent_difference(few, draw_estimate(0.9, 0.1, 0.0, "unit"))["ci95"] is None
 
 
 def draw_sample(n_patients, skill, rng, patches=12):
@@ -193,7 +213,7 @@ def test_intervals_of_the_change_cover_the_truth(n_internal, n_external):
             }
         for system, score in gap:
             change = independent_difference(found["external"][system][score], found["internal"][system][score])
-            low, high = interval(change)["ci95"]
+            low, high = change["ci95"]
             covered[system, score] += low <= gap[system, score] <= high
     rates = {name: count / STUDIES for name, count in covered.items()}
     assert {name: rate for name, rate in rates.items() if not 0.93 <= rate <= 0.97} == {}
