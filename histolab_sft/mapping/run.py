@@ -144,8 +144,8 @@ def choose_squares(grid: Grid, name: str, args: MapArguments) -> np.ndarray:
         )
     if not len(squares):
         raise ValueError(
-            f"{name}: no square is tissue to {args.min_tissue:g}, expected at least one (the most is "
-            f"{grid.tissue.max():.2f}); lower min_tissue"
+            f"{name}: the most tissue that a square has is {grid.tissue.max():.2f} of it, expected min_tissue, "
+            f"{args.min_tissue:g}, or more in one square at least; lower min_tissue"
         )
     return squares
 

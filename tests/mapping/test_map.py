@@ -176,7 +176,11 @@ def test_a_key_that_cannot_be_meant_is_refused(keys, message):
     ("side", "keys", "message"),
     [
         (20, {}, "a.png has 20 x 20 px, expected room for a square of 64 px; lower patch_size"),
-        (64, {"min_tissue": 0.5}, "no square is tissue to 0.5, expected at least one (the most is 0.00)"),
+        (
+            64,
+            {"min_tissue": 0.5},
+            "the most tissue that a square has is 0.00 of it, expected min_tissue, 0.5, or more",
+        ),
     ],
 )
 def test_a_picture_without_a_square_to_ask_is_refused(side, keys, message):
