@@ -27,6 +27,8 @@ def measure_apart(function, *args) -> dict:
     process.start()
     sender.close()
     result = receiver.recv()
+    # At its end it would wait five minutes for joblib's idle workers, which go with it.
+    process.kill()
     process.join()
     return result
 
