@@ -87,7 +87,7 @@ def answer_patches(
     targets = [task.format_answer(ask, option, data_set.config) for option in data_set.options]
     questions = [word_question(data_set, ask)] * len(images)
     with use_system(systems, system) as model:
-        cases = [_show([image], data_set) for image in images]
+        cases = [show_case([image], data_set) for image in images]
         scores, _ = label_log_likelihoods(model, systems.processor, cases, questions, targets, batch_size)
     return [decide(row, data_set, system) for row in probabilities(scores, data_set.log_priors.get(system))]
 
@@ -115,7 +115,7 @@ def write_answers(
         chosen: What it has chosen before, by the likelihood of options: that stays its answer. None where there are no
             options, and the answer is what it writes.
     """
-    questions, shown = [word_question(data_set, ask) for ask in asks], [_show(case, data_set) for case in cases]
+    questions, shown = [word_question(data_set, ask) for ask in asks], [show_case(case, data_set) for case in cases]
     task, config, answers = TASKS[data_set.task], data_set.config, []
     with use_system(systems, system) as model:
         written = generate_answers(
@@ -138,7 +138,7 @@ def weigh_fields(systems: Systems, system: str, case: Case, data_set: DataSet, a
         return answer
     with use_system(systems, system) as model:
         questions, slots = [word_question(data_set, ask)], [list(places.values())]
-        [weighed] = slot_log_probabilities(model, systems.processor, [_show(case, data_set)], questions, slots)
+        [weighed] = slot_log_probabilities(model, systems.processor, [show_case(case, data_set)], questions, slots)
     options = {entry["name"]: list_options(entry) for entry in fields if entry["name"] in places}
     confidences = {
         name: float(np.exp(scores[options[name].index(answer.value[name])]))
@@ -152,7 +152,7 @@ def write_reasoning(systems: Systems, system: str, case: Case, data_set: DataSet
     """Return what `system` writes when it shall describe first and then decide, whether it was cut off, the option."""
     question = reasoning.format_prompt(data_set.options)
     with use_system(systems, system) as model:
-        shown = [_show(case, data_set)]
+        shown = [show_case(case, data_set)]
         [(text, truncated)] = generate_answers(model, systems.processor, shown, [question], REASONING_TOKENS)
     return text, truncated, reasoning.parse(text, data_set.options)
 
@@ -170,6 +170,6 @@ def use_system(systems: Systems, system: str) -> Iterator[PreTrainedModel | Peft
             yield systems.model
 
 
-def _show(case: Case, data_set: DataSet) -> list[Image.Image]:
+def show_case(case: Case, data_set: DataSet) -> list[Image.Image]:
     """Return the pictures that the model sees of a case: each one, and its crops where the data set cuts any."""
     return [scale for image in case for scale in show_scales(image, data_set.config.multi_scale)]

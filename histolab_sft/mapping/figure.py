@@ -28,7 +28,7 @@ def draw_map(grid: Grid, table: pd.DataFrame, options: list[str], mpp: float | N
     """Draw the map that `table` (from `score_squares`) is of.
 
     Args:
-        mpp: µm per pixel of the grid's picture, for a scale bar; None where it isn't known.
+        mpp: µm per pixel of a patch, for a scale bar; None where it isn't known.
     """
     width, height = grid.size
     shape = np.array([width, height]) / max(width, height) * PANEL
@@ -42,7 +42,7 @@ def draw_map(grid: Grid, table: pd.DataFrame, options: list[str], mpp: float | N
     shown.imshow(grid.overview, extent=(0, width, height, 0), interpolation="antialiased")
     shown.set_title("picture")
     if mpp is not None:
-        _draw_scale(shown, grid, mpp)
+        _draw_scale(shown, grid.size, mpp * grid.patch_size / grid.step[0])
     _draw_classes(classes, grid, table, options)
     for axes, option in zip(likely, options, strict=True):
         values = _spread(grid, table, table[PROBABILITY + option].to_numpy())
@@ -103,8 +103,8 @@ def _find_extent(grid: Grid) -> tuple[float, float, float, float]:
     return (0, columns * grid.step[0], rows * grid.step[1], 0)
 
 
-def _draw_scale(axes, grid: Grid, mpp: float) -> None:
-    width, height = grid.size
+def _draw_scale(axes, size: tuple[int, int], mpp: float) -> None:
+    width, height = size
     lengths = [step * 10.0**power for power in range(6) for step in (1, 2, 5)]  # µm
     length = max((value for value in lengths if value / mpp <= BAR * width), default=lengths[0])
     x, y = 0.04 * width, 0.96 * height

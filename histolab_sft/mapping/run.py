@@ -13,7 +13,7 @@ from histolab_sft.config.base_model import ModelConfig
 from histolab_sft.config.phase import list_trained_parts
 from histolab_sft.data.pictures.containers import read_patch
 from histolab_sft.data.pictures.decoding import decode_image
-from histolab_sft.data.slides.grid import Grid, grid_picture, grid_slide, open_slide, read_mpp
+from histolab_sft.data.slides.grid import Grid, grid_picture, grid_slide, open_slide
 from histolab_sft.demo.data_set import DataSet
 from histolab_sft.demo.describe import describe_base_model, describe_data_sets
 from histolab_sft.evaluation.predictions import FINETUNED, System, hash_weights
@@ -56,7 +56,7 @@ def map_pictures(
         logger.warning(remark)
     # What can be refused is, before the weights are loaded.
     for path in args.pictures:
-        with open_grid(Path(path), args) as (grid, _):
+        with open_grid(Path(path), args) as grid:
             choose_squares(grid, path, args)
 
     precision = read_precision(histo_args, training_args)
@@ -68,14 +68,14 @@ def map_pictures(
     lines = []
     for path in map(Path, args.pictures):
         sha256 = compute_sha256(path)
-        with open_grid(path, args) as (grid, mpp):
+        with open_grid(path, args) as grid:
             squares = choose_squares(grid, str(path), args)
             table = score_squares(grid, squares, path.name, sha256, system, data_set)
             if training_args.process_index > 0:
                 continue
             folder = output_dir / "maps" / f"{path.stem}-{sha256[:8]}" / _name_grid(args, data_set)
             folder.mkdir(parents=True, exist_ok=True)
-            write_files(folder, grid, table, data_set.options, mpp)
+            write_files(folder, grid, table, data_set.options, args.mpp)
         write_json(
             folder / "map.json",
             {
@@ -118,16 +118,16 @@ def choose_data_set(described: list[DataSet], name: str | None) -> DataSet:
 
 
 @contextmanager
-def open_grid(path: Path, args: MapArguments) -> Iterator[tuple[Grid, float | None]]:
-    """Give the grid of a picture, and the µm per pixel that it is in where that is known."""
+def open_grid(path: Path, args: MapArguments) -> Iterator[Grid]:
+    """Give the grid of a slide where there is an `mpp`, else that of an ordinary picture."""
     if args.mpp is None:
         image, conversions = decode_image(read_patch(str(path)), str(path))
         for conversion in conversions:
             logger.info("%s: %s", path.name, conversion)
-        yield grid_picture(image, args.patch_size), None
+        yield grid_picture(image, args.patch_size)
         return
     with open_slide(path) as slide:
-        yield grid_slide(slide, path.name, args.mpp, args.patch_size), read_mpp(slide, path.name, args.mpp)[0]
+        yield grid_slide(slide, path.name, args.mpp, args.patch_size)
 
 
 def choose_squares(grid: Grid, name: str, args: MapArguments) -> np.ndarray:

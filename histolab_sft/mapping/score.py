@@ -5,10 +5,9 @@ import pandas as pd
 from PIL import Image
 
 from histolab_sft.data.pictures.decoding import decode_image
-from histolab_sft.data.pictures.steps import show_scales
 from histolab_sft.data.slides.grid import Grid
 from histolab_sft.demo.data_set import DataSet, word_question
-from histolab_sft.demo.systems import decide
+from histolab_sft.demo.systems import decide, show_case
 from histolab_sft.evaluation.answer_cache import ask_in_parts
 from histolab_sft.evaluation.predictions import System, describe_asking
 from histolab_sft.models.compiled_layers import compiled_scoring
@@ -81,4 +80,4 @@ def score_squares(
 def _show(patch: Image.Image, name: str, data_set: DataSet) -> list[Image.Image]:
     """Return a square as the model saw patches in training: rendered, and in crops where the data set cuts any."""
     rendered, _ = decode_image(np.asarray(patch), name, rendering=data_set.rendering)
-    return show_scales(rendered, data_set.config.multi_scale)
+    return show_case([rendered], data_set)

@@ -97,7 +97,7 @@ def grid_slide(slide: Slide, name: str, mpp: float, patch_size: int) -> Grid:
     width, height = (int(side) for side in np.rint(step / slide.level_downsamples[level]))
     size = tuple(int(slide.properties[f"openslide.level[0].{side}"]) for side in ("width", "height"))
     overview = _read_overview(slide, name, size)
-    tissue = measure_tissue(overview, size, step)
+    tissue = _measure_tissue(overview, size, step)
     corners = Grid(size, (float(step[0]), float(step[1])), patch_size, tissue, overview, None)
 
     def read(row: int, column: int) -> Image.Image:
@@ -116,7 +116,7 @@ def grid_picture(image: Image.Image, patch_size: int) -> Grid:
         x, y = column * patch_size, row * patch_size
         return image.crop((x, y, x + patch_size, y + patch_size))
 
-    tissue = measure_tissue(overview, image.size, np.full(2, patch_size))
+    tissue = _measure_tissue(overview, image.size, np.full(2, patch_size))
     return Grid(image.size, (patch_size, patch_size), patch_size, tissue, overview, read)
 
 
@@ -143,7 +143,7 @@ def read_mpp(slide: Slide, name: str, target: float = TARGET_MPP) -> tuple[float
     return mpp
 
 
-def measure_tissue(overview: Image.Image, size: tuple[int, int], step: np.ndarray) -> np.ndarray:
+def _measure_tissue(overview: Image.Image, size: tuple[int, int], step: np.ndarray) -> np.ndarray:
     """Return which part of each square of `step` px is tissue in the overview of `size` px: float (rows, columns)."""
     mask = find_tissue(overview)
     areas = np.pad(mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
