@@ -6,10 +6,9 @@ other rows or of another question fails the checksum and is asked again.
 
 import hashlib
 import io
-import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 256  # rows between two writes: what a kill can cost
 
 
-def ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], dict]) -> pd.DataFrame:
+def ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[list[range]], Iterator[dict]]) -> pd.DataFrame:
     """Return what `ask` says of `count` rows, in parts of `CHUNK`, each kept under the settings and asked once.
 
     Several processes share the parts, and find each other's in the cache. Where nothing can be written, one process
@@ -32,7 +31,7 @@ def ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], d
     Args:
         name (`str`): The data set's, for the log.
         settings (`dict`): Everything that an answer depends on; calls with equal settings share answers.
-        ask: Gives columns for a range of rows.
+        ask: Yields columns for each of the parts that it is given. It is called once, if any part is to be asked.
 
     Raises:
         FileNotFoundError: What other processes have answered can't be found.
@@ -40,30 +39,28 @@ def ask_in_parts(name: str, settings: dict, count: int, ask: Callable[[range], d
     """
     state = PartialState()
     folder = cache_folder() / "predictions" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    starts = range(0, count, CHUNK)
-    found = {}
+    parts = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     # Which process begins depends on the settings, so that the only parts of small data sets don't all fall to one.
-    for turn, start in zip(itertools.count(int(folder.name, 16)), starts, strict=False):
-        rows = range(start, min(start + CHUNK, count))
-        if turn % state.num_processes != state.process_index:
-            continue
-        part = read_part(folder, rows)
-        if part is None:
-            part = pd.DataFrame(ask(rows))
-            _keep_part(folder, rows, part, alone=state.num_processes == 1)
-            logger.info("%s: %d of %d patches scored", name, rows.stop, count)
-        found[start] = part
+    own = [
+        part
+        for turn, part in enumerate(parts, start=int(folder.name, 16))
+        if turn % state.num_processes == state.process_index
+    ]
+    found = {part: read_part(folder, part) for part in own}
+    if left := [part for part in own if found[part] is None]:
+        for part, answers in zip(left, ask(left), strict=True):
+            found[part] = pd.DataFrame(answers)
+            _keep_part(folder, part, found[part], alone=state.num_processes == 1)
+            logger.info("%s: %d of %d patches scored", name, part.stop, count)
     with explain_lost_process():
         state.wait_for_everyone()
-    for start in starts:
-        if start not in found:
-            found[start] = read_part(folder, range(start, min(start + CHUNK, count)))
-    if missing := [_name_part(start) for start in starts if found[start] is None]:
+    found |= {part: read_part(folder, part) for part in parts if part not in found}
+    if missing := [_name_part(part.start) for part in parts if found[part] is None]:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}, which other processes have scored, expected one cache for all; set "
             "XDG_CACHE_HOME to a folder that all machines share"
         )
-    return pd.concat([found[start] for start in starts], ignore_index=True)
+    return pd.concat([found[part] for part in parts], ignore_index=True)
 
 
 def read_part(folder: Path, rows: range) -> pd.DataFrame | None:

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
@@ -22,7 +21,7 @@ from histolab_sft.evaluation.answer_cache import ask_in_parts
 from histolab_sft.metrics.classification import UNPARSED
 from histolab_sft.models.compiled_layers import compiled_scoring
 from histolab_sft.models.generate import generate_answers, unwrap_adapter
-from histolab_sft.models.likelihood import label_log_likelihoods, slot_log_probabilities
+from histolab_sft.models.likelihood import score_parts, slot_log_probabilities
 from histolab_sft.models.precision import get_precision
 from histolab_sft.models.vision_cache.features import read_pictures
 from histolab_sft.models.vision_cache.store import hash_parts
@@ -151,14 +150,14 @@ def _choose(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetC
         "max_new_tokens": limit if generate else 0,
     }
 
-    def ask(part: range) -> dict:
-        pictures, asked = read_pictures(rows.select(part), system.processor), questions[part.start : part.stop]
-        with compiled_scoring(histo_args.compiled_layers, system.model, batch_size, len(rows)):
-            scores, _ = label_log_likelihoods(
-                system.model, system.processor, pictures, asked, targets, batch_size, histo_args.candidate_batch_size
-            )
-        found = {"log_likelihoods": list(scores.numpy().astype(np.float64))}
-        return found | (_generate(system, pictures, asked, limit) if generate else {})
+    def ask(parts: list[range]) -> Iterator[dict]:
+        model, processor = system.model, system.processor
+        pictures, most = read_pictures(rows, processor), histo_args.candidate_batch_size
+        with compiled_scoring(histo_args.compiled_layers, model, batch_size, sum(map(len, parts))):
+            scored = score_parts(model, processor, pictures, questions, targets, parts, batch_size, most)
+            for part, (scores, _) in zip(parts, scored, strict=True):
+                written = _generate(system, rows, questions, part, limit) if generate else {}
+                yield {"log_likelihoods": list(scores.numpy())} | written
 
     table = table[["id", "dataset", "group", *PARTS, "label"]]
     table = pd.concat([table, ask_in_parts(config.name, settings, len(rows), ask)], axis=1)
@@ -179,15 +178,15 @@ def _write(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetCo
     if grammar:
         settings["grammar"] = grammar
 
-    def ask(part: range) -> dict:
+    def ask(parts: list[range]) -> Iterator[dict]:
         limits = None
         if grammar:
             # An extra of the package, which no other run needs.
             from histolab_sft.models.constrained_decoding import compile_grammar
 
             limits = compile_grammar(grammar, system.model, processor)
-        pictures, asked = read_pictures(rows.select(part), processor), prompts[part.start : part.stop]
-        return _generate(system, pictures, asked, limit, limits)
+        for part in parts:
+            yield _generate(system, rows, prompts, part, limit, limits)
 
     table = table.drop(columns="label")
     table = pd.concat([table, ask_in_parts(config.name, settings, len(rows), ask)], axis=1)
@@ -204,21 +203,22 @@ def _write(rows: Dataset, table: pd.DataFrame, system: System, config: DatasetCo
     answered = zip(table["answer"], (answer for answer, _ in read), strict=True)
     places = [find_places(text, answer, task.list_fields(config)) for text, answer in answered]
 
-    def weigh(part: range) -> dict:
-        given = [row for row in part if places[row]]
-        weighed = slot_log_probabilities(
-            system.model,
-            processor,
-            read_pictures(rows.select(given), processor),
-            [prompts[row] for row in given],
-            [list(places[row].values()) for row in given],
-            histo_args.candidate_batch_size,
-        )
-        found = {
-            row: {field: scores.tolist() for field, scores in zip(places[row], values, strict=True)}
-            for row, values in zip(given, weighed, strict=True)
-        }
-        return {"log_confidences": [json.dumps(found.get(row, {})) for row in part]}
+    def weigh(parts: list[range]) -> Iterator[dict]:
+        for part in parts:
+            given = [row for row in part if places[row]]
+            weighed = slot_log_probabilities(
+                system.model,
+                processor,
+                read_pictures(rows.select(given), processor),
+                [prompts[row] for row in given],
+                [list(places[row].values()) for row in given],
+                histo_args.candidate_batch_size,
+            )
+            found = {
+                row: {field: scores.tolist() for field, scores in zip(places[row], values, strict=True)}
+                for row, values in zip(given, weighed, strict=True)
+            }
+            yield {"log_confidences": [json.dumps(found.get(row, {})) for row in part]}
 
     settings |= {"places": places, "candidate_batch_size": histo_args.candidate_batch_size}
     return pd.concat([table, ask_in_parts(config.name, settings, len(rows), weigh)], axis=1)
@@ -283,9 +283,10 @@ def _hash_tokenizer(tokenizer) -> str:
 
 
 def _generate(
-    system: System, pictures: Sequence, asked: list[str], limit: int, limits: Callable | None = None
+    system: System, rows: Dataset, questions: list[str], part: range, limit: int, limits: Callable | None = None
 ) -> dict:
-    """Return what `generate_answers` does as columns."""
+    """Return what `generate_answers` does for a part of the rows, as columns."""
+    pictures, asked = read_pictures(rows.select(part), system.processor), questions[part.start : part.stop]
     written = generate_answers(system.model, system.processor, pictures, asked, limit, system.batch_size, limits)
     texts, truncated = zip(*written, strict=True)
     return {"answer": list(texts), "truncated": list(truncated)}

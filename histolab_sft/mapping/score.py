@@ -1,5 +1,7 @@
 """Ask a system about the squares of a grid."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -44,19 +46,21 @@ def score_squares(
         "multi_scale": data_set.config.multi_scale,
     }
 
-    def score(part: range) -> dict:
-        cases = [_show(grid.read(*squares[number]), name, data_set) for number in part]
-        with compiled_scoring(args.compiled_layers, system.model, system.batch_size, len(squares)):
-            scores, _ = label_log_likelihoods(
-                system.model,
-                system.processor,
-                cases,
-                [question] * len(cases),
-                targets,
-                system.batch_size,
-                args.candidate_batch_size,
-            )
-        return {"log_likelihoods": list(scores.numpy())}
+    def score(parts: list[range]) -> Iterator[dict]:
+        with compiled_scoring(args.compiled_layers, system.model, system.batch_size, sum(map(len, parts))):
+            for part in parts:
+                # Read here: worker processes would share the slide's open file, and where they stand in it.
+                cases = [_show(grid.read(*squares[number]), name, data_set) for number in part]
+                scores, _ = label_log_likelihoods(
+                    system.model,
+                    system.processor,
+                    cases,
+                    [question] * len(cases),
+                    targets,
+                    system.batch_size,
+                    args.candidate_batch_size,
+                )
+                yield {"log_likelihoods": list(scores.numpy())}
 
     scores = np.stack(ask_in_parts(name, settings, len(squares), score)["log_likelihoods"].to_numpy())
     chances = probabilities(scores, data_set.log_priors.get(system.name))

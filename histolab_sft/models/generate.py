@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.tasks.parsing.final_text import CLOSING, END_OF_TURN, OPENING, strip_thinking
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,29 @@ def encode_prompts(
     )
 
 
+def encode_ahead(
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image | list[Image.Image]],
+    questions: list[str],
+    batches: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the model's inputs for each batch of rows, on `device`; other processes prepare them meanwhile.
+
+    Args:
+        images, questions: Of all rows; only pictures of rows that stand in a batch are read.
+        batches: The numbers of the rows that are read at once.
+    """
+
+    def encode(batch: Sequence[int]) -> dict[str, torch.Tensor]:
+        pictures = [images[row] for row in batch]
+        prompts = render_prompts(processor, [questions[row] for row in batch], pictures)
+        return dict(encode_prompts(processor, pictures, prompts))
+
+    for encoded in prepare_ahead(encode, batches, sum(map(len, batches))):
+        yield {name: values.to(device, non_blocking=True) for name, values in encoded.items()}
+
+
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
@@ -107,15 +131,14 @@ def generate_answers(
     )
     stop = torch.tensor(stop)
     markers = find_thinking_markers(processor.tokenizer)
+    rows = range(len(questions))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     answers, lost = [], 0
     with evaluating(model):
         # A bar on a terminal only, and not for a caller that gives one batch at a time.
         hidden = len(questions) <= batch_size or None
-        for start in tqdm(range(0, len(questions), batch_size), desc="answering", unit="batch", disable=hidden):
-            rows = range(start, min(start + batch_size, len(questions)))
-            pictures = [images[row] for row in rows]
-            prompts = render_prompts(processor, [questions[row] for row in rows], pictures)
-            inputs = encode_prompts(processor, pictures, prompts).to(model.device)
+        ahead = encode_ahead(processor, images, questions, batches, model.device)
+        for inputs in tqdm(ahead, total=len(batches), desc="answering", unit="batch", disable=hidden):
             barring = [limits()] if limits else []
             written = model.generate(**inputs, generation_config=config, logits_processor=barring)
             written = written[:, inputs["input_ids"].shape[1] :].cpu()

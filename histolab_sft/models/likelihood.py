@@ -7,7 +7,7 @@ A model that tends to think aloud first gives the first token of every answer a 
 The factor drops out of class probabilities.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from histolab_sft.models.generate import (
     check_lengths,
-    encode_prompts,
+    encode_ahead,
     evaluating,
     render_completion,
-    render_prompts,
     unwrap_adapter,
 )
-from histolab_sft.models.picture_loader import prepare_ahead
 from histolab_sft.models.precision import autocasting
 from histolab_sft.models.shared_prefix import score_answers, score_slots
 
@@ -55,37 +53,61 @@ def label_log_likelihoods(
     Raises:
         ValueError: The numbers of images, questions and candidate lists differ, or a row has no answers or one twice.
     """
+    whole = [range(len(questions))]
+    [found] = score_parts(model, processor, images, questions, candidates, whole, batch_size, candidate_batch_size)
+    return found
+
+
+def score_parts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    questions: list[str],
+    candidates: list[str] | list[list[str]],
+    parts: list[range],
+    batch_size: int = 8,
+    candidate_batch_size: int = 96,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield what `label_log_likelihoods` returns for some of the rows, one part after the other.
+
+    No batch has rows of two parts, but the pictures of the next part are prepared while one is scored.
+
+    Args:
+        parts (`list` of `range`): Rows that are scored.
+    """
     model = unwrap_adapter(model)
     check_lengths(images, questions)
     if isinstance(candidates[0], str):
         candidates = [candidates] * len(questions)
-    groups = _group_rows(questions, candidates)
-    log_likelihoods = torch.full((len(questions), max(map(len, candidates))), -torch.inf, dtype=torch.float64)
-    counts = torch.zeros_like(log_likelihoods, dtype=torch.int64)
-
-    def encode(batch: list[int]) -> dict[str, torch.Tensor]:
-        pictures = [images[row] for row in batch]
-        prompts = render_prompts(processor, [questions[row] for row in batch], pictures)
-        return dict(encode_prompts(processor, pictures, prompts))
-
-    hidden = len(questions) <= batch_size or None
-    with (
-        evaluating(model),
-        autocasting(model),
-        tqdm(total=len(questions), desc="scoring", unit="patch", disable=hidden) as progress,
-    ):
-        for answers, rows in groups.items():
-            # Neighbours of one length need no padding.
-            rows = sorted(rows, key=lambda row: len(questions[row]))
-            tokens = tokenize_answers(processor, questions[rows[0]], answers)
-            batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-            for batch, encoded in zip(batches, prepare_ahead(encode, batches, len(rows)), strict=True):
-                inputs = {name: values.to(model.device, non_blocking=True) for name, values in encoded.items()}
-                scores = score_answers(model, inputs, tokens, max(1, candidate_batch_size // len(batch)))
-                log_likelihoods[batch, : len(tokens)] = scores.cpu()
-                counts[batch, : len(tokens)] = torch.tensor([len(answer) for answer in tokens])
+    groups = [_group_rows(part, questions, candidates) for part in parts]
+    tokens = {
+        answers: tokenize_answers(processor, questions[rows[0]], answers)
+        for group in groups
+        for answers, rows in group.items()
+    }
+    batches = [
+        [
+            (answers, rows[start : start + batch_size])
+            for answers, rows in group.items()
+            for start in range(0, len(rows), batch_size)
+        ]
+        for group in groups
+    ]
+    total, flat = sum(map(len, parts)), [batch for part in batches for _, batch in part]
+    ahead = encode_ahead(processor, images, questions, flat, model.device)
+    with tqdm(total=total, desc="scoring", unit="patch", disable=total <= batch_size or None) as progress:
+        for part, group, batched in zip(parts, groups, batches, strict=True):
+            log_likelihoods = torch.full((len(part), max(map(len, group))), -torch.inf, dtype=torch.float64)
+            counts = torch.zeros_like(log_likelihoods, dtype=torch.int64)
+            for answers, batch in batched:
+                inputs, at_once = next(ahead), max(1, candidate_batch_size // len(batch))
+                with evaluating(model), autocasting(model):
+                    scores = score_answers(model, inputs, tokens[answers], at_once)
+                places = [part.index(row) for row in batch]
+                log_likelihoods[places, : len(answers)] = scores.cpu()
+                counts[places, : len(answers)] = torch.tensor([len(answer) for answer in tokens[answers]])
                 progress.update(len(batch))
-    return log_likelihoods, counts
+            yield log_likelihoods, counts
 
 
 def slot_log_probabilities(
@@ -110,13 +132,13 @@ def slot_log_probabilities(
     """
     model = unwrap_adapter(model)
     check_lengths(images, questions)
+    rows = range(len(questions))
+    ahead = encode_ahead(processor, images, questions, [[row] for row in rows], model.device)
     weighed = []
     with evaluating(model), autocasting(model):
-        for row, question in enumerate(tqdm(questions, desc="weighing values", unit="row", disable=None)):
+        for row, inputs in zip(tqdm(rows, desc="weighing values", unit="row", disable=None), ahead, strict=True):
             tokens = [_tokenize_beginnings(processor, alternatives) for alternatives in slots[row]]
-            pictures = [images[row]]
-            inputs = encode_prompts(processor, pictures, render_prompts(processor, [question], pictures))
-            scores = score_slots(model, dict(inputs.to(model.device)), tokens, candidate_batch_size)
+            scores = score_slots(model, inputs, tokens, candidate_batch_size)
             weighed.append([log_softmax(score.cpu().numpy()) for score in scores])
     return weighed
 
@@ -149,12 +171,13 @@ def _tokenize_beginnings(processor: ProcessorMixin, beginnings: list[tuple[str, 
     ]
 
 
-def _group_rows(questions: list[str], candidates: list[list[str]]) -> dict[tuple[str, ...], list[int]]:
-    """Return {answers: rows}: rows of one group share their answers' tokens."""
+def _group_rows(part: range, questions: list[str], candidates: list[list[str]]) -> dict[tuple[str, ...], list[int]]:
+    """Return {answers: rows of the part}, rows by the length of their question: neighbours need no padding."""
     if len(candidates) != len(questions):
         raise ValueError(f"found {len(candidates)} lists of candidates and {len(questions)} questions; give one a row")
     groups = {}
-    for row, answers in enumerate(candidates):
+    for row in sorted(part, key=lambda row: len(questions[row])):
+        answers = candidates[row]
         if not answers or len(set(answers)) < len(answers):
             raise ValueError(f"row {row}: candidates {list(answers)}, expected different answers, at least one")
         groups.setdefault(tuple(answers), []).append(row)

@@ -16,9 +16,10 @@ def small_parts(monkeypatch, tmp_path):
 
 
 def ask_counting(asked, factor=10):
-    def ask(rows):
-        asked.append(rows)
-        return {"answer": [factor * row for row in rows]}
+    def ask(parts):
+        for rows in parts:
+            asked.append(rows)
+            yield {"answer": [factor * row for row in rows]}
 
     return ask
 

@@ -24,10 +24,10 @@ def scored(tmp_path_factory, untrained_model):
     folder, asked = tmp_path_factory.mktemp("external"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        entry, score = write_study(folder, untrained_model), predictions.label_log_likelihoods
+        entry, score = write_study(folder, untrained_model), predictions.score_parts
         alone = read(folder, evaluate_study(folder))
         patch.setattr(
-            predictions, "label_log_likelihoods", lambda *given: [asked.append(len(given[2])), score(*given)][1]
+            predictions, "score_parts", lambda *given: [asked.append(sum(map(len, given[5]))), score(*given)][1]
         )
         return alone, read(folder, evaluate_study(folder, entry)), asked
 

@@ -1,5 +1,7 @@
 """Both systems are asked in the same way; answers are kept, reused and never mixed up."""
 
+import logging
+
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +12,7 @@ from histolab_sft.config.arguments import HistoArguments
 from histolab_sft.data.rows import load_audited_patches
 from histolab_sft.evaluation import answer_cache, predictions
 from histolab_sft.evaluation.predictions import System, hash_weights, predict, write_predictions
+from histolab_sft.models import generate
 from histolab_sft.models.load import load_processor
 from histolab_sft.models.precision import Precision, set_precision
 
@@ -49,7 +52,7 @@ def test_each_patch_has_an_answer_and_the_likelihood_of_each_class(asked):
 
 def test_a_second_call_asks_nothing_and_gives_the_same(asked, monkeypatch):
     first = ask(asked)
-    monkeypatch.setattr(predictions, "label_log_likelihoods", None)
+    monkeypatch.setattr(predictions, "score_parts", None)
     pd.testing.assert_frame_equal(ask(asked), first)
 
 
@@ -76,7 +79,7 @@ def test_what_weights_do_not_show_is_asked_again(asked, monkeypatch, change):
         model.set_attn_implementation("eager")
     else:
         model.config.text_config.query_pre_attn_scalar = 7
-    monkeypatch.setattr(predictions, "label_log_likelihoods", None)
+    monkeypatch.setattr(predictions, "score_parts", None)
     with pytest.raises(TypeError):
         ask(asked, generate=False)
 
@@ -85,21 +88,35 @@ def test_a_call_that_was_cut_off_goes_on_where_it_stood(asked, monkeypatch):
     expected = ask(asked, generate=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(asked[3].data_dir) + "/other")
     monkeypatch.setattr(answer_cache, "CHUNK", 8)
-    real, calls = predictions.label_log_likelihoods, []
+    real, calls = predictions.score_parts, []
 
     def interrupted(*args):
-        calls.append(len(args[2]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
+        for part, found in zip(args[5], real(*args), strict=True):
+            calls.append(len(part))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            yield found
 
-    monkeypatch.setattr(predictions, "label_log_likelihoods", interrupted)
+    monkeypatch.setattr(predictions, "score_parts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(asked, generate=False)
     resumed = ask(asked, generate=False)
     assert calls == [8, 8, 8, 8, len(expected) - 24]
     for before, after in zip(expected["log_likelihoods"], resumed["log_likelihoods"], strict=True):
         assert before == pytest.approx(after, abs=1e-4)
+
+
+def test_all_parts_of_a_data_set_share_one_loader_and_one_decision_on_compiled_layers(asked, monkeypatch, caplog):
+    monkeypatch.setattr(answer_cache, "CHUNK", 8)
+    caplog.set_level(logging.INFO)
+    prepare_ahead, loaders = generate.prepare_ahead, []
+    monkeypatch.setattr(generate, "prepare_ahead", lambda *given: [loaders.append(given), prepare_ahead(*given)][1])
+    table = ask(asked, generate=False)
+    [(_, batches, pictures)] = loaders
+    assert [len(batch) for batch in batches] == [8, 8, 8, 4] and pictures == len(table) == 28
+    assert caplog.text.count("compiled layers: not used") == 1 and caplog.text.count("28 patches scored") == 4
+    ask(asked, generate=False)
+    assert len(loaders) == 1 and caplog.text.count("compiled layers") == 1
 
 
 def test_written_predictions_hold_no_file_name(asked, tmp_path):

@@ -16,7 +16,7 @@ from tiny_models import (
 
 from histolab_sft.models import shared_prefix
 from histolab_sft.models.generate import encode_prompts, render_prompts
-from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, tokenize_answers
+from histolab_sft.models.likelihood import label_log_likelihoods, probabilities, score_parts, tokenize_answers
 from histolab_sft.models.shared_prefix import shares_prefix
 
 pytestmark = pytest.mark.model
@@ -81,6 +81,18 @@ def test_rows_may_have_different_answers_in_any_number(tiny):
             assert counts[row, column] == count
         assert (scores[row, len(answers) :] == -torch.inf).all() and not counts[row, len(answers) :].any()
     assert probabilities(scores)[1, 2:].tolist() == [0, 0, 0]
+
+
+def test_parts_are_scored_as_if_each_was_asked_alone(tiny):
+    model, processor = tiny
+    patches, questions = paint_patches(7), [QUESTIONS[i % 3] for i in range(7)]
+    candidates = [ANSWERS, ANSWERS[:2], ["Yes", "No", "Stroma"], ANSWERS[:2], ANSWERS, ANSWERS[:2], ANSWERS]
+    parts = [range(0, 3), range(3, 5), range(6, 7)]  # of the sixth row nobody asks
+    found = list(score_parts(model, processor, patches, questions, candidates, parts, batch_size=2))
+    for part, (scores, counts) in zip(parts, found, strict=True):
+        rows = slice(part.start, part.stop)
+        alone = label_log_likelihoods(model, processor, patches[rows], questions[rows], candidates[rows], 2)
+        assert torch.equal(scores, alone[0]) and torch.equal(counts, alone[1])
 
 
 def test_the_picture_is_read_once_and_the_memory_is_bounded(tiny):
