@@ -48,7 +48,7 @@ BARS = {
     "scoring, warm cache / generation of an answer": 5.0,
     "scoring, warm cache / generation to the limit": 5.0,
     "scoring, cold cache / generation of an answer": 1.5,
-    "pictures as bytes / as floats, one core": 3.5,
+    "pictures as bytes / as floats, one worker": 3.5,
     "patches read and scaled a second, two workers": 150,
     "share of two cores that encoding keeps busy": 0.9,
 }
@@ -102,7 +102,7 @@ def run_all(folder: Path, tiny: bool) -> dict:
             for layout in ("folders", "hdf5")
         },
         "loader": {workers: measure_loader(rows, workers, 0.1 if tiny else 3.0) for workers in (0, 2)},
-        "preparing": measure_preparing(rows.select(range(4 if tiny else 32)), rounds),
+        "preparing": measure_preparing(rows.select(range(4 if tiny else 32)), rounds, 0.1 if tiny else 3.0),
         "encoding": measure_apart(measure_encoding, models["first"], rows, CORES),
     }
 
@@ -195,7 +195,7 @@ def compute_ratios(results: dict) -> dict[str, float]:
         "scoring, warm cache / generation of an answer": rates["likelihood, warm cache"] / short,
         "scoring, warm cache / generation to the limit": rates["likelihood, warm cache"] / long,
         "scoring, cold cache / generation of an answer": rates["likelihood, cold cache"] / short,
-        "pictures as bytes / as floats, one core": prepared["as bytes"] / prepared["as floats"],
+        "pictures as bytes / as floats, one worker": prepared["as bytes"] / prepared["as floats"],
         "patches read and scaled a second, two workers": results["loader"][CORES]["scaled"],
         "share of two cores that encoding keeps busy": results["encoding"]["busy"],
     }

@@ -106,7 +106,7 @@ def format_results(results: dict, bars: dict[str, float]) -> str:
             ("workers", "decoded", "and scaled to 896 pixels", "features in their place"),
             [(workers, *(f"{rate:.0f}" for rate in rates.values())) for workers, rates in results["loader"].items()],
         ),
-        f"One core prepares {results['preparing']['as floats']:.0f} pictures a second as floats and "
+        f"One worker prepares {results['preparing']['as floats']:.0f} pictures a second as floats and "
         f"{results['preparing']['as bytes']:.0f} as bytes. Encoding on two cores: "
         f"{results['encoding']['patches_per_s']:.1f} patches a second, both busy "
         f"{100 * results['encoding']['busy']:.0f}% of the time.",
