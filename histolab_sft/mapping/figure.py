@@ -32,10 +32,11 @@ def draw_map(grid: Grid, table: pd.DataFrame, options: list[str], mpp: float | N
     """
     width, height = grid.size
     shape = np.array([width, height]) / max(width, height) * PANEL
-    n_rows = -(-(2 + len(options)) // COLUMNS)
-    legend = 0.2 * -(-(len(options) + 1) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * (shape[0] + 0.25), n_rows * (shape[1] + 0.4) + legend), layout="constrained")
-    panels = figure.subplots(n_rows, COLUMNS, squeeze=False).ravel()
+    n_columns = 2 if len(options) == 2 else COLUMNS  # four panels are a square
+    n_rows = -(-(2 + len(options)) // n_columns)
+    legend = 0.2 * -(-(len(options) + 1) // n_columns)
+    figure = Figure(figsize=(n_columns * (shape[0] + 0.25), n_rows * (shape[1] + 0.4) + legend), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
     shown, classes, *likely = panels[: 2 + len(options)]
