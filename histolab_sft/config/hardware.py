@@ -74,7 +74,7 @@ PROFILES = {
     | {
         "image_side": (448, _SMALLER_PICTURES),
         "image_tokens": (64, "as many pixels a token as at 896 and 256, for rows of less than half the length"),
-        "activation_checkpointing": (True, "the activations of one patch, 0.8 GiB, would not fit"),
+        "activation_checkpointing": (True, "the activations of one patch, 0.7 GiB, would not fit"),
         "per_device_train_batch_size": (1, "what is left beside 2.8 GiB of weights"),
         "gradient_accumulation_steps": (16, _STEP),
         "per_device_eval_batch_size": (1, "as in training"),

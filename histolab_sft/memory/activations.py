@@ -11,7 +11,7 @@ import copy
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from peft.helpers import disable_input_dtype_casting
@@ -42,6 +42,8 @@ class Precision:
             8 bits it leaves that to autocast, if it finds autocast on, of which it checks the GPU's alone.
         fused_bfloat16 (`bool`): A fused attention kernel takes bfloat16 (compute capability 8 and later); without one
             the scores of all pairs of tokens are kept.
+        byte_masks (`bool`): Dropout keeps one byte an element, as on a GPU. On a processor it keeps what it multiplies
+            by, in the dtype of its input.
     """
 
     weights: torch.dtype
@@ -49,6 +51,7 @@ class Precision:
     autocast: torch.dtype | None = None
     adapter_casts: bool = True
     fused_bfloat16: bool = True
+    byte_masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,13 @@ def _fake(model, precision: Precision, depth: int):
                     fakes[id(tensor)] = _fake_tensor(tensor, dtype), tensor
                 if tensor is not None:
                     tensors[name] = fakes[id(tensor)][0]
+        if isinstance(module, torch.nn.Dropout) and precision.byte_masks:
+            module.forward = partial(_drop_by_bytes, module)
     return model
+
+
+def _drop_by_bytes(module: torch.nn.Dropout, values: torch.Tensor) -> torch.Tensor:
+    return torch.native_dropout(values, module.p, module.training)[0]
 
 
 def _fake_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

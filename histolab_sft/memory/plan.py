@@ -156,6 +156,7 @@ def build_setup(model, keys: dict, on_gpu: bool, capability: tuple[int, int] | N
             autocast=autocast,
             adapter_casts=not (on_gpu and quantized and autocast is not None),
             fused_bfloat16=capability >= BFLOAT16_CAPABILITY or not on_gpu,
+            byte_masks=on_gpu,
         ),
         load_in_4bit=keys["load_in_4bit"],
         load_in_8bit=keys["load_in_8bit"],
