@@ -201,16 +201,24 @@ def encode(session: Session, rows: Dataset, compiled_layers: str = "off") -> Non
 
 
 def measure_encoding(session: Session, precision: str, compiled_layers: str = "off") -> dict:
-    """Return patches a second of the pass that fills the cache: reading, scaling, tower, projector, writing."""
+    """Return patches a second of the pass that fills the cache: reading, scaling, tower, projector, writing.
+
+    The cache is opened, workers are started and the last features are written once, however many patches there are.
+    So the rate is that of the patches which a longer pass has more than a shorter one; `start_s` is what is left.
+    """
     load_recipe(session, precision)
-    rows, first = session.patches["train"], len(session.patches["train"]) // 4
-    start = time.perf_counter()
-    encode(session, rows.select(range(first)), compiled_layers)
-    begun = time.perf_counter()
-    encode(session, rows, compiled_layers)
-    rate = (len(rows) - first) / (time.perf_counter() - begun)
+    rows = session.patches["train"]
+    part, spent = len(rows) // 8, []
+    for stop in (part, 2 * part, len(rows)):
+        start = time.perf_counter()
+        encode(session, rows.select(range(stop)), compiled_layers)
+        spent.append(time.perf_counter() - start)
     session.cache = None
-    return {"patches_per_s": rate, "patches": len(rows) - first, "warm_up_s": begun - start}
+    warm_up, few, many = spent
+    patches = len(rows) - 2 * part
+    # At toy size chance decides which is longer.
+    rate = (patches - part) / (many - few) if many > few else patches / many
+    return {"patches_per_s": rate, "patches": patches, "warm_up_s": warm_up, "start_s": many - patches / rate}
 
 
 def time_training(

@@ -71,8 +71,7 @@ class FeatureStore:
     def refresh(self) -> None:
         """Take up the shards written since the last time, but no features that fail their checksum."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            status = path.stat()
-            version = path, status.st_ino, status.st_mtime_ns, status.st_size
+            version = _name_version(path)
             if version in self._seen:
                 continue
             try:
@@ -103,10 +102,13 @@ class FeatureStore:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, self.folder / f"{hash_parts(*(key.encode() for key in features))}.safetensors")
+                path = self.folder / f"{hash_parts(*(key.encode() for key in features))}.safetensors"
+                os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-        self.refresh()
+        # It isn't read again to be checked: every feature is when it is used.
+        self._shards.update(dict.fromkeys(features, path))
+        self._seen.add(_name_version(path))
 
     def remove_leftovers(self) -> None:
         """Delete the shards that killed processes didn't finish; those of living ones are locked."""
@@ -132,6 +134,11 @@ class FeatureStore:
     def _checksum(self, key: str, feature: torch.Tensor) -> str:
         kind = f"{self.folder.name} {key} {feature.dtype} {tuple(feature.shape)}"
         return hash_parts(kind.encode(), view_bytes(feature))
+
+
+def _name_version(path: Path) -> tuple:
+    status = path.stat()
+    return path, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:

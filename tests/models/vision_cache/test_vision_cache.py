@@ -325,6 +325,19 @@ def test_four_processes_at_once_divide_the_work_and_collide_nowhere(tiny, tmp_pa
     assert not list(cache.folder.glob("*.tmp"))
 
 
+def test_features_get_their_checksum_once_when_they_are_written(tmp_path, monkeypatch):
+    store, other, summed, checksum = FeatureStore(tmp_path), FeatureStore(tmp_path), [], FeatureStore._checksum
+    monkeypatch.setattr(
+        FeatureStore, "_checksum", lambda store, key, feature: [summed.append(key), checksum(store, key, feature)][1]
+    )
+    features = {name: torch.full((2,), number) for number, name in enumerate("abc")}
+    store.write(features, "lock")
+    store.refresh()
+    assert summed == ["a", "b", "c"]
+    other.refresh()
+    assert summed == ["a", "b", "c"] * 2 and torch.equal(other.features("abc"), store.features("abc"))
+
+
 def test_a_shard_that_another_thread_is_reading_is_not_taken_for_read(tmp_path, monkeypatch):
     store, reading, go_on = FeatureStore(tmp_path), threading.Event(), threading.Event()
     FeatureStore(tmp_path).write({"picture": torch.ones(2)}, "lock")
