@@ -32,9 +32,13 @@ def check_gradient(norm: torch.Tensor | float | None, step: int, rows: list[str]
         raise NonFiniteError(_explain(f"the norm of the gradient is {float(norm)}", step, rows))
 
 
-def check_weights(model: nn.Module, step: int, rows: list[str]) -> None:
-    """Raise `NonFiniteError` if a trained weight isn't finite, naming one."""
-    trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+def check_weights(parameters: list[tuple[str, nn.Parameter]], step: int, rows: list[str]) -> None:
+    """Raise `NonFiniteError` if a weight isn't finite, naming one.
+
+    Args:
+        parameters: Of what is trained, names and weights.
+    """
+    trained = [(name, parameter.detach()) for name, parameter in parameters if parameter.numel()]
     # The largest absolute value is finite exactly if all are: one transfer from the device for all tensors.
     if not torch.nn.utils.get_total_norm([weights for _, weights in trained], norm_type=math.inf).isfinite():
         name = next(name for name, weights in trained if not weights.isfinite().all())

@@ -12,8 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 
-from histolab_sft.training.answer_tokens import mask_deciding_tokens
-
 IGNORED = -100  # label of a token that isn't learnt
 # Name of a value -> its sum over tokens and the number of these tokens
 Sums = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -36,17 +34,17 @@ def mask_repeated_rows(batch: dict, batch_size: int, state: GradientState, args)
     return batch
 
 
-def sum_tokens(labels: torch.Tensor, outputs, branches: set[tuple[int, ...]]) -> Sums:
+def sum_tokens(outputs, deciding: torch.Tensor) -> Sums:
     """Return what is logged beside the loss, summed over the tokens of a micro-batch.
 
     Args:
-        labels (`torch.Tensor` of shape `(rows, length)`): -100 where nothing is learnt.
         outputs: Of the model, with `log_probs`, `entropy`, `is_top1` and `label_mask` of `(rows, length - 1)`.
-        branches (`set`): From `find_branches`: where the answers differ.
+        deciding (`torch.BoolTensor` of shape `(rows, length)`): From `mask_deciding_tokens`. What lost its label since
+            then doesn't count.
     """
     tokens = outputs.label_mask.sum()
     # The output at one position predicts the label at the next.
-    deciding = mask_deciding_tokens(labels, branches)[:, 1:]
+    deciding = deciding[:, 1:] & outputs.label_mask
     count = deciding.sum()
     return {
         "entropy": (outputs.entropy.sum(), tokens),

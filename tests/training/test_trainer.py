@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import PCAM_CLASSES
 from small_trainer import make_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from histolab_sft.models.likelihood import label_log_likelihoods
@@ -80,6 +81,35 @@ def test_answer_loss_is_the_mean_over_the_deciding_tokens(tmp_path, untrained_mo
     assert len(trainer.branches) == 1
     logged = trainer.state.log_history[-1]["eval_answer_loss"]
     assert len(expected) > 2 and logged == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+class CountReadings(TorchDispatchMode):
+    """Count what a GPU would be waited for: a number that Python reads, a shape that depends on values."""
+
+    READ = {"_local_scalar_dense", "nonzero", "masked_select"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.__name__.partition(".")[0] in self.READ
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_its_device_as_often_however_many_rows_it_has(tmp_path, untrained_model):
+    trainer = make_trainer(tmp_path, untrained_model, load_in_4bit=False)
+    trainer.create_optimizer()
+    waits = {}
+    for rows in (2, 8):
+        trainer._train_batch_size = rows
+        batch = next(iter(trainer.get_train_dataloader()))
+        assert len(batch["labels"]) == rows
+        with CountReadings() as reading:
+            trainer.training_step(trainer.model, batch, (batch["labels"] != -100).sum())
+        waits[rows] = reading.count
+    # Of transformers 2, of TRL 5, whether the loss is finite 1.
+    assert waits[2] == waits[8] <= 8
 
 
 def test_each_evaluation_measures_balanced_accuracy_by_likelihood(tmp_path, untrained_model):
