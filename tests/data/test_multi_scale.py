@@ -92,6 +92,7 @@ def test_a_picture_with_less_pixels_than_crops_says_so():
         show_scales(Image.new("RGB", (3, 3)), 4)
 
 
+@pytest.mark.longest
 @pytest.mark.model
 @pytest.mark.thorough
 def test_crops_go_the_whole_road_and_features_of_the_cache_are_those_of_their_pixels(

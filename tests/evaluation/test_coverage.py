@@ -42,6 +42,7 @@ def find_truth(n_classes):
     return truth | {("difference", score): truth["finetuned", score] - truth["baseline", score] for score in SCORES}
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 @pytest.mark.parametrize(("n_patients", "n_classes"), [(8, 3), (10, 2), (30, 3), (60, 2)])
 def test_intervals_of_scores_and_of_their_differences_cover_the_truth(n_patients, n_classes):

@@ -184,6 +184,7 @@ SKILLS = {"internal": 1.6, "external": 0.9}
 STUDIES = 2000  # with 500, one of 25 exact intervals would seem to cover less than 93 or more than 97 of 100
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 @pytest.mark.parametrize(("n_internal", "n_external"), [(40, 40), (60, 12), (12, 60), (15, 15)])
 def test_intervals_of_the_change_cover_the_truth(n_internal, n_external):

@@ -172,6 +172,7 @@ def test_targets_without_classes_are_refused():
         DatasetConfig("d", "x", format="captions", target_accuracy=0.9)
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 @pytest.mark.parametrize("n_patients", [10, 30])
 def test_intervals_at_a_threshold_cover_what_it_reaches_in_everyone(n_patients):

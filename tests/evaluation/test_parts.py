@@ -145,6 +145,7 @@ def test_the_interval_of_the_gap_reaches_farther_up_where_most_answers_are_right
     assert scores["balanced_accuracy"]["value"] == 1 and np.ptp(scores["confidence_gap"]["ci95"]) > 0
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 @pytest.mark.parametrize(("n_patients", "classes"), [(8, 2), (10, 3), (30, 2)])
 def test_intervals_of_a_site_cover_the_truth(n_patients, classes):

@@ -5,7 +5,7 @@ import json
 import pytest
 from rare_class import WAYS, score, train, write_patches, write_recipe
 
-pytestmark = [pytest.mark.model, pytest.mark.thorough]
+pytestmark = [pytest.mark.model, pytest.mark.thorough, pytest.mark.longest]
 
 BALANCED = [way for way in WAYS if way != "natural"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from histolab_sft.config.arguments import read_recipe
 from histolab_sft.embedded.synthetic import DEMO_PATCHES, write_synthetic_patches
 
-pytestmark = [pytest.mark.model, pytest.mark.thorough]
+pytestmark = [pytest.mark.model, pytest.mark.thorough, pytest.mark.longest]
 EPOCHS = 6  # twice the demo's: the tower, which stays as it is, has seen everything at twice the size
 
 

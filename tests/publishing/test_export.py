@@ -315,6 +315,7 @@ def test_a_converter_that_fails_is_told_with_its_last_words(tmp_path, processor)
         write_gguf(tmp_path / "merged", str(tmp_path), "main", tmp_path, "q8_0", tools)
 
 
+@pytest.mark.longest
 @pytest.mark.model
 @pytest.mark.thorough
 def test_the_demo_goes_home_with_its_comparison_in_the_card(tmp_path):

@@ -188,6 +188,7 @@ def read_study(folder, name):
     return json.loads((folder / name / "study" / "results.json").read_text())["datasets"]
 
 
+@pytest.mark.longest
 @pytest.mark.model
 @pytest.mark.thorough
 def test_a_study_encodes_each_picture_once_and_ends_with_the_same_numbers_after_kills(tmp_path):

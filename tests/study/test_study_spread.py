@@ -105,6 +105,7 @@ STUDIES = 2000  # with 500, one of 25 exact intervals would seem to cover less t
 SIZES = {"equal trainings": 0.0, "trainings as patients": 0.3, "unlike trainings": 0.6}
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -121,6 +122,7 @@ def test_simulated_studies_cover_the_truth_as_often_as_they_say(shape, size):
     assert size != "unlike trainings" or alone / STUDIES < 0.9
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 def test_simulated_gains_over_a_base_model_are_covered():
     generator, covered, truth = np.random.default_rng(6), 0, truth_of(0.7, 0.3, 0.3) - truth_of(0.7, 0, 0.3, 0.4)

@@ -487,6 +487,7 @@ assert torch.equal(built.features(keys["keys"]), keys["features"])
 """
 
 
+@pytest.mark.longest
 @pytest.mark.thorough
 def test_twenty_fresh_processes_encode_parquet_row_groups_with_eight_threads(tiny, tmp_path):
     model, processor = tiny
