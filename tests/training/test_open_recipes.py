@@ -57,7 +57,7 @@ def check_submission(folder, datasets, said):
 
 
 # What these ask of tasks and report the others ask too; their readers have quick tests of their own.
-LONG = ("captioning", "chest_xrays", "explainmyxray")
+LONG = ("captioning", "chest_xrays", "explainmyxray", "flare")
 RECIPES = [pytest.param(name, marks=pytest.mark.thorough) if name in LONG else name for name in WRITERS]
 
 
