@@ -51,9 +51,6 @@ from histolab_sft.training.weight_files import gather_master_weights, save_weigh
 
 logger = logging.getLogger(__name__)
 
-# What TRL logs as means over micro-batches
-UNEVEN = ("entropy", "mean_token_accuracy")
-
 
 class PatchTrainer(SFTTrainer):
     """`SFTTrainer` for pictures and answers.
@@ -139,8 +136,7 @@ class PatchTrainer(SFTTrainer):
         # Called when it is known what the run goes on from
         self.on_begin: Callable[[], None] = lambda: None
         self.interrupted: signal.Signals | None = None
-        self._last_boundary = -1
-        self._save_due = False
+        self._last_boundary, self._save_due = -1, False
         self._open_checkpoint: Path | None = None
         self._master_weights: dict[str, torch.Tensor] = {}
 
@@ -182,18 +178,18 @@ class PatchTrainer(SFTTrainer):
         weights = self.balance.weights if kwargs.get("is_training") else {}
         return set_up_loader(super()._get_dataloader(*args, **kwargs), self._train_batch_size, weights, self.branches)
 
+    # Both take a walk through all modules: at every step it would be 5 and 25 ms, for which a GPU waits.
+
+    @cached_property
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, weights) for name, weights in self.model.named_parameters() if weights.requires_grad]
+
     @cached_property
     def _operations_per_token(self) -> int:
         return 6 * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
     def floating_point_ops(self, inputs) -> int:
-        # Trainer would count the parameters anew at every step, 25 ms for which a GPU waits.
         return self._operations_per_token * inputs["input_ids"].numel()
-
-    @cached_property
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        # Kept for the same reason: the walk through all modules takes 5 ms.
-        return [(name, weights) for name, weights in self.model.named_parameters() if weights.requires_grad]
 
     # Begin, resume and end of a run
 
@@ -249,8 +245,7 @@ class PatchTrainer(SFTTrainer):
     def _run_epoch(self, **kwargs):
         # A run that had ended, by its steps or by early stopping, has nothing to add when it is resumed; the loop
         # of Trainer would make one more step first.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if self.control.should_training_stop:
             return
         if self.sampler is not None:
@@ -284,7 +279,8 @@ class PatchTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         self._rows += rows if mode == "train" else []
         check_loss(loss, self.state.global_step + 1, rows, self.accelerator)
-        for name in UNEVEN:
+        # TRL logs them as means over micro-batches.
+        for name in ("entropy", "mean_token_accuracy"):
             self._metrics[mode][name].pop()
         with torch.no_grad():
             sums = sum_tokens(outputs[0], deciding)
@@ -361,11 +357,10 @@ class PatchTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            with explain_failed_write(folder):
-                begin_checkpoint(folder, describe_run(self))
-        self.accelerator.wait_for_everyone()
         with explain_failed_write(folder):
+            if self.args.should_save:
+                begin_checkpoint(folder, describe_run(self))
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             save_log_window(self, folder)
         # Callbacks add their files when Trainer calls on_save; then it is completed.
