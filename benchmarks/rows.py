@@ -1,4 +1,4 @@
-"""Data sets of N patches that take no room, and how they are listed and split: what `growth.py` measures."""
+"""Data sets of N patches that take no room, and how they are listed, inspected and split: for `growth.py`."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def write_hdf5(folder: Path, count: int) -> None:
 
 
 def list_rows(folder: Path) -> dict:
-    """List and split the data set in `folder`, open one picture, and say what was written for it."""
+    """List, inspect and split the data set in `folder`, open one picture, and say what was written for it."""
     before = _weigh(folder)
     dataset = {"name": "pcam", "source": "data", "class_names": CLASSES}
     patches = load_patches(HistoArguments(datasets=[dataset], data_dir=str(folder)))

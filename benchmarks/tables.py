@@ -92,7 +92,7 @@ def format_results(results: dict, bars: dict[str, float]) -> str:
                 for size, case in cases.items()
             ],
         ),
-        "Growth with the rows of a data set that is listed and split:",
+        "Growth with the rows of a data set that is listed, looked at picture by picture, and split:",
         format_table(
             ("layout", "rows", "s", "peak MiB", "bytes written"),
             [
