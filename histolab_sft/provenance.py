@@ -89,8 +89,9 @@ def record_run(
         "earlier": [*previous["earlier"], {key: previous[key] for key in ATTEMPT}] if previous and go_on else [],
     }
     record = RunRecord(path, content, write, previous)
-    record.save()
     try:
+        # Within: a signal may come as soon as the file is there.
+        record.save()
         yield record
     finally:
         error = sys.exception()
