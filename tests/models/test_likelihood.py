@@ -88,7 +88,7 @@ def test_parts_are_scored_as_if_each_was_asked_alone(tiny):
     patches, questions = paint_patches(7), [QUESTIONS[i % 3] for i in range(7)]
     candidates = [ANSWERS, ANSWERS[:2], ["Yes", "No", "Stroma"], ANSWERS[:2], ANSWERS, ANSWERS[:2], ANSWERS]
     parts = [range(0, 3), range(3, 5), range(6, 7)]  # of the sixth row nobody asks
-    found = list(score_parts(model, processor, patches, questions, candidates, parts, batch_size=2))
+    found = list(score_parts(model, processor, patches, questions, candidates, parts, 2, 96))
     for part, (scores, counts) in zip(parts, found, strict=True):
         rows = slice(part.start, part.stop)
         alone = label_log_likelihoods(model, processor, patches[rows], questions[rows], candidates[rows], 2)
